@@ -1,0 +1,175 @@
+//! What can be asked of the bench.
+
+use crate::data::Data;
+use crate::report::Setup;
+use crate::size::Size;
+use crate::system::{Budget, System};
+use crate::workload::Workload;
+use anyhow::{Result, ensure};
+
+const RAM: Size = Size::mib(512);
+const QUICK_RAM: Size = Size::mib(32);
+const REPS: u32 = 3;
+const PASSES: u64 = 2;
+/// Room for everything else that is on the machine.
+const SPARE: Size = Size::mib(128);
+
+/// Measure the same work in RAM, under hmm, and on the kernel's swap on zram.
+///
+/// A worker process fills a working set larger than the budget and works on it; every byte is checked afterwards.
+/// Repetitions take turns over the systems. As root, zram swap and a memory cgroup are set up for each repetition and
+/// taken down after it; otherwise the reason why not is told.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Size of the working set [default: twice --ram].
+    #[arg(long, value_name = "SIZE")]
+    size: Option<Size>,
+    /// RAM that hmm and zram may use for it [default: 512M].
+    #[arg(long, value_name = "SIZE")]
+    ram: Option<Size>,
+    /// Device that hmm keeps the rest on, as in `hmm run --device`.
+    #[arg(long, value_name = "SPEC", default_value = "lz4")]
+    device: String,
+    /// Repetitions on each system [default: 3].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    reps: Option<u32>,
+    /// Passes over the working set in each repetition; sort makes one [default: 2].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    passes: Option<u64>,
+    /// Work to measure [default: all].
+    #[arg(long, value_name = "NAMES", value_enum, value_delimiter = ',')]
+    workloads: Vec<Workload>,
+    /// Compressibility of the data [default: all].
+    #[arg(long, value_name = "RATIOS", value_enum, value_delimiter = ',')]
+    data: Vec<Data>,
+    /// Systems to measure [default: all].
+    #[arg(long, value_name = "NAMES", value_enum, value_delimiter = ',')]
+    systems: Vec<System>,
+    /// Smoke run: 64 MiB over 32 MiB, one repetition of one pass, unless said otherwise.
+    #[arg(long)]
+    quick: bool,
+    /// Print JSON, with all single repetitions, instead of the table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What is to be measured, every choice made.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) budget: Budget,
+    pub(crate) size: Size,
+    pub(crate) reps: u32,
+    pub(crate) passes: u64,
+    pub(crate) workloads: Vec<Workload>,
+    pub(crate) data: Vec<Data>,
+    pub(crate) systems: Vec<System>,
+}
+
+impl Args {
+    /// Fills in what was not said.
+    ///
+    /// # Errors
+    /// A size that cannot be measured.
+    pub(crate) fn plan(&self) -> Result<Plan> {
+        let (ram, reps, passes) = if self.quick { (QUICK_RAM, 1, 1) } else { (RAM, REPS, PASSES) };
+        let ram = self.ram.unwrap_or(ram);
+        let size = self.size.unwrap_or(Size { bytes: ram.bytes.saturating_mul(2) });
+        ensure!(size >= Size::mib(1), "--size {size}: a working set of less than 1 MiB tells nothing");
+        ensure!(ram >= Size::mib(1), "--ram {ram}: no program fits into less than 1 MiB");
+        Ok(Plan {
+            budget: Budget { ram, device: self.device.clone() },
+            size,
+            reps: self.reps.unwrap_or(reps),
+            passes: self.passes.unwrap_or(passes),
+            workloads: chosen(&self.workloads, &Workload::ALL),
+            data: chosen(&self.data, &[Data::Compressible, Data::Incompressible]),
+            systems: chosen(&self.systems, &System::ALL),
+        })
+    }
+}
+
+/// All choices that were made, or all there are, in their usual order and each once.
+fn chosen<T: Copy + PartialEq>(asked: &[T], all: &[T]) -> Vec<T> {
+    all.iter().filter(|choice| asked.is_empty() || asked.contains(choice)).copied().collect()
+}
+
+impl Plan {
+    /// Makes sure that the machine has RAM for the working set and a device that cannot compress it.
+    ///
+    /// # Errors
+    /// It has not. On a machine that swaps by itself, nothing would be measured but that.
+    pub(crate) fn check_fits(&self, available_bytes: Option<u64>) -> Result<()> {
+        let needed =
+            Size { bytes: self.size.bytes.saturating_add(self.budget.ram.bytes).saturating_add(SPARE.bytes) };
+        let available = Size { bytes: available_bytes.unwrap_or(u64::MAX) };
+        ensure!(
+            needed <= available,
+            "{} of RAM are needed to compare all systems fairly, and only {} are available; choose a smaller --size and --ram",
+            needed,
+            Size::mib(available.bytes >> 20)
+        );
+        Ok(())
+    }
+
+    /// How many workers will run.
+    pub(crate) const fn nr_runs(&self) -> usize {
+        self.data.len() * self.workloads.len() * self.systems.len() * self.reps as usize
+    }
+
+    /// The choices, as the report tells them.
+    pub(crate) fn setup(&self) -> Setup {
+        Setup {
+            size_bytes: self.size,
+            ram_bytes: self.budget.ram,
+            cgroup_limit_bytes: Size { bytes: self.budget.cgroup_bytes(self.size) },
+            device: self.budget.device.clone(),
+            reps: self.reps,
+            passes: self.passes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn plan(line: &str) -> Plan {
+        let words = ["bench"].into_iter().chain(line.split_whitespace());
+        Command::try_parse_from(words).unwrap().args.plan().unwrap()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_help() {
+        let full = plan("");
+        assert_eq!((full.size, full.budget.ram), (Size::mib(1024), Size::mib(512)));
+        assert_eq!((full.reps, full.passes, full.nr_runs()), (3, 2, 3 * 5 * 2 * 3));
+        let quick = plan("--quick");
+        assert_eq!((quick.size, quick.budget.ram), (Size::mib(64), Size::mib(32)));
+        assert_eq!((quick.reps, quick.passes), (1, 1));
+    }
+
+    #[test]
+    fn what_is_said_wins() {
+        let said = plan("--quick --ram 100M --reps 5 --workloads sort,seqread --data 1:1 --systems zram");
+        assert_eq!((said.size, said.reps), (Size::mib(200), 5));
+        assert_eq!(said.workloads, [Workload::Seqread, Workload::Sort]);
+        assert_eq!((said.data, said.systems), (vec![Data::Incompressible], vec![System::Zram]));
+        assert!(Command::try_parse_from(["bench", "--reps", "0"]).is_err());
+    }
+
+    #[test]
+    fn a_machine_that_is_too_small_is_told() {
+        let plan = plan("--quick");
+        plan.check_fits(None).unwrap();
+        plan.check_fits(Some(Size::mib(64 + 32 + 128).bytes)).unwrap();
+        let error = plan.check_fits(Some(Size::mib(200).bytes)).unwrap_err().to_string();
+        assert!(error.starts_with("224 MiB of RAM are needed") && error.contains("only 200 MiB"), "{error}");
+    }
+}

@@ -1,0 +1,91 @@
+//! `hmm bench`: the same work in RAM, under hmm, and on the kernel's swap on zram, side by side.
+//!
+//! Every measurement is a process of its own that runs the `hmm` command's hidden subcommand [`WorkerArgs::SUBCOMMAND`]:
+//! it fills plain private memory with data of known compressibility, works on it, checks every byte, and reports. The
+//! three systems differ only in what is around it: nothing; `hmm run`; a memory cgroup with swap on zram (lz4), which the
+//! bench sets up for each repetition and takes down after it. Repetitions take turns over the systems, and medians are
+//! compared. A system that cannot work here is named with its reason, never left out silently.
+//!
+//! What flows: [`Args`] become a plan, the plan is run measurement by measurement, each one's report becomes part of a
+//! cell, cells become medians and ratios, and these a table or JSON.
+
+mod args;
+mod cgroup;
+mod child;
+mod clock;
+mod data;
+mod fault_floor;
+mod floors;
+mod latency;
+mod machine;
+mod report;
+mod run;
+#[cfg(test)]
+mod sample;
+mod size;
+mod system;
+mod table;
+mod usage;
+mod verify;
+mod worker;
+mod workload;
+mod zram;
+
+pub use args::Args;
+pub use worker::{WorkerArgs, worker};
+
+use anyhow::{Context, Result, anyhow};
+use report::Report;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Measures what the arguments ask for, and prints the report on standard output.
+///
+/// The exit status is 0 when everything that can work here was measured, 1 when a measurement failed, and 128 plus its
+/// number after a signal.
+///
+/// # Errors
+/// Wrong bytes in a worker's memory, too little RAM on the machine, or a file below /proc that cannot be read.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    child::heed_signals();
+    match measure_all(args) {
+        Err(error) => match error.downcast::<child::Stopped>() {
+            Ok(stopped) => Ok(ExitCode::from(128 + u8::try_from(stopped.0).unwrap_or(0))),
+            // The causes belong to the message, however it will be printed.
+            Err(error) => Err(anyhow!("{error:#}")),
+        },
+        Ok(report) => {
+            print(&report, args.json).context("cannot write to standard output")?;
+            let failed = report.cells.iter().any(|cell| !cell.failures.is_empty());
+            Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
+    }
+}
+
+fn measure_all(args: &Args) -> Result<Report> {
+    let plan = args.plan()?;
+    plan.check_fits(machine::available_bytes())?;
+    let floors = floors::Floors::measure(&plan.data)?;
+    let (cells, skipped) = run::run(&plan)?;
+    Ok(Report {
+        version: env!("CARGO_PKG_VERSION"),
+        command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+        machine: machine::Machine::look(),
+        setup: plan.setup(),
+        floors,
+        skipped,
+        ratios: report::ratios(&cells),
+        cells,
+    })
+}
+
+fn print(report: &Report, json: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, report)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{}", table::Table(report))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! A report with every case in it, for tests of what is printed.
+
+use crate::data::Data;
+use crate::fault_floor::FaultFloor;
+use crate::floors::{Floors, Lz4Floor};
+use crate::latency::Percentiles;
+use crate::machine::Machine;
+use crate::report::{Cell, Medians, Report, Setup, Skipped, ratios};
+use crate::size::Size;
+use crate::system::{Repetition, System};
+use crate::usage::Usage;
+use crate::worker::WorkerReport;
+use crate::workload::Workload;
+
+/// A repetition in which 1 GiB was worked on in `seconds`, every second touch faulted, and a fault took `p50_ns`.
+pub(crate) fn repetition(seconds: f64, p50_ns: f64) -> Repetition {
+    let touches = 1 << 18;
+    let latency = Percentiles {
+        p50_ns,
+        p90_ns: p50_ns * 2.0,
+        p99_ns: p50_ns * 10.0,
+        p999_ns: p50_ns * 20.0,
+        max_ns: p50_ns * 100.0,
+    };
+    Repetition {
+        worker: WorkerReport {
+            bytes: 1 << 30,
+            mb_per_s: f64::from(1 << 30) / seconds / 1e6,
+            touches,
+            touches_per_s: Some(f64::from(1 << 18) / seconds),
+            faulted: Some(touches / 2),
+            fault_latency: Some(latency),
+            p99_of_all_ns: Some(p50_ns * 9.0),
+            hit_ns: 50.0,
+            usage: Usage {
+                seconds,
+                user_seconds: seconds / 4.0,
+                system_seconds: seconds / 2.0,
+                machine_seconds: seconds,
+                minor_faults: 5,
+                major_faults: 7,
+            },
+            max_rss_bytes: 512 << 20,
+        },
+        device_bytes: Some(100 << 20),
+        hmm_stats: None,
+    }
+}
+
+fn cell(workload: Workload, system: System, repetitions: Vec<Repetition>) -> Cell {
+    let median = Medians::of(&repetitions);
+    Cell { median, repetitions, ..Cell::new(Data::Compressible, workload, system) }
+}
+
+fn sorting(seconds: f64) -> Repetition {
+    let mut repetition = repetition(seconds, 0.0);
+    let worker = &mut repetition.worker;
+    (worker.touches_per_s, worker.faulted) = (None, None);
+    (worker.fault_latency, worker.p99_of_all_ns) = (None, None);
+    repetition.device_bytes = None;
+    repetition
+}
+
+/// Two workloads: one on all systems, one that failed on hmm and was killed on zram.
+pub(crate) fn report() -> Report {
+    let mut failed = cell(Workload::Sort, System::Hmm, Vec::new());
+    failed.failures.push("repetition 1: exit status: 1: no reason".to_owned());
+    let mut killed = cell(Workload::Sort, System::Zram, vec![sorting(9.0)]);
+    killed.oom_kills = 1;
+    let three = |seconds, ns| {
+        vec![repetition(seconds, ns), repetition(seconds * 3.0, ns), repetition(seconds * 2.0, ns)]
+    };
+    let cells = vec![
+        cell(Workload::Seqrmw, System::Ram, vec![repetition(0.25, 2000.0)]),
+        cell(Workload::Seqrmw, System::Hmm, three(0.5, 4000.0)),
+        cell(Workload::Seqrmw, System::Zram, three(2.0, 8000.0)),
+        failed,
+        killed,
+    ];
+    Report {
+        version: "0.0.0",
+        command: ["hmm", "bench"].map(str::to_owned).to_vec(),
+        machine: Machine {
+            cpu: "Some CPU".to_owned(),
+            nr_cpus: 2,
+            virtual_machine: true,
+            ram_bytes: 8 << 30,
+            kernel: "6.18.0".to_owned(),
+            huge_pages: "madvise".to_owned(),
+            swappiness: "60".to_owned(),
+            page_cluster: "3".to_owned(),
+        },
+        setup: Setup {
+            size_bytes: Size::mib(1024),
+            ram_bytes: Size::mib(512),
+            cgroup_limit_bytes: Size::mib(516),
+            device: "lz4".to_owned(),
+            reps: 3,
+            passes: 1,
+        },
+        floors: Floors {
+            memcpy_gb_per_s: 10.0,
+            first_touch_ns: 1800.0,
+            fault: Some(FaultFloor { same_cpu_ns: 7300.0, other_cpu_ns: Some(50_000.0) }),
+            fault_skipped: None,
+            lz4: vec![Lz4Floor {
+                data: Data::Compressible,
+                ratio: 3.15,
+                compress_gb_per_s: 1.0,
+                decompress_gb_per_s: 3.0,
+            }],
+        },
+        skipped: vec![Skipped { system: System::Zram, reason: "needs root".to_owned() }],
+        ratios: ratios(&cells),
+        cells,
+    }
+}

@@ -1,0 +1,163 @@
+//! Whether memory holds what it must after the work, to the last byte.
+//!
+//! Everything is predicted from the seed: the pages are made again and compared. A sorted working set cannot be, so it is
+//! checked for order and for holding the same words as before.
+
+use crate::data::{Generator, PAGE_WORDS, Page, mix};
+use crate::workload::{RMW_STEP, Workload, picks, sum};
+use anyhow::{Result, bail, ensure};
+
+/// Compares memory, and what was read from it, with the prediction.
+///
+/// # Errors
+/// The first page that is wrong.
+pub(crate) fn verify(
+    workload: Workload,
+    pages: &[Page],
+    generator: &Generator,
+    passes: u64,
+    read_sum: u64,
+) -> Result<()> {
+    match workload {
+        Workload::Seqread => {
+            let once = sums(pages.len(), generator).into_iter().fold(0, u64::wrapping_add);
+            ensure!(
+                read_sum == once.wrapping_mul(passes),
+                "wrong bytes: a sequential read saw other bytes than were written"
+            );
+            unchanged(pages, generator)
+        }
+        Workload::Seqrmw => {
+            let added = RMW_STEP.wrapping_mul(passes);
+            compare(pages, generator, |_| 0, |word| word.wrapping_add(added))
+        }
+        Workload::Randread => {
+            let sums = sums(pages.len(), generator);
+            let predicted = picks(pages.len(), passes)
+                .fold(0, |sum: u64, page| sum.rotate_left(1).wrapping_add(sums[page]));
+            ensure!(read_sum == predicted, "wrong bytes: a random read saw other bytes than were written");
+            unchanged(pages, generator)
+        }
+        Workload::Randwrite => {
+            let mut generations = vec![0; pages.len()];
+            for (nr_before, page) in picks(pages.len(), passes).enumerate() {
+                generations[page] = nr_before as u64 + 1;
+            }
+            compare(pages, generator, |page| generations[page], |word| word)
+        }
+        Workload::Sort => sorted(pages, generator),
+    }
+}
+
+fn sums(nr_pages: usize, generator: &Generator) -> Vec<u64> {
+    let mut page = [0; PAGE_WORDS];
+    (0..nr_pages)
+        .map(|number| {
+            generator.fill(number, 0, &mut page);
+            sum(&page)
+        })
+        .collect()
+}
+
+fn unchanged(pages: &[Page], generator: &Generator) -> Result<()> {
+    compare(pages, generator, |_| 0, |word| word)
+}
+
+fn compare(
+    pages: &[Page],
+    generator: &Generator,
+    generation: impl Fn(usize) -> u64,
+    change: impl Fn(u64) -> u64,
+) -> Result<()> {
+    let mut predicted = [0; PAGE_WORDS];
+    for (number, page) in pages.iter().enumerate() {
+        generator.fill(number, generation(number), &mut predicted);
+        predicted.iter_mut().for_each(|word| *word = change(*word));
+        let wrong = page.iter().zip(&predicted).position(|(found, wanted)| found != wanted);
+        if let Some(at) = wrong {
+            let (found, wanted) = (page[at], predicted[at]);
+            bail!("wrong bytes: word {at} of page {number} is {found:#018x}, not {wanted:#018x}");
+        }
+    }
+    Ok(())
+}
+
+fn sorted(pages: &[Page], generator: &Generator) -> Result<()> {
+    let words = pages.as_flattened();
+    if let Some(at) = words.windows(2).position(|pair| pair[0] > pair[1]) {
+        bail!("wrong bytes: word {at} of the sorted working set is greater than the next");
+    }
+    let mut page = [0; PAGE_WORDS];
+    let before = (0..pages.len()).fold((0, 0), |marks, number| {
+        generator.fill(number, 0, &mut page);
+        mark(&page, marks)
+    });
+    let after = pages.iter().fold((0, 0), |marks, page| mark(page, marks));
+    ensure!(before == after, "wrong bytes: the sorted working set holds other words than the unsorted one");
+    Ok(())
+}
+
+/// Two sums that do not depend on the words' order, and that no small change leaves as they are.
+fn mark(page: &Page, marks: (u64, u64)) -> (u64, u64) {
+    page.iter()
+        .fold(marks, |(plain, mixed), word| (plain.wrapping_add(*word), mixed.wrapping_add(mix(*word))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Data;
+    use crate::latency::Touches;
+    use crate::workload::WorkingSet;
+
+    const PASSES: u64 = 3;
+
+    /// Runs the workload on a small working set, then lets `spoil` do its worst, and verifies.
+    fn run(workload: Workload, data: Data, spoil: impl FnOnce(&mut [Page], &mut u64)) -> Result<()> {
+        let generator = Generator::new(data, 5);
+        let mut set = WorkingSet::new(50);
+        let pages = set.pages_mut();
+        for (number, page) in pages.iter_mut().enumerate() {
+            generator.fill(number, 0, page);
+        }
+        let passes = workload.passes(PASSES);
+        let mut read_sum = workload.run(pages, &generator, passes, &mut Touches::calibrate());
+        spoil(pages, &mut read_sum);
+        verify(workload, pages, &generator, passes, read_sum)
+    }
+
+    #[test]
+    fn right_bytes_pass() {
+        for workload in Workload::ALL {
+            for data in [Data::Compressible, Data::Incompressible] {
+                run(workload, data, |_, _| ()).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_single_wrong_bit_is_found() {
+        for workload in Workload::ALL {
+            let error = run(workload, Data::Compressible, |pages, _| pages[17][300] ^= 1).unwrap_err();
+            assert!(error.to_string().starts_with("wrong bytes"), "{workload:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn stale_and_exchanged_pages_are_found() {
+        for workload in [Workload::Seqread, Workload::Seqrmw, Workload::Randread, Workload::Randwrite] {
+            assert!(run(workload, Data::Compressible, |pages, _| pages.swap(3, 4)).is_err(), "{workload:?}");
+        }
+        let stale =
+            |pages: &mut [Page], _: &mut u64| Generator::new(Data::Compressible, 5).fill(9, 0, &mut pages[9]);
+        assert!(run(Workload::Seqrmw, Data::Compressible, stale).is_err());
+        assert!(run(Workload::Randwrite, Data::Compressible, stale).is_err());
+    }
+
+    #[test]
+    fn wrong_reads_of_right_pages_are_found() {
+        for workload in [Workload::Seqread, Workload::Randread] {
+            assert!(run(workload, Data::Compressible, |_, sum| *sum ^= 1 << 40).is_err(), "{workload:?}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The process that does the work: fills memory, works on it, checks it, and says in one line of JSON what that took.
+//!
+//! It runs unchanged in RAM, under `hmm run` and under the kernel's swap, and knows nothing of either. Only the work is
+//! measured, neither the filling nor the checking.
+
+use crate::data::{Data, Generator, PAGE_BYTES};
+use crate::latency::{Percentiles, Touches};
+use crate::size::Size;
+use crate::usage::{Meter, Usage, peak_resident_bytes};
+use crate::verify::verify;
+use crate::workload::{WorkingSet, Workload};
+use anyhow::{Context, Result};
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Exit status of a worker that found wrong bytes.
+pub(crate) const WRONG_BYTES: u8 = 3;
+
+/// Arguments of the hidden subcommand [`WorkerArgs::SUBCOMMAND`], which `hmm bench` starts its measurements with.
+#[derive(Debug, clap::Args)]
+pub struct WorkerArgs {
+    /// The work to do.
+    #[arg(long)]
+    pub(crate) workload: Workload,
+    /// Compressibility of the data.
+    #[arg(long)]
+    pub(crate) data: Data,
+    /// Size of the working set.
+    #[arg(long)]
+    pub(crate) size: Size,
+    /// How often the work is done.
+    #[arg(long)]
+    pub(crate) passes: u64,
+    /// What the data are made from.
+    #[arg(long)]
+    pub(crate) seed: u64,
+}
+
+impl WorkerArgs {
+    /// Name that the `hmm` command has to mount [`worker`] under, hidden.
+    pub const SUBCOMMAND: &str = "bench-worker";
+
+    /// The command line that these arguments come from.
+    pub(crate) fn to_command_line(&self) -> Vec<String> {
+        vec![
+            Self::SUBCOMMAND.to_owned(),
+            format!("--workload={}", self.workload.name()),
+            format!("--data={}", self.data),
+            format!("--size={}", self.size.bytes),
+            format!("--passes={}", self.passes),
+            format!("--seed={}", self.seed),
+        ]
+    }
+}
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct WorkerReport {
+    /// Bytes worked on, counted once for every pass.
+    pub(crate) bytes: u64,
+    /// Bytes worked on in a second, in millions.
+    pub(crate) mb_per_s: f64,
+    /// First accesses to a page, one for each page and pass. For sort, only the number of pages.
+    pub(crate) touches: u64,
+    /// The same in a second; not for sort, which touches pages in ways of its own.
+    pub(crate) touches_per_s: Option<f64>,
+    /// How many of the timed touches faulted; not for sort.
+    pub(crate) faulted: Option<u64>,
+    /// Distribution over those that did.
+    pub(crate) fault_latency: Option<Percentiles>,
+    /// 99th percentile over all touches, faulted or not; not for sort.
+    pub(crate) p99_of_all_ns: Option<f64>,
+    /// What a touch of a resident page costs.
+    pub(crate) hit_ns: f64,
+    /// Time and faults of the work.
+    #[serde(flatten)]
+    pub(crate) usage: Usage,
+    /// Most memory that the process had resident, at any time.
+    pub(crate) max_rss_bytes: u64,
+}
+
+/// Does what the worker is for and prints its report on standard output.
+///
+/// # Errors
+/// When a file below /proc or standard output fails. Wrong bytes are no error but an exit status of their own.
+pub fn worker(args: &WorkerArgs) -> Result<ExitCode> {
+    let nr_pages = usize::try_from(args.size.bytes)
+        .context("the working set is larger than the address space")?
+        / PAGE_BYTES;
+    let generator = Generator::new(args.data, args.seed);
+    let mut set = WorkingSet::new(nr_pages);
+    let pages = set.pages_mut();
+    for (number, page) in pages.iter_mut().enumerate() {
+        generator.fill(number, 0, page);
+    }
+    let passes = args.workload.passes(args.passes);
+    let mut touches = Touches::calibrate();
+    let meter = Meter::start()?;
+    let read_sum = args.workload.run(pages, &generator, passes, &mut touches);
+    let usage = meter.stop()?;
+
+    if let Err(wrong) = verify(args.workload, pages, &generator, passes, read_sum) {
+        writeln!(std::io::stderr(), "bench worker: {} on {} data: {wrong}", args.workload.name(), args.data)?;
+        return Ok(ExitCode::from(WRONG_BYTES));
+    }
+    let report = report(args.workload, passes * nr_pages as u64, usage, &touches)?;
+    let line = serde_json::to_string(&report).context("cannot write the report as JSON")?;
+    writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(workload: Workload, nr_touches: u64, usage: Usage, touches: &Touches) -> Result<WorkerReport> {
+    let bytes = nr_touches * PAGE_BYTES as u64;
+    let timed = workload != Workload::Sort;
+    Ok(WorkerReport {
+        bytes,
+        mb_per_s: bytes as f64 / usage.seconds / 1e6,
+        touches: nr_touches,
+        touches_per_s: timed.then_some(nr_touches as f64 / usage.seconds),
+        faulted: timed.then_some(touches.nr_faulted()),
+        fault_latency: touches.percentiles(),
+        p99_of_all_ns: timed.then(|| touches.p99_of_all_ns()),
+        hit_ns: touches.hit_ns(),
+        usage,
+        max_rss_bytes: peak_resident_bytes()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: WorkerArgs,
+    }
+
+    #[test]
+    fn command_line_is_read_as_it_was_written() {
+        for workload in Workload::ALL {
+            let args =
+                WorkerArgs { workload, data: Data::Incompressible, size: Size::mib(5), passes: 2, seed: 9 };
+            let line = args.to_command_line();
+            let read = Command::try_parse_from(&line).unwrap().args;
+            assert_eq!(read.workload, workload);
+            assert_eq!((read.data, read.size, read.passes, read.seed), (args.data, args.size, 2, 9));
+        }
+    }
+}

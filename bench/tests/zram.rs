@@ -1,0 +1,165 @@
+//! The zram peer on the real kernel: it measures, and it leaves nothing behind, however the bench ends.
+//!
+//! Needs root and zram; without them each test says SKIPPED with the reason. The bench is the example of this package,
+//! because a bench starts its own executable again as worker.
+
+#![expect(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    reason = "everything in this file is a test"
+)]
+
+use serde_json::Value;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// There is one lock for the whole machine, so tests that take it take turns.
+static TURN: Mutex<()> = Mutex::new(());
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Waits for this test's turn, or says why it cannot run here.
+fn turn() -> Option<MutexGuard<'static, ()>> {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut reason = None;
+    wait_until("the end of another bench on this machine", || {
+        let probe: Value = serde_json::from_slice(&bench(&["--workloads", "seqread"]).stdout).unwrap();
+        reason = probe.pointer("/skipped/0/reason").and_then(Value::as_str).map(str::to_owned);
+        !reason.as_ref().is_some_and(|why| why.contains("another hmm bench"))
+    });
+    let Some(why) = reason else { return Some(turn) };
+    // What a machine may lack. Any other reason is a defect.
+    assert!(["needs root", "no zram", "cgroup"].iter().any(|lack| why.contains(lack)), "{why}");
+    eprintln!("SKIPPED: {why}");
+    None
+}
+
+fn executable() -> PathBuf {
+    // .../debug/deps/zram-0123 to .../debug/examples/bench
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().and_then(Path::parent).unwrap().join("examples/bench");
+    assert!(path.exists(), "build it by `cargo build -p hmm-bench --examples`: {}", path.display());
+    path
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(executable());
+    command.args(["bench", "--quick", "--ram=8M", "--data=3:1", "--systems=zram", "--json"]).args(args);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn bench(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+/// Swap devices that carry our label.
+fn our_swaps() -> Vec<String> {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap();
+    let devices = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    let has_label = |device: &&str| {
+        let header = Command::new("head").args(["-c", "4096", device]).output().unwrap().stdout;
+        header.get(1052..1061) == Some(b"hmm-bench")
+    };
+    devices.filter(has_label).map(str::to_owned).collect()
+}
+
+fn nr_zrams() -> usize {
+    let devices = fs::read_dir("/sys/block").unwrap().flatten();
+    devices.filter(|device| device.file_name().to_string_lossy().starts_with("zram")).count()
+}
+
+fn cgroup_exists() -> bool {
+    ["/sys/fs/cgroup/memory/hmm-bench", "/sys/fs/cgroup/hmm-bench"]
+        .iter()
+        .any(|path| Path::new(path).exists())
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < TIMEOUT, "still not: {what}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// A bench in the middle of a measurement that would take minutes.
+fn long_bench() -> Child {
+    let mut child = command(&["--workloads", "seqrmw", "--passes", "10000"]).spawn().unwrap();
+    wait_until("a worker that swaps", || {
+        assert_eq!(child.try_wait().unwrap(), None, "the bench ended early");
+        let used = fs::read_to_string("/proc/swaps").unwrap();
+        let used = used.lines().filter_map(|line| line.split_whitespace().nth(3)?.parse::<u64>().ok());
+        used.sum::<u64>() > 0 && !our_swaps().is_empty()
+    });
+    child
+}
+
+fn end(mut child: Child, signal: &str) -> ExitStatus {
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let mut status = None;
+    wait_until("the end of the bench", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
+}
+
+#[test]
+fn measures_and_leaves_nothing() {
+    let Some(_turn) = turn() else { return };
+    let before = nr_zrams();
+    let output = bench(&["--workloads", "seqrmw,randread"]);
+    assert!(output.status.success(), "{output:?}");
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for cell in json["cells"].as_array().unwrap() {
+        let median = &cell["median"];
+        assert!(median["mb_per_s"].as_f64().unwrap() > 1.0, "{json:#}");
+        assert!(median["fault_share"].as_f64().unwrap() > 0.2, "half of the memory is away: {json:#}");
+        assert!(median["device_bytes"].as_f64().unwrap() > 1e6, "{json:#}");
+        let latency = &median["fault_latency"];
+        assert!(latency["p50_ns"].as_f64().unwrap() > 1000.0, "{json:#}");
+        assert!(latency["p50_ns"].as_f64() <= latency["p99_ns"].as_f64(), "{json:#}");
+    }
+    assert_eq!((our_swaps(), nr_zrams(), cgroup_exists()), (vec![], before, false));
+}
+
+#[test]
+fn a_signal_ends_it_cleanly() {
+    let Some(_turn) = turn() else { return };
+    for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        let before = nr_zrams();
+        let child = long_bench();
+        assert!(cgroup_exists());
+        assert_eq!(end(child, signal).code(), Some(code), "{signal}");
+        assert_eq!((our_swaps(), nr_zrams(), cgroup_exists()), (vec![], before, false), "{signal}");
+    }
+}
+
+#[test]
+fn what_a_killed_bench_leaves_the_next_removes() {
+    let Some(_turn) = turn() else { return };
+    let before = nr_zrams();
+    assert_eq!(end(long_bench(), "-KILL").signal(), Some(9));
+    assert_eq!(our_swaps().len(), 1, "nothing is left, so this test shows nothing");
+    assert!(bench(&["--workloads", "seqread"]).status.success());
+    assert_eq!((our_swaps(), nr_zrams(), cgroup_exists()), (vec![], before, false));
+}
+
+#[test]
+fn two_at_a_time_do_not_disturb_each_other() {
+    let Some(_turn) = turn() else { return };
+    let first = long_bench();
+    let second = bench(&["--workloads", "seqread"]);
+    let json: Value = serde_json::from_slice(&second.stdout).unwrap();
+    let reason = json["skipped"][0]["reason"].as_str().unwrap_or("none");
+    assert!(reason.contains("another hmm bench"), "{json:#}");
+    assert_eq!(our_swaps().len(), 1, "the second has taken the first one's swap away");
+    assert_eq!(end(first, "-TERM").code(), Some(143));
+    assert_eq!(our_swaps().len(), 0);
+}

@@ -1,0 +1,75 @@
+//! The agent's accounts, in memory shared with the supervisor, and what it does when devices are full.
+
+use hmm::control::{Control, Figures, OnFull, Slot, Text, Verdict, VerdictKind};
+use hmm::core::Engine;
+use hmm::core::kernel::Kernel;
+use hmm::core::ledger::Ledger;
+use hmm::core::stats::Stats;
+use hmm::mm::{Books, Mm};
+use hmm::runtime::Policy;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+/// The ledger of all processes, and this process's counters.
+#[derive(Debug)]
+pub(crate) struct SharedBooks {
+    control: Control,
+}
+
+/// This process's place in the control page: another one in the child of a fork.
+static SLOT: AtomicPtr<Slot> = AtomicPtr::new(std::ptr::null_mut());
+
+impl SharedBooks {
+    pub(crate) fn new(control: Control, slot: &'static Slot) -> Self {
+        Self::set_slot(slot);
+        Self { control }
+    }
+
+    /// From now on this process counts there.
+    pub(crate) fn set_slot(slot: &'static Slot) {
+        SLOT.store(std::ptr::from_ref(slot).cast_mut(), Ordering::Release);
+    }
+}
+
+impl Books for SharedBooks {
+    fn ledger(&self) -> &Ledger {
+        self.control.ledger()
+    }
+
+    fn stats(&self) -> &Stats {
+        // SAFETY: the pointer comes from a `&'static Slot`, set before there are books.
+        unsafe { &*SLOT.load(Ordering::Acquire) }.stats()
+    }
+}
+
+/// What the user asked for.
+#[derive(Debug)]
+pub(crate) struct RunPolicy {
+    pub(crate) control: Control,
+    pub(crate) on_full: OnFull,
+}
+
+impl Policy for RunPolicy {
+    fn on_full(&self) -> OnFull {
+        self.on_full
+    }
+
+    fn end(&self, engine: &Engine<Mm>) {
+        let stats = engine.kernel().stats();
+        let figures = Figures {
+            charged_pages: engine.kernel().ledger().charged(),
+            away_pages: stats.away.load(Ordering::Relaxed),
+            device_bytes: stats.device_bytes.load(Ordering::Relaxed),
+            device_capacity_bytes: stats.device_capacity_bytes.load(Ordering::Relaxed),
+        };
+        let pid = hmm::uapi::sys::getpid();
+        self.control.set_verdict(&Verdict {
+            kind: VerdictKind::DeviceFull,
+            pid: pid.unsigned_abs(),
+            errno: 0,
+            figures,
+            text: Text::EMPTY,
+        });
+        // Also ends the calling thread.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
+}

@@ -1,0 +1,179 @@
+//! The control thread: sets everything up, then looks after what the other threads have no time for.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use hmm::calibrate::home_by;
+use hmm::control::{Control, Slot, SlotState, Text};
+use hmm::core::{Config, Engine};
+use hmm::mm::Mm;
+use hmm::runtime::{Runtime, open_files};
+use hmm::uapi::AddrRange;
+use hmm::uapi::sys::{Scope, futex_wait, futex_wake, set_thread_name};
+use hmm::uapi::uffd::{Access, Features};
+
+use crate::books::{RunPolicy, SharedBooks};
+use crate::fork::EVERYTHING;
+use crate::mailbox::MAILBOX;
+use crate::{alloc, devices, fork, threads};
+
+/// Threads that answer faults.
+const NR_HANDLERS: usize = 2;
+/// How often the control thread looks for new memory without being asked, while there is some.
+const TICK_SHORT: Duration = Duration::from_millis(10);
+/// How often when there was none for long.
+const TICK_LONG: Duration = Duration::from_millis(320);
+/// The longest that the start may take.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+
+static SETUP: OnceLock<(Control, &'static Slot)> = OnceLock::new();
+static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+static EXCLUDE: Mutex<Vec<AddrRange>> = Mutex::new(Vec::new());
+static FAILURE: Mutex<Option<Text<256>>> = Mutex::new(None);
+/// 0 until the start has succeeded (1) or failed (2).
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
+/// Memory of ours that was made after the start.
+pub(crate) fn exclude(range: AddrRange) {
+    EXCLUDE.lock().unwrap_or_else(PoisonError::into_inner).push(range);
+}
+
+/// The runtime, once it is started.
+pub(crate) fn runtime() -> Option<&'static Runtime> {
+    RUNTIME.get()
+}
+
+/// The control page and this process's place in it.
+pub(crate) fn setup() -> Option<(Control, &'static Slot)> {
+    SETUP.get().copied()
+}
+
+/// Starts the agent. Called on the program's main thread, which waits.
+pub(crate) fn start(control: Control, slot: &'static Slot) -> Result<(), Text<256>> {
+    let _ = SETUP.set((control, slot));
+    if alloc::range().is_none() {
+        return Err(Text::format(format_args!("no addresses left for its own memory: raise the limit (ulimit -v)")));
+    }
+    // The stacks have to be known before memory is looked for.
+    threads::spawn(false, main)
+        .map_err(|errno| Text::format(format_args!("cannot start a thread: {errno}")))?;
+    let _ = futex_wait(&STARTED, Scope::Private, 0, Some(START_PATIENCE));
+    match STARTED.load(Ordering::Acquire) {
+        1 => Ok(()),
+        0 => Err(Text::format(format_args!("its threads did not start within {START_PATIENCE:?}"))),
+        _ => {
+            let failure = *FAILURE.lock().unwrap_or_else(PoisonError::into_inner);
+            Err(failure.unwrap_or(Text::EMPTY))
+        }
+    }
+}
+
+fn main() {
+    let _ = set_thread_name(c"hmm-control");
+    let outcome = set_up();
+    let word = match outcome {
+        Ok(()) => 1,
+        Err(text) => {
+            *FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some(Text::format(format_args!("{text}")));
+            2
+        }
+    };
+    STARTED.store(word, Ordering::Release);
+    futex_wake(&STARTED, Scope::Private, 1);
+    if let (1, Some(runtime)) = (word, runtime()) {
+        look_after(runtime);
+    }
+}
+
+/// On the control thread, whose descriptor table is its own: everything opened here is out of the program's sight.
+fn set_up() -> Result<(), String> {
+    // SAFETY: this thread's copies of the program's descriptors are used by nobody.
+    unsafe { hmm::uapi::sys::close_range(0, u32::MAX) }.map_err(|errno| format!("close_range: {errno}"))?;
+    let (control, slot) = setup().ok_or("no control page")?;
+    let run = control.config();
+    let mut config = Config::for_budget(run.ram_pages);
+    config.home_by = home_by(Access::Full);
+    let mut all_devices = Vec::new();
+    for spec in &run.devices {
+        let (device, range) = devices::open(spec)?;
+        exclude(range);
+        all_devices.push(device);
+    }
+    // Forks are only reported to those who may trace; the others' forks are refused while pages are away.
+    let files = open_files(Access::Full, Features::EVENT_FORK)
+        .or_else(|_| open_files(Access::Full, Features::empty()))
+        .map_err(|error| error.to_string())?;
+    let books = Box::new(SharedBooks::new(control, slot));
+    let mm = Mm::new(files, config.nr_bays, books).map_err(|errno| format!("staging memory: {errno}"))?;
+    let engine = Engine::new(mm, all_devices, config);
+    let policy = Box::new(RunPolicy { control, on_full: run.on_full });
+    alloc::range().inspect(|range| exclude(*range));
+    let runtime = Runtime::new(engine, policy).map_err(|errno| format!("eventfd: {errno}"))?;
+    let _ = RUNTIME.set(runtime);
+    spawn_workers()?;
+    if let Some(runtime) = self::runtime() {
+        discover(runtime, EVERYTHING);
+    }
+    slot.set_state(SlotState::Managed);
+    Ok(())
+}
+
+/// Starts the handlers and the reclaimer, which share this thread's descriptors.
+pub(crate) fn spawn_workers() -> Result<(), String> {
+    for _ in 0..NR_HANDLERS {
+        threads::spawn(true, serve).map_err(|errno| format!("cannot start a handler: {errno}"))?;
+    }
+    threads::spawn(true, reclaim).map_err(|errno| format!("cannot start the reclaimer: {errno}"))?;
+    Ok(())
+}
+
+fn serve() {
+    let _ = set_thread_name(c"hmm-handler");
+    if let Some(runtime) = runtime() {
+        let _ = runtime.serve();
+    }
+}
+
+fn reclaim() {
+    let _ = set_thread_name(c"hmm-reclaim");
+    if let Some(runtime) = runtime() {
+        runtime.reclaim();
+    }
+}
+
+/// Looks for memory everywhere.
+pub(crate) fn discover_all(runtime: &Runtime) {
+    discover(runtime, EVERYTHING);
+}
+
+/// Looks for memory in a range, leaving out what is ours. Returns whether there was some.
+fn discover(runtime: &Runtime, within: AddrRange) -> bool {
+    let exclude = EXCLUDE.lock().unwrap_or_else(PoisonError::into_inner);
+    runtime.set_exclude(&exclude);
+    drop(exclude);
+    runtime.discover(within).ranges > 0
+}
+
+/// The control thread's life.
+pub(crate) fn look_after(runtime: &Runtime) {
+    let mut tick = TICK_SHORT;
+    let mut known = MAILBOX.asked().wrapping_sub(1);
+    loop {
+        let asked = MAILBOX.asked();
+        if asked == known {
+            MAILBOX.sleep(known, tick);
+        }
+        fork::serve_request(runtime);
+        let asked = MAILBOX.asked();
+        let range = MAILBOX.take();
+        let requested = !range.is_empty();
+        let found = discover(runtime, if requested { range } else { EVERYTHING });
+        if !requested {
+            tick = if found { TICK_SHORT } else { (tick * 2).min(TICK_LONG) };
+            runtime.engine().refresh_gauges();
+        }
+        MAILBOX.answer(asked);
+        known = asked;
+    }
+}

@@ -1,0 +1,391 @@
+//! Forks: the child is managed, too, from its first page.
+//!
+//! ```text
+//!  program's thread            control thread                     child
+//!  fork(): a, b = socketpair
+//!          ask ──────────────▶ takes b, freezes the engine
+//!          ◀──────────── ready
+//!          clone ────────────▶ reads the fork: child's uffd
+//!          │                   answers the child's faults ◀────── libc's part of fork
+//!          │                                                      starts an agent of its own
+//!          │                   sends the uffd over b ◀─────────── says so over a
+//!          ◀────────────  done, thaws
+//! ```
+//!
+//! The engine, the compressed pages and staging come along in the child's copy of our memory; the userfaultfd that the
+//! kernel made for the child is handed over, so that there is no moment at which a page that is away could be touched
+//! and read as zeroes. Descriptors get the numbers that they have in the parent: nothing of the engine has to change.
+//!
+//! The kernel reports forks only to those who may trace (`CAP_SYS_PTRACE`). For others a fork is refused (`EAGAIN`) while
+//! pages are away; else the child registers its memory anew.
+
+use std::ffi::{c_int, c_void};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::time::Duration;
+
+use hmm::control::{SlotState, Text, VerdictKind};
+use hmm::core::kernel::Kernel;
+use hmm::runtime::{Runtime, open_files};
+use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
+use hmm::uapi::uffd::{Access, EventBuffer, Features, Userfaultfd};
+use hmm::uapi::{AddrRange, Fd};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+
+use crate::books::SharedBooks;
+use crate::mailbox::MAILBOX;
+use crate::{MANAGED, control, fail, threads};
+
+/// How a fork stands, for the thread that forks.
+const IDLE: u32 = 0;
+const ASKED: u32 = 1;
+const READY: u32 = 2;
+/// The child has its own agent, or there is no child.
+const DONE: u32 = 3;
+/// The child's copy was of no use, and the child has gone: fork again.
+const AGAIN: u32 = 4;
+/// The engine could not be brought to rest.
+const REFUSED: u32 = 5;
+
+/// What the child says over its end.
+const CHILD_READY: u8 = b'R';
+const CHILD_USELESS: u8 = b'X';
+
+static STATE: AtomicU32 = AtomicU32::new(IDLE);
+/// Held by the thread that forks.
+static FORKING: AtomicBool = AtomicBool::new(false);
+/// That thread, from when the engine is at rest.
+static ARRANGED_BY: AtomicI32 = AtomicI32::new(0);
+static CHILD_END: AtomicI32 = AtomicI32::new(-1);
+static PARENT_END: AtomicI32 = AtomicI32::new(-1);
+static LIBC_FORK: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+/// In the child: 0 until its agent has started (1) or failed (2).
+static CHILD_STARTED: AtomicU32 = AtomicU32::new(0);
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Copies of the engine that may turn out useless before the fork is given up.
+const MAX_TRIES: usize = 16;
+
+/// Called once, on the program's main thread.
+pub(crate) fn install() {
+    // SAFETY: looks a function of libc up.
+    let libc_fork = unsafe { libc::dlsym(libc::RTLD_NEXT, c"fork".as_ptr()) };
+    LIBC_FORK.store(libc_fork, Ordering::Release);
+    // SAFETY: the three functions do what such handlers may, on the thread that forks.
+    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+}
+
+/// See `fork(2)`.
+#[unsafe(no_mangle)]
+pub extern "C" fn fork() -> libc::pid_t {
+    let libc_fork = LIBC_FORK.load(Ordering::Acquire);
+    if libc_fork.is_null() {
+        // Called by a constructor that ran before ours.
+        // SAFETY: looks a function of libc up.
+        let early = unsafe { libc::dlsym(libc::RTLD_NEXT, c"fork".as_ptr()) };
+        return call(early);
+    }
+    for _ in 0..MAX_TRIES {
+        // Here, where there is a way back, and not in `prepare`.
+        if MANAGED.load(Ordering::Acquire) && !arrange() {
+            break;
+        }
+        let pid = call(libc_fork);
+        if pid <= 0 || STATE.load(Ordering::Acquire) != AGAIN {
+            return pid;
+        }
+        // SAFETY: waits for a child that was never seen by the program.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    }
+    // SAFETY: this thread's errno.
+    unsafe { *libc::__errno_location() = libc::EAGAIN };
+    -1
+}
+
+fn call(function: *mut c_void) -> libc::pid_t {
+    // SAFETY: the pointer is that of libc's `fork`.
+    let function: extern "C" fn() -> libc::pid_t = unsafe { std::mem::transmute(function) };
+    function()
+}
+
+fn any_absent(runtime: &Runtime) -> bool {
+    let mut any = false;
+    runtime.engine().for_each_absent(&mut |_| any = true);
+    any
+}
+
+fn wait_while(state: u32) -> u32 {
+    loop {
+        let now = STATE.load(Ordering::Acquire);
+        if now != state {
+            return now;
+        }
+        let _ = futex_wait(&STATE, Scope::Private, state, Some(PATIENCE));
+    }
+}
+
+fn set_state(state: u32) {
+    STATE.store(state, Ordering::Release);
+    futex_wake(&STATE, Scope::Private, u32::MAX);
+}
+
+/// Has the engine brought to rest for a fork by this thread. False when that cannot be; then nothing has changed.
+fn arrange() -> bool {
+    while FORKING.swap(true, Ordering::Acquire) {
+        std::thread::yield_now();
+    }
+    let mut ends: [c_int; 2] = [-1; 2];
+    // SAFETY: writes two descriptors.
+    let made = unsafe {
+        libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0, ends.as_mut_ptr())
+    };
+    if made == 0 {
+        CHILD_END.store(ends[0], Ordering::Relaxed);
+        PARENT_END.store(ends[1], Ordering::Relaxed);
+        CHILD_STARTED.store(0, Ordering::Relaxed);
+        set_state(ASKED);
+        MAILBOX.poke();
+        if wait_while(ASKED) == READY {
+            ARRANGED_BY.store(hmm::uapi::sys::gettid(), Ordering::Relaxed);
+            return true;
+        }
+        close_ends();
+    }
+    FORKING.store(false, Ordering::Release);
+    false
+}
+
+/// Before libc takes its locks, on the thread that forks.
+extern "C" fn prepare() {
+    if !MANAGED.load(Ordering::Acquire) || ARRANGED_BY.load(Ordering::Relaxed) == hmm::uapi::sys::gettid() {
+        return;
+    }
+    // A fork that libc makes by itself (daemon, forkpty): there is no way back from here.
+    if !arrange() {
+        end("a fork could not be arranged: pages are away and CAP_SYS_PTRACE is missing, or the engine did not come to rest");
+    }
+}
+
+/// After the fork, in the parent; also when there is no child.
+extern "C" fn parent() {
+    if !MANAGED.load(Ordering::Acquire) {
+        return;
+    }
+    close_ends();
+    ARRANGED_BY.store(0, Ordering::Relaxed);
+    // The control thread finds the other end closed if there is no child.
+    wait_while(READY);
+    FORKING.store(false, Ordering::Release);
+}
+
+/// After the fork, in the child, on its only thread.
+extern "C" fn child() {
+    if !MANAGED.load(Ordering::Acquire) {
+        return;
+    }
+    let end_fd = CHILD_END.load(Ordering::Relaxed);
+    if Runtime::was_busy() {
+        let useless = [CHILD_USELESS];
+        // SAFETY: sends a byte, and ends the process, of which nothing is needed.
+        unsafe {
+            libc::send(end_fd, useless.as_ptr().cast(), 1, 0);
+            libc::_exit(0);
+        }
+    }
+    start_in_child();
+    close_ends();
+    ARRANGED_BY.store(0, Ordering::Relaxed);
+    STATE.store(IDLE, Ordering::Release);
+    FORKING.store(false, Ordering::Release);
+}
+
+fn close_ends() {
+    for end in [&CHILD_END, &PARENT_END] {
+        // SAFETY: the descriptor was made by `prepare`, and is used by nobody any more.
+        unsafe { libc::close(end.swap(-1, Ordering::Relaxed)) };
+    }
+}
+
+fn start_in_child() {
+    let (Some(runtime), Some((page, _))) = (control::runtime(), control::setup()) else { return };
+    let inherited = runtime.engine().kernel().stats();
+    let (charged, away) = (inherited.charged.load(Ordering::Relaxed), inherited.away.load(Ordering::Relaxed));
+    let Some(slot) = page.claim_slot(std::process::id()) else { end("more than 128 processes") };
+    SharedBooks::set_slot(slot);
+    page.ledger().charge_shared(charged);
+    slot.stats().charged.store(charged, Ordering::Relaxed);
+    slot.stats().away.store(away, Ordering::Relaxed);
+    runtime.reset_threads();
+    MAILBOX.reset();
+    let started = threads::spawn(false, child_main);
+    while started.is_ok() && CHILD_STARTED.load(Ordering::Acquire) == 0 {
+        let _ = futex_wait(&CHILD_STARTED, Scope::Private, 0, Some(PATIENCE));
+    }
+    if started.is_err() || CHILD_STARTED.load(Ordering::Acquire) != 1 {
+        end("the agent of a forked process could not be started");
+    }
+    slot.set_state(SlotState::Managed);
+}
+
+fn end(text: &str) -> ! {
+    match control::setup() {
+        Some((page, _)) => fail(page, VerdictKind::AgentFailed, &Text::format(format_args!("{text}"))),
+        // SAFETY: ends the process; cannot happen, because who comes here was set up.
+        None => unsafe { libc::_exit(125) },
+    }
+}
+
+/// The child's control thread.
+fn child_main() {
+    let _ = hmm::uapi::sys::set_thread_name(c"hmm-control");
+    let outcome = control::runtime().ok_or("no runtime").and_then(|runtime| {
+        open_again(runtime)?;
+        control::spawn_workers().map_err(|_| "no threads")?;
+        Ok(runtime)
+    });
+    CHILD_STARTED.store(if outcome.is_ok() { 1 } else { 2 }, Ordering::Release);
+    futex_wake(&CHILD_STARTED, Scope::Private, 1);
+    if let Ok(runtime) = outcome {
+        control::look_after(runtime);
+    }
+}
+
+/// Gives every descriptor that the engine knows by its number a meaning in this process.
+fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
+    let mm = runtime.engine().kernel();
+    let numbers = [
+        mm.uffd().as_fd().as_raw_fd(),
+        mm.pagemap().as_fd().as_raw_fd(),
+        mm.maps().as_fd().as_raw_fd(),
+        runtime.alarm_fd().as_raw_fd(),
+    ];
+    // Out of the way of those numbers, and of everything else.
+    // SAFETY: this thread's descriptor table is a copy of the program's, used by nobody else.
+    let end = unsafe { libc::fcntl(CHILD_END.load(Ordering::Relaxed), libc::F_DUPFD, 512) };
+    if end < 0 {
+        return Err("no descriptors");
+    }
+    // SAFETY: as above.
+    let closed = unsafe { hmm::uapi::sys::close_range(0, 511) };
+    // SAFETY: as above.
+    let end = unsafe { Fd::from_raw_fd(end) };
+    closed.map_err(|_| "close_range")?;
+    let uffd = if mm.reports_forks() { receive(&end)? } else { open_own()? };
+    let alarm = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).map_err(|_| "eventfd")?;
+    let pagemap = hmm::uapi::pagemap::Pagemap::open().map_err(|_| "pagemap")?;
+    let maps = hmm::uapi::maps::Maps::open().map_err(|_| "maps")?;
+    let fds = [uffd.as_fd(), pagemap.as_fd(), maps.as_fd(), alarm.as_fd()];
+    // First above all of the numbers, then to them: they may be each other's.
+    let mut high = [-1; 4];
+    for (high, fd) in high.iter_mut().zip(fds) {
+        // SAFETY: makes a new descriptor.
+        *high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 256) };
+    }
+    drop((uffd, pagemap, maps, alarm));
+    for (high, number) in high.into_iter().zip(numbers) {
+        // SAFETY: the numbers are the engine's, which owns them.
+        if unsafe { libc::dup3(high, number, libc::O_CLOEXEC) } < 0 {
+            return Err("dup3");
+        }
+        // SAFETY: made above.
+        unsafe { libc::close(high) };
+    }
+    if !mm.reports_forks() {
+        mm.register_again().map_err(|_| "register")?;
+        control::discover_all(runtime);
+    }
+    Ok(())
+}
+
+fn open_own() -> Result<Userfaultfd, &'static str> {
+    open_files(Access::Full, Features::empty()).map(|files| files.uffd).map_err(|_| "no userfaultfd")
+}
+
+/// Tells the parent that we are ready, and gets the userfaultfd of our memory.
+fn receive(end: &Fd) -> Result<Userfaultfd, &'static str> {
+    rustix::io::write(end, &[CHILD_READY]).map_err(|_| "write")?;
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0u8];
+    let mut data = [rustix::io::IoSliceMut::new(&mut byte)];
+    rustix::net::recvmsg(end, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC).map_err(|_| "recvmsg")?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message
+            && let Some(fd) = fds.next()
+        {
+            return Ok(Userfaultfd::from_fd(Fd::from(fd)));
+        }
+    }
+    Err("no userfaultfd came")
+}
+
+/// The control thread's side: arranges a fork if one was asked for.
+pub(crate) fn serve_request(runtime: &Runtime) {
+    if STATE.load(Ordering::Acquire) != ASKED {
+        return;
+    }
+    let end = hmm::uapi::sys::pidfd_open(hmm::uapi::sys::getpid())
+        .and_then(|pidfd| hmm::uapi::sys::pidfd_getfd(pidfd, PARENT_END.load(Ordering::Relaxed)));
+    let Ok(end) = end else { return set_state(REFUSED) };
+    if !runtime.freeze() {
+        return set_state(REFUSED);
+    }
+    if !runtime.engine().kernel().reports_forks() && any_absent(runtime) {
+        runtime.thaw();
+        return set_state(REFUSED);
+    }
+    set_state(READY);
+    let next = attend(runtime, &end);
+    drop(end);
+    runtime.thaw();
+    set_state(next);
+}
+
+/// Serves the parent until the fork, and the child until it can do without us.
+fn attend(runtime: &Runtime, end: &Fd) -> u32 {
+    let mut child: Option<Userfaultfd> = None;
+    let mut buffer = EventBuffer::new();
+    let mut page = [0u8; 4096];
+    loop {
+        let uffd = child.as_ref().unwrap_or(runtime.engine().kernel().uffd());
+        let mut fds = [PollFd::new(end, PollFlags::IN), PollFd::new(uffd, PollFlags::IN)];
+        if poll(&mut fds, None).is_err() {
+            continue;
+        }
+        let (from_child, fault) = (fds[0].revents(), fds[1].revents());
+        if !from_child.is_empty() {
+            return finish(end, child.as_ref());
+        }
+        match &child {
+            Some(child) if fault.contains(PollFlags::IN) => runtime.serve_child(child, &mut buffer, &mut page),
+            Some(_) if !fault.is_empty() => return DONE,
+            Some(_) => {}
+            None => runtime.serve_once(&mut |uffd| child = Some(uffd)),
+        }
+    }
+}
+
+/// The child has said something, or is not there.
+fn finish(end: &Fd, child: Option<&Userfaultfd>) -> u32 {
+    let mut byte = [0u8];
+    let read = rustix::io::read(end, &mut byte).unwrap_or(0);
+    if read == 1 && byte[0] == CHILD_USELESS {
+        return AGAIN;
+    }
+    if let (1, CHILD_READY, Some(child)) = (read, byte[0], child) {
+        let fds = [child.as_fd()];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let data = [rustix::io::IoSlice::new(&[0u8])];
+        // If it fails the child notices, and ends.
+        let _ = rustix::net::sendmsg(end, &data, &mut control, SendFlags::NOSIGNAL);
+    }
+    DONE
+}
+
+/// Everything there is.
+pub(crate) const EVERYTHING: AddrRange = AddrRange { start: 0, end: u64::MAX };

@@ -1,0 +1,65 @@
+//! The library that `hmm run` preloads into a program that knows nothing of it.
+//!
+//! # The protocol
+//!
+//! Before `main`, [`init`] finds the supervisor's control page by the environment, starts the agent's threads and waits
+//! until they manage the memory that is there. From then on three things happen:
+//!
+//! - *handlers* and the *reclaimer* do the engine's work ([`hmm::runtime::Runtime`]);
+//! - the *control thread* ([`control`]) looks for new memory, when an interposed function has said that there is some
+//!   ([`interpose`]) and now and then without being asked, and arranges forks ([`fork`]).
+//!
+//! What all of this stands on is out of the program's reach, and never managed (I6): the threads are raw, with stacks
+//! of ours, all signals blocked and a descriptor table of their own; memory comes from our own allocator ([`alloc`]).
+//! No thread-local is used on any of them. The program's exit, crash or exec needs nothing from us.
+
+mod alloc;
+mod books;
+mod control;
+mod devices;
+mod fork;
+mod interpose;
+mod mailbox;
+mod threads;
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hmm::control::{CONTROL_ENV, Control, Figures, Text, Verdict, VerdictKind};
+
+/// Whether the program's memory is managed. Interposed functions do nothing but their own work before.
+static MANAGED: AtomicBool = AtomicBool::new(false);
+
+/// Exit status when the program cannot be managed, as `env` and `timeout` have it for their own failures.
+const EXIT_FAILED: i32 = 125;
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static INIT: extern "C" fn() = init;
+
+/// Called by the dynamic loader before the program's `main`, on its only thread.
+extern "C" fn init() {
+    let Some(path) = std::env::var_os(CONTROL_ENV) else { return };
+    let control = match Control::open(Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()))) {
+        Ok(control) => control,
+        // The supervisor is gone: this program was started by a child of its child. It runs without us.
+        Err(_) => return,
+    };
+    let Some(slot) = control.claim_slot(std::process::id()) else { return };
+    match control::start(control, slot) {
+        Ok(()) => {
+            fork::install();
+            MANAGED.store(true, Ordering::Release);
+        }
+        Err(text) => fail(control, VerdictKind::AgentFailed, &text),
+    }
+}
+
+/// Ends the process because it cannot be managed, before it has done anything.
+fn fail(control: Control, kind: VerdictKind, text: &Text<256>) -> ! {
+    let pid = std::process::id();
+    control.set_verdict(&Verdict { kind, pid, errno: 0, figures: Figures::default(), text: *text });
+    // SAFETY: ends the process; nothing of it is needed any more.
+    unsafe { libc::_exit(EXIT_FAILED) }
+}

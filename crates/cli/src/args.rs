@@ -1,0 +1,165 @@
+//! What can be typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use hmm::control::OnFull;
+use hmm::spec::{DeviceSpec, SizeError, SpecError, parse_size};
+
+use crate::demo::DemoArgs;
+use crate::doctor::DoctorArgs;
+
+/// Runs programs on more memory than the RAM they may use. The rest lives on devices, like RAM that holds it compressed.
+#[derive(Debug, Parser)]
+#[command(name = "hmm", version, propagate_version = true, arg_required_else_help = true)]
+#[command(after_help = "\
+To begin with:
+  hmm doctor                                  what this machine and this user can do
+  hmm demo                                    see it work
+  hmm run --ram 512M -- sort --buffer-size=2G big.txt > sorted.txt")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(RunArgs),
+    Doctor(DoctorArgs),
+    Demo(DemoArgs),
+    Bench(hmm_bench::Args),
+    #[command(name = hmm_bench::WorkerArgs::SUBCOMMAND, hide = true)]
+    BenchWorker(hmm_bench::WorkerArgs),
+}
+
+/// Run a program within a budget of RAM.
+///
+/// The program is not changed. Its private memory is managed: at most --ram of it is resident at a time, over all the
+/// processes that it starts; the rest lives on the device, and comes back when it is touched.
+#[derive(Debug, clap::Args)]
+#[command(override_usage = "hmm run [OPTIONS] --ram <SIZE> [--] PROGRAM [ARGS]...")]
+#[command(after_help = "\
+Examples:
+  hmm run --ram 512M -- sort --buffer-size=2G big.txt > sorted.txt
+  hmm run --ram 2G --device lz4:cap=4G --stats run.json -- python3 train.py
+  hmm run --ram 1.5G --on-full grow -- ./simulate
+
+A SIZE is a number of bytes, or a number with K, M, G or T (powers of 1024), like 512M or 1.5G.
+
+Devices:
+  lz4[:cap=SIZE]   compressed RAM. It takes at most SIZE in each process, beside --ram
+                   [default: half of the machine's RAM]
+
+Exit status: the program's, and its signal if one ended it; 125 when hmm itself fails, 126 when the program cannot be
+executed or not under hmm (statically linked, setuid, for another machine), 127 when it is not found.
+
+Signals that hmm gets are passed on to the program. What the program leaves running stays managed.")]
+pub(crate) struct RunArgs {
+    /// Memory that may be resident, at least 16M.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) ram: u64,
+
+    /// Where the rest lives; several are used in the order given [default: lz4].
+    #[arg(long = "device", value_name = "SPEC", value_parser = device)]
+    pub(crate) devices: Vec<DeviceSpec>,
+
+    /// What happens when the budget is used up and the devices are full: the process that needs memory is ended, with a
+    /// message, or the budget grows.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnFullArg::Kill)]
+    pub(crate) on_full: OnFullArg,
+
+    /// Write figures as JSON to this file when the program has ended.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stats: Option<PathBuf>,
+
+    /// Print a summary at the end even if standard error is no terminal.
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) summary: bool,
+
+    /// Print nothing but errors: neither the live line nor the summary that a terminal gets.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    pub(crate) program: Vec<OsString>,
+}
+
+/// [`OnFull`], as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnFullArg {
+    /// End the process.
+    Kill,
+    /// Let the budget grow.
+    Grow,
+}
+
+impl From<OnFullArg> for OnFull {
+    fn from(arg: OnFullArg) -> Self {
+        match arg {
+            OnFullArg::Kill => Self::Kill,
+            OnFullArg::Grow => Self::Grow,
+        }
+    }
+}
+
+fn size(text: &str) -> Result<u64, SizeError> {
+    parse_size(text)
+}
+
+fn device(text: &str) -> Result<DeviceSpec, SpecError> {
+    DeviceSpec::parse(text, physical_ram_bytes())
+}
+
+/// The machine's RAM.
+pub(crate) fn physical_ram_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram * u64::from(info.mem_unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split_whitespace())
+    }
+
+    fn run_args(line: &str) -> RunArgs {
+        let Command::Run(args) = parse(line).unwrap().command else { panic!("{line}: another subcommand") };
+        args
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_program_begins_where_the_options_end() {
+        for line in ["hmm run --ram 512M -- sort --quiet -n", "hmm run --ram 512M sort --quiet -n"] {
+            let args = run_args(line);
+            assert_eq!(args.program, ["sort", "--quiet", "-n"]);
+            assert!(!args.quiet);
+            assert_eq!((args.ram, args.on_full), (512 << 20, OnFullArg::Kill));
+        }
+    }
+
+    #[test]
+    fn errors_name_the_option_and_the_reason() {
+        for (line, part) in [
+            ("hmm run sort", "--ram <SIZE>"),
+            ("hmm run --ram much sort", "'much' is not a size"),
+            ("hmm run --ram 512M", "<PROGRAM>..."),
+            ("hmm run --ram 512M --device tape sort", "unknown device 'tape'"),
+            ("hmm run --ram 512M --on-full panic sort", "possible values: kill, grow"),
+            ("hmm run --ram 512M --quiet --summary sort", "cannot be used with"),
+        ] {
+            let text = parse(line).expect_err(line).to_string();
+            assert!(text.contains(part), "{line}: {text}");
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! What a run came to: as a few lines for people, and as JSON.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Write;
+use std::time::Duration;
+
+use hmm::control::{Control, OnFull, RunConfig, Verdict};
+use hmm::spec::ByteSize;
+use hmm_core::addr::PAGE_SIZE;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::channel::Ending;
+use super::signals;
+use super::totals::{Gauges, Totals};
+use super::watch::Watch;
+
+/// Nanoseconds, shown in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Microseconds(pub(super) u64);
+
+impl fmt::Display for Microseconds {
+    #[expect(clippy::cast_precision_loss, reason = "two or three digits are shown")]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = self.0 as f64 / 1000.0;
+        let decimals = usize::from(us < 99.95);
+        write!(f, "{us:.decimals$} us")
+    }
+}
+
+/// The devices' names, for a line of text.
+pub(super) fn device_names(config: &RunConfig) -> String {
+    config.devices.iter().map(|device| device.name()).collect::<Vec<_>>().join("+")
+}
+
+/// Everything that is known at the end.
+#[derive(Debug)]
+pub(super) struct Summary {
+    pub(super) command_line: Vec<OsString>,
+    pub(super) config: RunConfig,
+    pub(super) ending: Ending,
+    pub(super) wall: Duration,
+    pub(super) user: Duration,
+    pub(super) system: Duration,
+    peak_pages: u64,
+    peaks: Gauges,
+    nr_processes: u64,
+    nr_unmanaged: u64,
+    totals: Totals,
+    verdict: Option<Verdict>,
+}
+
+impl Summary {
+    pub(super) fn new(
+        command_line: Vec<OsString>,
+        ending: Ending,
+        wall: Duration,
+        control: &Control,
+        watch: &Watch,
+    ) -> Self {
+        let (user, system) = cpu_time_of_children();
+        Self {
+            command_line,
+            config: control.config(),
+            ending,
+            wall,
+            user,
+            system,
+            peak_pages: control.ledger().peak(),
+            peaks: watch.peaks().clone(),
+            nr_processes: control.nr_processes(),
+            nr_unmanaged: watch.nr_unmanaged() + control.nr_turned_away(),
+            totals: Totals::of(control),
+            verdict: control.verdict(),
+        }
+    }
+
+    /// What to tell the user in any case.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        // Without a start there is nothing to wonder about.
+        if self.nr_processes + self.nr_unmanaged == 0 && self.verdict.is_none() {
+            warnings.push(
+                "warning: the program ran without hmm: the dynamic linker did not load the agent (is it built for an \
+                 older C library?)"
+                    .to_owned(),
+            );
+        }
+        if self.nr_unmanaged > 0 {
+            warnings.push(format!(
+                "warning: {} of {} processes ran without hmm",
+                self.nr_unmanaged,
+                self.nr_processes.max(self.nr_unmanaged)
+            ));
+        }
+        if self.peak_pages > self.config.ram_pages {
+            warnings.push(format!(
+                "warning: the budget of {} was exceeded: {} were resident at the peak",
+                pages(self.config.ram_pages),
+                pages(self.peak_pages)
+            ));
+        }
+        warnings
+    }
+
+    fn name(&self) -> String {
+        self.command_line.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// As JSON, with a line break at the end.
+    pub(super) fn write_json(&self, mut to: impl Write) -> std::io::Result<()> {
+        serde_json::to_writer_pretty(&mut to, &Json::of(self))?;
+        to.write_all(b"\n")
+    }
+}
+
+fn pages(nr_pages: u64) -> ByteSize {
+    ByteSize(bytes(nr_pages))
+}
+
+fn bytes(nr_pages: u64) -> u64 {
+    nr_pages.saturating_mul(PAGE_SIZE as u64)
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (wall, user, system) =
+            (self.wall.as_secs_f64(), self.user.as_secs_f64(), self.system.as_secs_f64());
+        let (name, ending) = (self.name(), self.ending);
+        writeln!(f, "hmm: {name}: {ending} after {wall:.2} s (user {user:.2} s, system {system:.2} s)")?;
+        writeln!(
+            f,
+            "  RAM       {} at the peak, of {}",
+            pages(self.peak_pages),
+            pages(self.config.ram_pages)
+        )?;
+        let capacity_bytes = self.config.devices.iter().map(|device| device.capacity_bytes()).sum();
+        writeln!(
+            f,
+            "  {:9} {} at the peak, in {} of {}",
+            device_names(&self.config),
+            pages(self.peaks.away_pages),
+            ByteSize(self.peaks.device_bytes),
+            ByteSize(self.peaks.device_capacity_bytes.max(capacity_bytes))
+        )?;
+        let count = |name| self.totals.get(name);
+        write!(f, "  faults    {}, {} of them served by a device", count("pgfault"), count("pgmajfault"))?;
+        let latency = &self.totals.latency;
+        if latency.count() > 0 {
+            let (p50, p99) = (Microseconds(latency.quantile(0.5)), Microseconds(latency.quantile(0.99)));
+            write!(f, "; p50 {p50}, p99 {p99}")?;
+        }
+        writeln!(
+            f,
+            "\n  pages     {} taken out, {} stored, {} left unchanged, {} fetched, {} fetched ahead",
+            count("pgsteal"),
+            count("pgstore"),
+            count("pgclean"),
+            count("pgfetch"),
+            count("pgprefetch")
+        )
+    }
+}
+
+/// The file of `--stats`. Sizes are in bytes, times in seconds or as named; peaks other than that of RAM are samples.
+#[derive(Debug, Serialize)]
+struct Json {
+    hmm: &'static str,
+    command: Vec<String>,
+    exit_status: Option<u8>,
+    signal: Option<String>,
+    wall_seconds: f64,
+    user_seconds: f64,
+    system_seconds: f64,
+    budget_bytes: u64,
+    on_full: &'static str,
+    peak_resident_bytes: u64,
+    devices: Vec<String>,
+    away_bytes: u64,
+    device_bytes: u64,
+    device_capacity_bytes: u64,
+    metadata_bytes: u64,
+    processes: u64,
+    unmanaged_processes: u64,
+    fault_latency: LatencyJson,
+    counters: Map<String, Value>,
+    verdict: Option<VerdictJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct LatencyJson {
+    count: u64,
+    p50_ns: u64,
+    p90_ns: u64,
+    p99_ns: u64,
+    p999_ns: u64,
+    max_ns: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct VerdictJson {
+    kind: String,
+    pid: u32,
+    errno: i32,
+    text: String,
+    resident_bytes: u64,
+    away_bytes: u64,
+    device_bytes: u64,
+    device_capacity_bytes: u64,
+}
+
+impl Json {
+    fn of(summary: &Summary) -> Self {
+        let (exit_status, signal) = match summary.ending {
+            Ending::Exited(code) => (Some(code), None),
+            Ending::Signaled(signal) => (None, Some(signals::name(signal.into()))),
+        };
+        let latency = &summary.totals.latency;
+        Self {
+            hmm: env!("CARGO_PKG_VERSION"),
+            command: summary.command_line.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            exit_status,
+            signal,
+            wall_seconds: summary.wall.as_secs_f64(),
+            user_seconds: summary.user.as_secs_f64(),
+            system_seconds: summary.system.as_secs_f64(),
+            budget_bytes: bytes(summary.config.ram_pages),
+            on_full: match summary.config.on_full {
+                OnFull::Kill => "kill",
+                OnFull::Grow => "grow",
+            },
+            peak_resident_bytes: bytes(summary.peak_pages),
+            devices: summary.config.devices.iter().map(ToString::to_string).collect(),
+            away_bytes: bytes(summary.peaks.away_pages),
+            device_bytes: summary.peaks.device_bytes,
+            device_capacity_bytes: summary.peaks.device_capacity_bytes,
+            metadata_bytes: summary.peaks.metadata_bytes,
+            processes: summary.nr_processes,
+            unmanaged_processes: summary.nr_unmanaged,
+            fault_latency: LatencyJson {
+                count: latency.count(),
+                p50_ns: latency.quantile(0.5),
+                p90_ns: latency.quantile(0.9),
+                p99_ns: latency.quantile(0.99),
+                p999_ns: latency.quantile(0.999),
+                max_ns: latency.quantile(1.0),
+            },
+            counters: counters(&summary.totals),
+            verdict: summary.verdict.as_ref().map(VerdictJson::of),
+        }
+    }
+}
+
+fn counters(totals: &Totals) -> Map<String, Value> {
+    totals.counters.iter().map(|(name, count)| ((*name).to_owned(), (*count).into())).collect()
+}
+
+impl VerdictJson {
+    fn of(verdict: &Verdict) -> Self {
+        Self {
+            kind: format!("{:?}", verdict.kind),
+            pid: verdict.pid,
+            errno: verdict.errno,
+            text: verdict.text.as_str().to_owned(),
+            resident_bytes: bytes(verdict.figures.charged_pages),
+            away_bytes: bytes(verdict.figures.away_pages),
+            device_bytes: verdict.figures.device_bytes,
+            device_capacity_bytes: verdict.figures.device_capacity_bytes,
+        }
+    }
+}
+
+/// User and system time of all processes that were waited for.
+fn cpu_time_of_children() -> (Duration, Duration) {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the call writes the structure.
+    let _zero = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr()) };
+    // SAFETY: zeroes are a valid value of it, if the call should have failed.
+    let usage = unsafe { usage.assume_init() };
+    let time = |value: libc::timeval| {
+        let seconds = u64::try_from(value.tv_sec).unwrap_or(0);
+        Duration::from_secs(seconds) + Duration::from_micros(u64::try_from(value.tv_usec).unwrap_or(0))
+    };
+    (time(usage.ru_utime), time(usage.ru_stime))
+}

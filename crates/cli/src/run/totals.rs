@@ -1,0 +1,108 @@
+//! Sums over all processes.
+
+use std::sync::atomic::Ordering;
+
+use hmm::control::Control;
+use hmm_core::stats::Latency;
+
+/// Counters that go down, too: they are told as [`Gauges`].
+const GAUGES: [&str; 5] = ["charged", "away", "metadata_bytes", "device_bytes", "device_capacity_bytes"];
+
+/// What is the case now, summed over the living.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Gauges {
+    pub(super) away_pages: u64,
+    pub(super) metadata_bytes: u64,
+    pub(super) device_bytes: u64,
+    pub(super) device_capacity_bytes: u64,
+}
+
+impl Gauges {
+    pub(super) const NONE: Self =
+        Self { away_pages: 0, metadata_bytes: 0, device_bytes: 0, device_capacity_bytes: 0 };
+
+    pub(super) fn of(control: &Control) -> Self {
+        let mut sum = Self::NONE;
+        for stats in control.slots().map(|slot| slot.stats()) {
+            sum.away_pages += stats.away.load(Ordering::Relaxed);
+            sum.metadata_bytes += stats.metadata_bytes.load(Ordering::Relaxed);
+            sum.device_bytes += stats.device_bytes.load(Ordering::Relaxed);
+            sum.device_capacity_bytes += stats.device_capacity_bytes.load(Ordering::Relaxed);
+        }
+        sum
+    }
+
+    /// Keeps the higher value of each.
+    pub(super) fn raise_to(&mut self, other: &Self) {
+        self.away_pages = self.away_pages.max(other.away_pages);
+        self.metadata_bytes = self.metadata_bytes.max(other.metadata_bytes);
+        self.device_bytes = self.device_bytes.max(other.device_bytes);
+        self.device_capacity_bytes = self.device_capacity_bytes.max(other.device_capacity_bytes);
+    }
+}
+
+/// What has happened since the start, summed over the living and the dead: a slot's counters run on from one process to
+/// the next.
+#[derive(Debug)]
+pub(super) struct Totals {
+    /// Every counter with its name.
+    pub(super) counters: Vec<(&'static str, u64)>,
+    pub(super) latency: Latency,
+}
+
+impl Totals {
+    pub(super) fn of(control: &Control) -> Self {
+        let mut counters: Vec<(&'static str, u64)> = Vec::new();
+        let latency = Latency::default();
+        for stats in control.slots().map(|slot| slot.stats()) {
+            let events = stats.counters().filter(|(name, _)| !GAUGES.contains(name));
+            if counters.is_empty() {
+                counters = events.collect();
+            } else {
+                counters.iter_mut().zip(events).for_each(|(sum, (_, count))| sum.1 += count);
+            }
+            latency.merge(&stats.latency);
+        }
+        Self { counters, latency }
+    }
+
+    /// A counter by its name; 0 when nobody has counted yet.
+    pub(super) fn get(&self, name: &str) -> u64 {
+        self.counters.iter().find(|(this, _)| *this == name).map_or(0, |(_, count)| *count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hmm::control::{OnFull, RunConfig};
+
+    use super::*;
+
+    #[test]
+    fn counters_add_up_over_processes_and_gauges_are_not_among_them() {
+        let config = RunConfig { ram_pages: 1, on_full: OnFull::Kill, devices: Vec::new() };
+        let (_fd, control) = Control::create(&config).unwrap();
+        assert_eq!(Totals::of(&control).get("pgfault"), 0);
+        let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        for (pid, pages) in [(std::process::id(), 3), (sleeper.id(), 4)] {
+            let stats = control.claim_slot(pid).unwrap().stats();
+            stats.pgfault.store(pages, Ordering::Relaxed);
+            stats.away.store(10 * pages, Ordering::Relaxed);
+            stats.latency.record(1000);
+        }
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        let totals = Totals::of(&control);
+        assert_eq!((totals.get("pgfault"), totals.latency.count()), (7, 2));
+        assert!(totals.counters.iter().all(|(name, _)| !GAUGES.contains(name)));
+        assert_eq!(Gauges::of(&control).away_pages, 70);
+    }
+
+    #[test]
+    fn every_gauge_exists() {
+        let stats = hmm_core::stats::Stats::default();
+        for name in GAUGES {
+            assert!(stats.counters().any(|(this, _)| this == name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! A process's verdict on itself, for the user: what happened, how things stood, what to do.
+
+use hmm::control::{RunConfig, Verdict, VerdictKind};
+use hmm::spec::ByteSize;
+use hmm_core::addr::PAGE_SIZE;
+
+/// Several lines, each to be printed with the command's name in front.
+pub(super) fn lines(verdict: &Verdict, name: &str, config: &RunConfig) -> Vec<String> {
+    let process = format!("{name}[{}]", verdict.pid);
+    let mut lines = vec![match verdict.kind {
+        VerdictKind::DeviceFull => format!("{process} was ended: there is no room left for its memory"),
+        VerdictKind::DeviceLost => {
+            format!(
+                "{process}: a device is lost, and with it the pages that it held; touching them raises SIGBUS"
+            )
+        }
+        VerdictKind::AgentFailed => format!("{process} was not started: its memory could not be managed"),
+        VerdictKind::KernelError => {
+            format!("{process} was ended: the kernel refused what hmm cannot do without")
+        }
+        VerdictKind::Unknown => format!("{process} ended while it was saying why"),
+    }];
+    lines.extend(reason(verdict));
+    lines.push(figures(verdict, config));
+    lines.extend(advice(verdict.kind, config));
+    lines
+}
+
+fn reason(verdict: &Verdict) -> Option<String> {
+    let text = verdict.text.as_str();
+    let errno = (verdict.errno != 0).then(|| std::io::Error::from_raw_os_error(verdict.errno).to_string());
+    match (text.is_empty(), errno) {
+        (true, None) => None,
+        (true, Some(errno)) => Some(format!("  {errno}")),
+        (false, None) => Some(format!("  {text}")),
+        (false, Some(errno)) => Some(format!("  {text}: {errno}")),
+    }
+}
+
+fn figures(verdict: &Verdict, config: &RunConfig) -> String {
+    let bytes = |pages: u64| ByteSize(pages.saturating_mul(PAGE_SIZE as u64));
+    let figures = &verdict.figures;
+    format!(
+        "  resident {} of a budget of {}; away {}, in {} of at most {} on {}",
+        bytes(figures.charged_pages),
+        bytes(config.ram_pages),
+        bytes(figures.away_pages),
+        ByteSize(figures.device_bytes),
+        ByteSize(figures.device_capacity_bytes),
+        super::summary::device_names(config),
+    )
+}
+
+fn advice(kind: VerdictKind, config: &RunConfig) -> Option<String> {
+    match kind {
+        VerdictKind::DeviceFull => {
+            let device = config.devices.first().map_or("lz4", |device| device.name());
+            Some(format!(
+                "  give it more RAM (--ram), a larger device (--device {device}:cap=SIZE), or let the budget grow \
+                 (--on-full grow)"
+            ))
+        }
+        VerdictKind::AgentFailed | VerdictKind::KernelError => {
+            Some("  `hmm doctor` says what works here and what does not".to_owned())
+        }
+        VerdictKind::DeviceLost | VerdictKind::Unknown => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hmm::control::{Figures, OnFull, Text};
+    use hmm::spec::DeviceSpec;
+
+    use super::*;
+
+    fn config() -> RunConfig {
+        RunConfig {
+            ram_pages: 1 << 17,
+            on_full: OnFull::Kill,
+            devices: vec![DeviceSpec::Lz4 { capacity_bytes: 1 << 30 }],
+        }
+    }
+
+    #[test]
+    fn a_full_device_is_told_with_figures_and_advice() {
+        let figures = Figures {
+            charged_pages: 1 << 17,
+            away_pages: 1 << 19,
+            device_bytes: 1 << 30,
+            device_capacity_bytes: 1 << 30,
+        };
+        let text = Text::format(format_args!("lz4 refused page 17"));
+        let verdict = Verdict { kind: VerdictKind::DeviceFull, pid: 7, errno: 0, figures, text };
+        let text = lines(&verdict, "sort", &config()).join("\n");
+        assert_eq!(
+            text,
+            "sort[7] was ended: there is no room left for its memory\n\
+             \x20 lz4 refused page 17\n\
+             \x20 resident 512 MiB of a budget of 512 MiB; away 2 GiB, in 1 GiB of at most 1 GiB on lz4\n\
+             \x20 give it more RAM (--ram), a larger device (--device lz4:cap=SIZE), or let the budget grow \
+             (--on-full grow)"
+        );
+    }
+
+    #[test]
+    fn the_kernels_word_is_told() {
+        let verdict = Verdict {
+            kind: VerdictKind::AgentFailed,
+            pid: 7,
+            errno: 1,
+            figures: Figures::default(),
+            text: Text::format(format_args!("cannot create a userfaultfd")),
+        };
+        let text = lines(&verdict, "sort", &config()).join("\n");
+        assert!(text.contains("cannot create a userfaultfd: Operation not permitted"), "{text}");
+        assert!(text.contains("hmm doctor"), "{text}");
+    }
+}

@@ -1,0 +1,117 @@
+//! Programs on more memory than they may hold.
+
+#![expect(clippy::tests_outside_test_module, reason = "integration tests")]
+
+mod common;
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{TempDir, can_run, finish, hmm};
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+
+/// Lines of text that do not compress below half.
+fn random_text(dir: &TempDir, nr_lines: u64) -> PathBuf {
+    let mut text = String::new();
+    let mut state = 0x1234_5678_9abc_def0_u64;
+    for _ in 0..nr_lines {
+        // xorshift
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        writeln!(text, "{state:016x}{:016x}{:016x}", state.wrapping_mul(3), state.rotate_left(21)).unwrap();
+    }
+    dir.file("text", text, 0o644)
+}
+
+/// All of the file in memory at once, sorted by one thread.
+fn sort(file: &Path) -> Vec<String> {
+    ["sort", "--parallel=1", "--buffer-size=400M"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain([file.display().to_string()])
+        .collect()
+}
+
+fn stats(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn sort_gives_the_same_on_a_quarter_of_its_memory() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new("sort");
+    let (file, figures) = (random_text(&dir, 600_000), dir.path().join("stats.json"));
+    let expected = finish(Command::new("sort").arg(&file));
+    let done = finish(hmm(["run", "--ram", "24M", "--stats"]).arg(&figures).args(sort(&file)));
+    assert_eq!(done.code(), 0, "{}", done.stderr);
+    assert!(done.stdout == expected.stdout, "the output differs");
+    assert_eq!(done.stderr, "");
+
+    let figures = stats(&figures);
+    let number = |name: &str| figures[name].as_u64().unwrap();
+    assert!(number("peak_resident_bytes") <= 24 * MIB, "{figures:#}");
+    assert!(number("away_bytes") > 8 * MIB, "{figures:#}");
+    assert!(number("device_bytes") > MIB, "{figures:#}");
+    assert!(figures["counters"]["pgmajfault"].as_u64().unwrap() > 0, "{figures:#}");
+    assert!(number("metadata_bytes") > 0, "{figures:#}");
+}
+
+#[test]
+fn a_full_device_ends_the_program_with_figures() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new("full");
+    let (file, figures) = (random_text(&dir, 600_000), dir.path().join("stats.json"));
+    let mut command = hmm(["run", "--ram", "16M", "--device", "lz4:cap=2M", "--stats"]);
+    let done = finish(command.arg(&figures).args(sort(&file)));
+    assert_eq!(done.signal(), Some(libc::SIGKILL), "{done:?}");
+    for part in
+        ["sort[", "no room left", "of a budget of 16 MiB", "of at most 2 MiB on lz4", "--on-full grow"]
+    {
+        assert!(done.stderr.contains(part), "no '{part}' in: {}", done.stderr);
+    }
+    assert_eq!(stats(&figures)["verdict"]["kind"], "DeviceFull");
+}
+
+#[test]
+fn the_budget_may_grow_instead() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new("grow");
+    let file = random_text(&dir, 600_000);
+    let expected = finish(Command::new("sort").arg(&file));
+    let mut command = hmm(["run", "--ram", "16M", "--device", "lz4:cap=2M", "--on-full", "grow"]);
+    let done = finish(command.args(sort(&file)));
+    assert_eq!(done.code(), 0, "{}", done.stderr);
+    assert!(done.stdout == expected.stdout, "the output differs");
+    assert!(done.stderr.contains("the budget of 16 MiB was exceeded"), "{}", done.stderr);
+}
+
+#[test]
+fn processes_share_the_budget_and_give_it_back() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new("several");
+    let (file, figures) = (random_text(&dir, 200_000), dir.path().join("stats.json"));
+    let expected = finish(Command::new("sort").arg(&file)).stdout;
+    let sort = sort(&file).join(" ");
+    let script = format!("{sort} >{0}/a & {sort} >{0}/b; wait; {sort} >{0}/c", dir.path().display());
+    let done = finish(hmm(["run", "--ram", "32M", "--stats"]).arg(&figures).args(["sh", "-c", &script]));
+    assert_eq!((done.code(), done.stderr.as_str()), (0, ""));
+    for name in ["a", "b", "c"] {
+        let output = std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert!(output == expected, "output {name} differs");
+    }
+    let figures = stats(&figures);
+    assert!(figures["processes"].as_u64().unwrap() >= 4, "{figures:#}");
+    assert!(figures["peak_resident_bytes"].as_u64().unwrap() <= 32 * MIB, "{figures:#}");
+}

@@ -1,0 +1,76 @@
+//! Whether a page that came home keeps its frame.
+//!
+//! If it leaves again unchanged, the device still has it and nothing need be stored. Programs that change what they
+//! touch gain nothing and pay with device memory, so the outcome of the last departures decides, and a sample of pages
+//! keeps its frame in any case, to notice when the program changes its ways.
+
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+
+use crate::engine::Engine;
+use crate::kernel::Kernel;
+use crate::state::PageState;
+
+const SCORE_MAX: i32 = 1024;
+/// What an unchanged page is worth: a comparison costs about a tenth of a store.
+const HIT: i32 = 8;
+/// One of so many pages keeps its frame whatever the score.
+const SAMPLE: u32 = 16;
+/// A device this full (in percent) keeps no copies.
+const FULL_PERCENT: u64 = 90;
+
+#[derive(Debug)]
+pub(crate) struct CopyPolicy {
+    score: AtomicI32,
+    counter: AtomicU32,
+}
+
+impl CopyPolicy {
+    pub(crate) const fn new() -> Self {
+        Self { score: AtomicI32::new(SCORE_MAX / 2), counter: AtomicU32::new(0) }
+    }
+
+    /// A page with a copy left: was the copy still good?
+    pub(crate) fn learn(&self, unchanged: bool) {
+        let change = if unchanged { HIT } else { -1 };
+        let score = (self.score.load(Ordering::Relaxed) + change).clamp(-SCORE_MAX, SCORE_MAX);
+        self.score.store(score, Ordering::Relaxed);
+    }
+
+    fn wants(&self) -> bool {
+        self.score.load(Ordering::Relaxed) > 0
+            || self.counter.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE)
+    }
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Whether the next page that comes home from the device keeps its frame there.
+    pub(crate) fn keeps_copy(&self, device: u8) -> bool {
+        let device = &self.devices[usize::from(device)];
+        device.caps().keeps_copies && self.copies.wants() && {
+            let usage = device.usage();
+            usage.used_bytes * 100 < usage.capacity_bytes * FULL_PERCENT
+        }
+    }
+
+    /// Frees frames of resident pages, until `enough` are freed or there are no more. Returns how many were.
+    pub(crate) fn drop_copies(&self, enough: usize) -> usize {
+        let mut freed = 0;
+        let blocks = self.evictable().len();
+        for position in 0..blocks {
+            let Some(id) = self.evictable().get(position).copied() else { break };
+            let Some(block) = self.table.get(id) else { continue };
+            let mut states = block.lock();
+            for index in 0..crate::addr::BLOCK_PAGES {
+                if let PageState::System { copy: Some(frame) } = states.get(index) {
+                    states.set(index, PageState::System { copy: None });
+                    self.free_frame(frame);
+                    freed += 1;
+                }
+            }
+            if freed >= enough {
+                break;
+            }
+        }
+        freed
+    }
+}

@@ -1,0 +1,278 @@
+//! The engine's parts, and what all of its work shares: accounts, queues, frames.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use hmm_device::{Device, DevicePfn};
+
+use crate::addr::{BlockId, SlotRun, Vpn};
+use crate::copies::CopyPolicy;
+use crate::fetch::Moved;
+use crate::kernel::Kernel;
+use crate::read_ahead::Jobs;
+use crate::staging::Staging;
+use crate::state::{Frame, PageState, Ticket};
+use crate::stats::Stats;
+use crate::stream::Streams;
+use crate::table::{States, Table};
+
+/// How pages come home. Which is cheaper depends on the machine: a move flushes other CPUs' TLBs, a copy has the kernel
+/// allocate a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HomeBy {
+    /// The staging slot's own page goes to the program.
+    Move,
+    /// The kernel copies the slot into a page of its own.
+    Copy,
+}
+
+/// Sizes and choices that are fixed for an engine's life.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Bays of staging memory, each the size of a block; the kernel has that many.
+    pub nr_bays: u32,
+    /// Reclaim starts when fewer pages than this are free.
+    pub low_pages: u64,
+    /// Reclaim stops when this many pages are free.
+    pub high_pages: u64,
+    /// How pages come home.
+    pub home_by: HomeBy,
+    /// Largest run that a stream is fetched ahead by, in pages.
+    pub max_window: u32,
+    /// Pages that the first touch of a place brings, a power of two.
+    pub first_touch_pages: u32,
+}
+
+impl Config {
+    /// Defaults for a budget: an eighth of it may wait in staging, a sixty-fourth is kept free.
+    pub fn for_budget(budget_pages: u64) -> Self {
+        let block = crate::addr::BLOCK_PAGES as u64;
+        let low_pages = (budget_pages / 64).clamp(32, 1024);
+        #[expect(clippy::cast_possible_truncation, reason = "clamped")]
+        Self {
+            nr_bays: (budget_pages / 8 / block).clamp(4, 32) as u32,
+            low_pages,
+            high_pages: low_pages * 2,
+            home_by: HomeBy::Move,
+            max_window: (budget_pages / 32).clamp(16, block) as u32,
+            first_touch_pages: 16,
+        }
+    }
+}
+
+/// What [`Engine::peek`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peeked {
+    /// The page's bytes.
+    Bytes,
+    /// They are lost.
+    Lost,
+}
+
+/// See the [crate] documentation.
+#[derive(Debug)]
+pub struct Engine<K> {
+    pub(crate) kernel: K,
+    pub(crate) devices: Vec<Arc<dyn Device>>,
+    pub(crate) config: Config,
+    pub(crate) gate: RwLock<()>,
+    pub(crate) table: Table,
+    pub(crate) staging: Staging,
+    pub(crate) streams: Streams,
+    pub(crate) jobs: Jobs,
+    pub(crate) copies: CopyPolicy,
+    /// Pages that the program moved while they were being fetched.
+    pub(crate) moved: Mutex<Vec<Moved>>,
+    /// Blocks with resident pages, the one that has been longest there in front.
+    evictable: Mutex<VecDeque<BlockId>>,
+    tickets: AtomicU32,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// An engine that manages nothing yet.
+    ///
+    /// # Panics
+    /// Without a device, with more than sixteen, or with fewer than two bays.
+    pub fn new(kernel: K, devices: Vec<Arc<dyn Device>>, config: Config) -> Self {
+        assert!((1..=16).contains(&devices.len()), "an engine has one to sixteen devices");
+        assert!(config.nr_bays >= 2, "staging has at least two bays");
+        Self {
+            kernel,
+            devices,
+            config,
+            gate: RwLock::new(()),
+            table: Table::new(),
+            staging: Staging::new(config.nr_bays),
+            streams: Streams::new(config.max_window),
+            jobs: Jobs::new(),
+            copies: CopyPolicy::new(),
+            moved: Mutex::new(Vec::new()),
+            evictable: Mutex::new(VecDeque::new()),
+            tickets: AtomicU32::new(0),
+        }
+    }
+
+    /// The kernel it works on.
+    pub fn kernel(&self) -> &K {
+        &self.kernel
+    }
+
+    /// The devices, in the order in which they are filled.
+    pub fn devices(&self) -> &[Arc<dyn Device>] {
+        &self.devices
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The state of a page. For tools and tests; it may have changed when the caller looks at it.
+    pub fn state(&self, page: Vpn) -> PageState {
+        self.table.get(page.block()).map_or(PageState::None, |block| block.lock().get(page.index()))
+    }
+
+    /// Copies a page that is not in the program, wherever its bytes are, and changes nothing: for a child of a fork,
+    /// which has the page, too. The caller keeps everybody else from the engine meanwhile.
+    pub fn peek(&self, page: Vpn, bytes: &mut [u8; crate::addr::PAGE_SIZE]) -> Peeked {
+        match self.state(page) {
+            PageState::Device { frame } | PageState::Fetching { frame, .. } => {
+                let request = hmm_device::Fetch { frames: &[frame.pfn], bytes };
+                if self.device(frame).fetch(request).stop.is_none() { Peeked::Bytes } else { Peeked::Lost }
+            }
+            PageState::Staged { slot, .. } | PageState::Storing { slot } => {
+                self.kernel.with_slots(SlotRun { start: slot, len: 1 }, &mut |page| bytes.copy_from_slice(page));
+                Peeked::Bytes
+            }
+            PageState::Poisoned => Peeked::Lost,
+            PageState::None | PageState::System { .. } | PageState::Dropped { .. } => {
+                bytes.fill(0);
+                Peeked::Bytes
+            }
+        }
+    }
+
+    /// Calls `each` for every page whose bytes are not in the program.
+    pub fn for_each_absent(&self, each: &mut dyn FnMut(Vpn)) {
+        let everything = crate::addr::PageRange { start: Vpn(0), end: crate::table::END };
+        for (id, block, part) in self.table.used_blocks(everything) {
+            let states = block.lock();
+            for index in part {
+                match states.get(index) {
+                    PageState::None | PageState::System { .. } | PageState::Dropped { .. } => {}
+                    PageState::Fetching { .. }
+                    | PageState::Staged { .. }
+                    | PageState::Storing { .. }
+                    | PageState::Device { .. }
+                    | PageState::Poisoned => each(id.page(index)),
+                }
+            }
+        }
+    }
+
+    /// Bytes of the engine's own tables.
+    pub fn metadata_bytes(&self) -> u64 {
+        self.table.bytes()
+    }
+
+    /// Pages of staging that hold memory without meaning: free memory that is charged.
+    pub fn nr_stock(&self) -> u64 {
+        self.staging.nr_stock() as u64
+    }
+
+    /// Brings the gauges that are too dear to keep at all times up to date.
+    pub fn refresh_gauges(&self) {
+        let (mut used, mut capacity) = (0, 0);
+        for device in &self.devices {
+            let usage = device.usage();
+            used += usage.used_bytes;
+            capacity += usage.capacity_bytes;
+        }
+        let stats = self.stats();
+        stats.device_bytes.store(used, Ordering::Relaxed);
+        stats.device_capacity_bytes.store(capacity, Ordering::Relaxed);
+        stats.metadata_bytes.store(self.metadata_bytes(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn stats(&self) -> &Stats {
+        self.kernel.stats()
+    }
+
+    pub(crate) fn gate(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn try_charge(&self, pages: usize) -> bool {
+        let charged = self.kernel.ledger().try_charge(pages as u64);
+        if charged {
+            self.stats().charged.fetch_add(pages as u64, Ordering::Relaxed);
+        }
+        charged
+    }
+
+    pub(crate) fn charge_found(&self, pages: usize) {
+        self.kernel.ledger().charge_found(pages as u64);
+        self.stats().charged.fetch_add(pages as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn uncharge(&self, pages: usize) {
+        if pages > 0 {
+            self.kernel.ledger().uncharge(pages as u64);
+            self.stats().charged.fetch_sub(pages as u64, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn add_away(&self, pages: usize) {
+        self.stats().away.fetch_add(pages as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sub_away(&self, pages: usize) {
+        self.stats().away.fetch_sub(pages as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn device(&self, frame: Frame) -> &dyn Device {
+        &*self.devices[usize::from(frame.device)]
+    }
+
+    pub(crate) fn free_frame(&self, frame: Frame) {
+        self.device(frame).free(&[frame.pfn]);
+    }
+
+    /// Frees frames of one device.
+    pub(crate) fn free_frames(&self, device: u8, frames: &[DevicePfn]) {
+        if !frames.is_empty() {
+            self.devices[usize::from(device)].free(frames);
+        }
+    }
+
+    pub(crate) fn new_ticket(&self) -> Ticket {
+        Ticket::new(self.tickets.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Sees to it that a block with resident pages is found by reclaim. The caller holds the block's lock.
+    pub(crate) fn note_resident(&self, id: BlockId, states: &mut States) {
+        if states.nr_system() > 0 && !states.queued {
+            states.queued = true;
+            self.evictable().push_back(id);
+        }
+    }
+
+    pub(crate) fn evictable(&self) -> MutexGuard<'_, VecDeque<BlockId>> {
+        self.evictable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lends staging memory for up to `want` pages: stock, else blank slots as far as the budget goes.
+    pub(crate) fn take_slots(&self, want: usize) -> Option<SlotRun> {
+        if let Some(run) = self.staging.take_stock(want) {
+            return Some(run);
+        }
+        let want = want.min(usize::try_from(self.kernel.ledger().free()).unwrap_or(usize::MAX)).max(1);
+        if !self.try_charge(want) {
+            return None;
+        }
+        let run = self.staging.take_blank(want);
+        self.uncharge(want - run.map_or(0, |run| run.len));
+        run
+    }
+}

@@ -1,0 +1,119 @@
+//! What the program does to its mappings, applied to the states.
+//!
+//! An [`Events`] guard excludes everything that acts on the program's mappings. It has to be taken *before* events are
+//! read from the kernel: reading one lets the program go on, into new mappings at the old addresses.
+
+use std::sync::{PoisonError, RwLockWriteGuard};
+
+use crate::addr::{PageRange, SlotRun, Vpn};
+use crate::engine::Engine;
+use crate::fetch::Moved;
+use crate::kernel::Kernel;
+use crate::staging::Left;
+use crate::state::PageState;
+use crate::table::{States, covers};
+
+/// The right to read events from the kernel and to apply them.
+#[derive(Debug)]
+pub struct Events<'e, K> {
+    engine: &'e Engine<K>,
+    _gate: RwLockWriteGuard<'e, ()>,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Waits until nobody acts on the program's mappings, and keeps it so.
+    pub fn events(&self) -> Events<'_, K> {
+        Events { engine: self, _gate: self.gate.write().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    /// Keeps resident pages of the range resident, or lets them go again. Pages that are away come home when they are
+    /// touched, and stay then.
+    pub fn pin(&self, range: PageRange, pinned: bool) {
+        let _gate = self.gate();
+        for (id, part) in range.blocks().take_while(|(id, _)| covers(id.page(0))) {
+            let mut states = self.table.block(id).lock();
+            part.for_each(|index| states.pin(index, pinned));
+        }
+    }
+}
+
+impl<K: Kernel> Events<'_, K> {
+    /// The program gave the range up: munmap, or madvise that discards. What it reads there next are zeroes.
+    pub fn removed(&self, range: PageRange) {
+        for (_, block, part) in self.engine.table.used_blocks(range) {
+            let mut states = block.lock();
+            for index in part {
+                self.engine.forget(&mut states, index);
+            }
+        }
+    }
+
+    /// The program moved the range to `to`.
+    pub fn remapped(&self, from: PageRange, to: Vpn) {
+        self.removed(PageRange::new(to, from.nr_pages()));
+        for (id, block, part) in self.engine.table.used_blocks(from) {
+            for index in part {
+                let page = id.page(index);
+                let mut states = block.lock();
+                let state = states.get(index);
+                if state == PageState::None {
+                    continue;
+                }
+                states.set(index, PageState::None);
+                drop(states);
+                self.engine.arrive(page, to.add(page.0 - from.start.0), state);
+            }
+        }
+    }
+}
+
+impl<K: Kernel> Engine<K> {
+    fn forget(&self, states: &mut States, index: usize) {
+        states.pin(index, false);
+        let next = match states.get(index) {
+            PageState::None => return,
+            // The store that reads the slot frees it.
+            PageState::Storing { .. } | PageState::Poisoned => PageState::None,
+            PageState::System { copy } => {
+                copy.inspect(|frame| self.free_frame(*frame));
+                self.uncharge(1);
+                PageState::None
+            }
+            PageState::Staged { slot, copy } => {
+                copy.inspect(|frame| self.free_frame(*frame));
+                self.staging.unstage(SlotRun { start: slot, len: 1 }, Left::Memory);
+                PageState::None
+            }
+            PageState::Device { frame } => {
+                self.forget_frame(frame);
+                PageState::None
+            }
+            PageState::Fetching { ticket, frame } => PageState::Dropped { ticket, frame },
+            dropped @ PageState::Dropped { .. } => dropped,
+        };
+        states.set(index, next);
+    }
+
+    /// A page in `state` is at `to` now instead of `from`.
+    fn arrive(&self, from: Vpn, to: Vpn, state: PageState) {
+        if !covers(to) {
+            return;
+        }
+        match state {
+            PageState::Staged { slot, .. } | PageState::Storing { slot } => self.staging.set_owner(slot, to),
+            PageState::Fetching { ticket, .. } | PageState::Dropped { ticket, .. } => self.note_moved(ticket, from, to),
+            PageState::None | PageState::System { .. } | PageState::Device { .. } | PageState::Poisoned => {}
+        }
+        let mut states = self.table.block(to.block()).lock();
+        states.set(to.index(), state);
+        self.note_resident(to.block(), &mut states);
+    }
+
+    fn note_moved(&self, ticket: crate::state::Ticket, from: Vpn, to: Vpn) {
+        let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        match moved.iter_mut().find(|moved| moved.ticket == ticket && moved.to == from) {
+            Some(moved) => moved.to = to,
+            None => moved.push(Moved { ticket, from, to }),
+        }
+    }
+}

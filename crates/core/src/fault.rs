@@ -1,0 +1,351 @@
+//! A CPU touched a page that is not mapped: every fault ends mapped, zero-filled, retried or poisoned (I4).
+
+use std::sync::atomic::Ordering;
+
+use crate::addr::{BLOCK_PAGES, PageRange, SlotRun, Vpn};
+use crate::engine::{Engine, HomeBy};
+use crate::kernel::{Kernel, Stop};
+use crate::reclaim::Reclaimed;
+use crate::staging::Left;
+use crate::state::{Frame, PageState};
+use crate::table::{States, covers};
+
+/// How a fault ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "`Retry`, `Unmanaged` and `Full` leave the faulting thread waiting"]
+pub enum Outcome {
+    /// The page is there, or poisoned; its waiters are awake.
+    Done,
+    /// Someone else is bringing the page and will wake its waiters.
+    Parked,
+    /// Events have to be read first, or memory to become free in other hands; then fault again.
+    Retry,
+    /// The page is in no extent that the kernel door knows of.
+    Unmanaged,
+    /// No memory is left, and no device takes a page.
+    Full,
+}
+
+/// How far one look at a page came.
+pub(crate) enum Step {
+    Ended(Outcome),
+    /// Nothing was done for lack of memory.
+    NeedMemory,
+    /// The state has changed meanwhile: look again.
+    Again,
+}
+
+/// Looks at one page before the fault is handed back as [`Outcome::Retry`].
+const MAX_STEPS: usize = 32;
+/// Pages cleared at a time when there is no fresh memory; bounds the time a block is locked.
+const MAX_CLEAR: usize = 64;
+
+/// Result of giving staging slots to the program.
+pub(crate) struct Mapped {
+    /// Pages that are mapped now, from the front.
+    pub(crate) done: usize,
+    pub(crate) stop: Option<Stop>,
+    /// What is left in the slots of those pages.
+    pub(crate) left: Left,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Serves a fault at `page`.
+    pub fn fault(&self, page: Vpn) -> Outcome {
+        if !covers(page) {
+            return Outcome::Unmanaged;
+        }
+        let mut reclaimed = false;
+        for _ in 0..MAX_STEPS {
+            match self.fault_step(page) {
+                Step::Ended(outcome) => return outcome,
+                Step::Again => {}
+                Step::NeedMemory => {
+                    if !std::mem::replace(&mut reclaimed, true) {
+                        self.stats().direct_reclaim.fetch_add(1, Ordering::Relaxed);
+                    }
+                    match self.reclaim() {
+                        Reclaimed::Progress => {}
+                        Reclaimed::Nothing => return Outcome::Retry,
+                        Reclaimed::Full => return Outcome::Full,
+                    }
+                }
+            }
+        }
+        Outcome::Retry
+    }
+
+    fn fault_step(&self, page: Vpn) -> Step {
+        let gate = self.gate();
+        let block = self.table.block(page.block());
+        let mut states = block.lock();
+        match states.get(page.index()) {
+            PageState::None => self.first_touch(&mut states, page),
+            PageState::System { .. } => self.found_missing(&mut states, page),
+            PageState::Fetching { .. } | PageState::Dropped { .. } => Step::Ended(Outcome::Parked),
+            PageState::Staged { .. } => self.second_chance(&mut states, page),
+            PageState::Storing { slot } => {
+                let run = SlotRun { start: slot, len: 1 };
+                self.copy_from_store(&mut states, page, run)
+            }
+            PageState::Device { frame } => match self.plan_fetch(&mut states, page, frame) {
+                Some(fetch) => {
+                    drop(states);
+                    drop(gate);
+                    self.run_fetch(fetch)
+                }
+                None => Step::NeedMemory,
+            },
+            PageState::Poisoned => self.poison_page(page),
+        }
+    }
+
+    /// A hole that was never touched: a run of zeroes.
+    fn first_touch(&self, states: &mut States, page: Vpn) -> Step {
+        let extent = self.kernel.extent(page);
+        if extent.is_empty() {
+            return Step::Ended(Outcome::Unmanaged);
+        }
+        let hit = self.streams.fault(page, self.config.first_touch_pages);
+        let within = extent.start.index()..extent.start.index() + (extent.nr_pages() as usize).min(BLOCK_PAGES);
+        let is_hole = |state| state == PageState::None;
+        let mut first = page.index();
+        if !hit.sequential {
+            let chunk = first & !(self.config.first_touch_pages as usize - 1);
+            while first > chunk.max(within.start) && is_hole(states.get(first - 1)) {
+                first -= 1;
+            }
+        }
+        let ahead = states.run_while(first, &within, is_hole).min(hit.window.max(page.index() + 1 - first));
+        let range = PageRange::new(page.block().page(first), ahead as u64);
+        let step = self.zero(states, page, range);
+        self.note_resident(page.block(), states);
+        self.streams.expect(hit, range.end);
+        step
+    }
+
+    /// Zeroes as much of the range as there is memory for, `page` among it.
+    fn zero(&self, states: &mut States, page: Vpn, range: PageRange) -> Step {
+        let free = usize::try_from(self.kernel.ledger().free()).unwrap_or(usize::MAX);
+        let range = cut_around(range, page, free.max(1));
+        let nr_pages = range_len(range);
+        let progress = if self.try_charge(nr_pages) {
+            let progress = self.kernel.zero_home(range);
+            self.uncharge(nr_pages - progress.done);
+            progress
+        } else {
+            let range = cut_around(range, page, MAX_CLEAR);
+            let Some(run) = self.staging.take_stock(range_len(range)) else { return Step::NeedMemory };
+            let range = cut_around(range, page, run.len);
+            let used = SlotRun { start: run.start, len: range_len(range) };
+            self.kernel.with_slots_mut(used, &mut |bytes| bytes.fill(0));
+            let mapped = self.give_home(used, range);
+            self.staging.put(SlotRun { start: run.start, len: mapped.done }, mapped.left);
+            self.staging
+                .put(SlotRun { start: run.start.add(mapped.done), len: run.len - mapped.done }, Left::Memory);
+            let done = mapped.done;
+            return self.zeroed(states, page, range, done, mapped.stop);
+        };
+        self.zeroed(states, page, range, progress.done, progress.stop)
+    }
+
+    fn zeroed(&self, states: &mut States, page: Vpn, range: PageRange, done: usize, stop: Option<Stop>) -> Step {
+        for index in range.start.index()..range.start.index() + done {
+            states.set(index, PageState::System { copy: None });
+        }
+        self.stats().pgzero.fetch_add(done as u64, Ordering::Relaxed);
+        let reached = range.start.add(done as u64);
+        if page < reached {
+            return Step::Ended(Outcome::Done);
+        }
+        match stop {
+            Some(Stop::Exists) => {
+                // Memory that was there before us: take it over, and look again behind it.
+                states.set(reached.index(), PageState::System { copy: None });
+                self.charge_found(1);
+                self.stats().pgadopt.fetch_add(1, Ordering::Relaxed);
+                if reached == page {
+                    self.kernel.wake(PageRange::new(page, 1));
+                    return Step::Ended(Outcome::Done);
+                }
+                Step::Again
+            }
+            Some(stop) => Step::Ended(self.stopped(page, stop)),
+            None => Step::Again,
+        }
+    }
+
+    /// The kernel misses a page that we think is mapped: the fault is an old one, or the page was given up in a way that
+    /// sends no event. In either case a zero-filled page is right, if there is none.
+    fn found_missing(&self, states: &mut States, page: Vpn) -> Step {
+        let range = PageRange::new(page, 1);
+        let progress = self.kernel.zero_home(range);
+        match progress.stop {
+            None => {
+                if let PageState::System { copy: Some(frame) } = states.get(page.index()) {
+                    states.set(page.index(), PageState::System { copy: None });
+                    self.free_frame(frame);
+                }
+                self.stats().pgzero.fetch_add(1, Ordering::Relaxed);
+                Step::Ended(Outcome::Done)
+            }
+            Some(Stop::Exists) => {
+                self.kernel.wake(range);
+                Step::Ended(Outcome::Done)
+            }
+            Some(stop) => Step::Ended(self.stopped(page, stop)),
+        }
+    }
+
+    /// The page waits in staging: it goes back, and its neighbours with it when they are touched in order.
+    fn second_chance(&self, states: &mut States, page: Vpn) -> Step {
+        let PageState::Staged { slot, .. } = states.get(page.index()) else { return Step::Again };
+        let hit = self.streams.fault(page, 1);
+        let block = page.block();
+        let (first, window) = if self.staging.is_huge(slot.bay()) && slot.index() == page.index() {
+            (0, BLOCK_PAGES)
+        } else {
+            (page.index(), hit.window)
+        };
+        // Slots in the order of the pages: the page at `index` in the slot as far from `slot` as it is from `page`.
+        let in_order = |index: usize| match states.get(index) {
+            PageState::Staged { slot: at, .. } => {
+                at.bay() == slot.bay() && at.index() + page.index() == slot.index() + index
+            }
+            _ => false,
+        };
+        let start = (first..page.index()).rev().take_while(|index| in_order(*index)).last().unwrap_or(page.index());
+        let first_slot = slot.bay().slot(slot.index() - (page.index() - start));
+        let last = self.kernel.extent(page).end.0.clamp(page.0 + 1, page.block().pages().end.0);
+        let last = page.index() + usize::try_from(last - page.0).unwrap_or(1);
+        let nr_pages = (start..last).take_while(|index| in_order(*index)).count();
+        let nr_pages = nr_pages.min(window.max(page.index() + 1 - start));
+        let run = SlotRun { start: first_slot, len: nr_pages };
+        let range = PageRange::new(block.page(start), nr_pages as u64);
+        let mapped = self.give_home(run, range);
+        for index in start..start + mapped.done {
+            let PageState::Staged { copy, .. } = states.get(index) else { continue };
+            states.set(index, PageState::System { copy });
+        }
+        self.staging.unstage(SlotRun { start: run.start, len: mapped.done }, mapped.left);
+        self.stats().refault.fetch_add(mapped.done as u64, Ordering::Relaxed);
+        self.note_resident(block, states);
+        self.stream_on(states, hit, range.start.add(mapped.done as u64));
+        if page < range.start.add(mapped.done as u64) {
+            return Step::Ended(Outcome::Done);
+        }
+        match mapped.stop {
+            Some(Stop::Exists) => self.replaced(states, page, slot),
+            Some(stop) => Step::Ended(self.stopped(page, stop)),
+            None => Step::Again,
+        }
+    }
+
+    /// A staged page found its place taken by a page that we know nothing of: what the program maps is the truth.
+    fn replaced(&self, states: &mut States, page: Vpn, slot: crate::addr::Slot) -> Step {
+        if let PageState::Staged { copy, .. } = states.get(page.index()) {
+            states.set(page.index(), PageState::System { copy });
+            self.staging.unstage(SlotRun { start: slot, len: 1 }, Left::Memory);
+            self.charge_found(1);
+        }
+        self.kernel.wake(PageRange::new(page, 1));
+        Step::Ended(Outcome::Done)
+    }
+
+    /// The page is being read by a store: it comes home as a copy, and the store will find that out.
+    fn copy_from_store(&self, states: &mut States, page: Vpn, run: SlotRun) -> Step {
+        if !self.try_charge(1) {
+            return Step::NeedMemory;
+        }
+        let range = PageRange::new(page, 1);
+        let progress = self.kernel.copy_home(run.start, range);
+        match progress.stop {
+            None => {
+                states.set(page.index(), PageState::System { copy: None });
+                self.note_resident(page.block(), states);
+                self.stats().refault.fetch_add(1, Ordering::Relaxed);
+                Step::Ended(Outcome::Done)
+            }
+            Some(Stop::Exists) => {
+                states.set(page.index(), PageState::System { copy: None });
+                self.note_resident(page.block(), states);
+                self.kernel.wake(range);
+                Step::Ended(Outcome::Done)
+            }
+            Some(stop) => {
+                self.uncharge(1);
+                Step::Ended(self.stopped(page, stop))
+            }
+        }
+    }
+
+    pub(crate) fn poison_page(&self, page: Vpn) -> Step {
+        let range = PageRange::new(page, 1);
+        let progress = self.kernel.poison(range);
+        match progress.stop {
+            None | Some(Stop::Exists) => {
+                self.kernel.wake(range);
+                Step::Ended(Outcome::Done)
+            }
+            Some(stop) => Step::Ended(self.stopped(page, stop)),
+        }
+    }
+
+    /// Gives the pages in slots to the program, by move or by copy, whichever is set and possible: copies need memory,
+    /// moves a writable mapping.
+    pub(crate) fn give_home(&self, run: SlotRun, range: PageRange) -> Mapped {
+        let copy = |stop: Option<Stop>| {
+            if !self.try_charge(run.len) {
+                return Mapped { done: 0, stop, left: Left::Memory };
+            }
+            let progress = self.kernel.copy_home(run.start, range);
+            self.uncharge(run.len - progress.done);
+            Mapped { done: progress.done, stop: progress.stop, left: Left::Memory }
+        };
+        if self.config.home_by == HomeBy::Copy {
+            let mapped = copy(Some(Stop::NoMemory));
+            if mapped.done > 0 || mapped.stop != Some(Stop::NoMemory) {
+                return mapped;
+            }
+        }
+        let progress = self.kernel.move_home(run.start, range);
+        if progress.done == 0 && progress.stop == Some(Stop::Unsuited) {
+            return copy(progress.stop);
+        }
+        Mapped { done: progress.done, stop: progress.stop, left: Left::Nothing }
+    }
+
+    /// What a fault comes to when the kernel stops in front of its page.
+    pub(crate) fn stopped(&self, page: Vpn, stop: Stop) -> Outcome {
+        match stop {
+            Stop::Changing | Stop::NoMemory | Stop::Busy | Stop::Absent => Outcome::Retry,
+            Stop::Unsuited => Outcome::Unmanaged,
+            Stop::Exists => {
+                self.kernel.wake(PageRange::new(page, 1));
+                Outcome::Done
+            }
+            Stop::Gone => Outcome::Done,
+        }
+    }
+
+    pub(crate) fn forget_frame(&self, frame: Frame) {
+        self.sub_away(1);
+        self.free_frame(frame);
+    }
+}
+
+fn range_len(range: PageRange) -> usize {
+    usize::try_from(range.nr_pages()).unwrap_or(usize::MAX)
+}
+
+/// At most `len` pages of the range, `page` among them, as much as possible from `page` on.
+fn cut_around(range: PageRange, page: Vpn, len: usize) -> PageRange {
+    if range_len(range) <= len {
+        return range;
+    }
+    let ahead = range.end.0 - page.0;
+    if ahead >= len as u64 {
+        return PageRange::new(page, len as u64);
+    }
+    PageRange { start: Vpn(range.end.0 - len as u64), end: range.end }
+}

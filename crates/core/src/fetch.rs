@@ -1,0 +1,339 @@
+//! The way home from a device: plan under the block's lock, transfer without it, complete under it again.
+//!
+//! Between plan and completion the pages are `Fetching` with a ticket. Faults on them park. Events may turn them into
+//! `Dropped` or move them to other addresses ([`Moved`]); the completion, and only it, ends every page of its ticket.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use hmm_device::{DeviceError, DevicePfn, Fetch as Request, Transfer};
+
+use crate::addr::{BLOCK_PAGES, PAGE_SIZE, PageRange, SlotRun, Vpn};
+use crate::engine::Engine;
+use crate::fault::{Outcome, Step};
+use crate::kernel::{Kernel, Stop};
+use crate::staging::Left;
+use crate::state::{Frame, PageState, Ticket};
+use crate::stream::Hit;
+use crate::table::States;
+
+/// Pages of one transfer: bounds how long a page that was asked for waits for the others.
+pub(crate) const FETCH_PAGES: usize = 32;
+/// Tries of a transfer that fails with [`DeviceError::Io`].
+const IO_TRIES: usize = 3;
+
+/// A page that the program moved while it was being fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moved {
+    pub(crate) ticket: Ticket,
+    pub(crate) from: Vpn,
+    pub(crate) to: Vpn,
+}
+
+/// What the fetched pages are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A fault at the first page.
+    Fault,
+    /// Read-ahead.
+    Ahead {
+        /// The first page stays in staging, so that touching it shows how far the program is.
+        trigger: bool,
+    },
+}
+
+/// A planned transfer: pages marked `Fetching`, slots lent.
+#[derive(Debug)]
+#[must_use = "pages are marked and slots lent until the fetch is run"]
+pub(crate) struct Fetch {
+    ticket: Ticket,
+    device: u8,
+    first: Vpn,
+    frames: [DevicePfn; FETCH_PAGES],
+    slots: SlotRun,
+    purpose: Purpose,
+    /// The stream to go on with when the page is there.
+    hit: Option<Hit>,
+}
+
+impl Fetch {
+    fn range(&self) -> PageRange {
+        PageRange::new(self.first, self.slots.len as u64)
+    }
+
+    pub(crate) fn nr_pages(&self) -> u64 {
+        self.slots.len as u64
+    }
+
+    fn slot_of(&self, page: Vpn) -> crate::addr::Slot {
+        self.slots.start.add(page.index() - self.first.index())
+    }
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Plans what a fault at `page` brings. `None`: no staging memory.
+    pub(crate) fn plan_fetch(&self, states: &mut States, page: Vpn, frame: Frame) -> Option<Fetch> {
+        let hit = self.streams.fault(page, 1);
+        let mut fetch = self.mark(states, page, frame.device, hit.window, Purpose::Fault)?;
+        fetch.hit = Some(hit);
+        self.stats().pgmajfault.fetch_add(1, Ordering::Relaxed);
+        Some(fetch)
+    }
+
+    /// Marks up to `window` pages from `page` on that are on the device.
+    pub(crate) fn mark(
+        &self,
+        states: &mut States,
+        page: Vpn,
+        device: u8,
+        window: usize,
+        purpose: Purpose,
+    ) -> Option<Fetch> {
+        let on_device = |state| matches!(state, PageState::Device { frame } if frame.device == device);
+        // Not over the border of the mapping: what is behind it cannot be mapped in the same call.
+        let in_extent = self.kernel.extent(page).end.0.saturating_sub(page.0).clamp(1, BLOCK_PAGES as u64);
+        let in_extent = usize::try_from(in_extent).unwrap_or(1);
+        let end = page.index() + window.min(FETCH_PAGES).min(in_extent).min(BLOCK_PAGES - page.index());
+        let nr_pages = states.run_while(page.index(), &(page.index()..end), on_device);
+        let slots = self.take_slots(nr_pages)?;
+        let ticket = self.new_ticket();
+        let mut frames = [DevicePfn::default(); FETCH_PAGES];
+        for (offset, pfn) in frames.iter_mut().enumerate().take(slots.len) {
+            let index = page.index() + offset;
+            let PageState::Device { frame } = states.get(index) else { continue };
+            *pfn = frame.pfn;
+            states.set(index, PageState::Fetching { ticket, frame });
+        }
+        Some(Fetch { ticket, device, first: page, frames, slots, purpose, hit: None })
+    }
+
+    /// Transfers and completes.
+    pub(crate) fn run_fetch(&self, fetch: Fetch) -> Step {
+        let transfer = self.transfer(&fetch);
+        let gate = self.gate();
+        let block = self.table.block(fetch.first.block());
+        let mut states = block.lock();
+        let reached = self.complete(&mut states, &fetch, transfer);
+        self.end_moved(&mut states, &fetch);
+        self.note_resident(fetch.first.block(), &mut states);
+        let step = match reached {
+            Ok(end) if end > fetch.first => {
+                let hit = fetch.hit.filter(|_| fetch.purpose == Purpose::Fault);
+                hit.inspect(|hit| self.stream_on(&states, *hit, end));
+                Step::Ended(Outcome::Done)
+            }
+            Ok(_) => Step::Again,
+            Err(stop) => Step::Ended(self.stopped(fetch.first, stop)),
+        };
+        drop(states);
+        drop(gate);
+        step
+    }
+
+    fn transfer(&self, fetch: &Fetch) -> Transfer {
+        let device = &self.devices[usize::from(fetch.device)];
+        let frames = &fetch.frames[..fetch.slots.len];
+        let mut transfer = Transfer::complete(0);
+        for _ in 0..IO_TRIES {
+            let done = transfer.done;
+            let rest = SlotRun { start: fetch.slots.start.add(done), len: fetch.slots.len - done };
+            self.kernel.with_slots_mut(rest, &mut |bytes| {
+                debug_assert_eq!(bytes.len(), rest.len * PAGE_SIZE, "slots are pages");
+                let more = device.fetch(Request { frames: &frames[done..], bytes });
+                transfer = Transfer { done: done + more.done, stop: more.stop };
+            });
+            if transfer.stop != Some(DeviceError::Io) {
+                break;
+            }
+        }
+        transfer
+    }
+
+    /// Maps what was fetched, puts back what was not. Returns the end of the pages that need no more care, or why the
+    /// first page is not there.
+    fn complete(&self, states: &mut States, fetch: &Fetch, transfer: Transfer) -> Result<Vpn, Stop> {
+        let fetched = PageRange::new(fetch.first, transfer.done as u64);
+        let mut reached = fetch.first;
+        let mut failed = None;
+        let mut page = fetch.first;
+        if fetch.purpose == (Purpose::Ahead { trigger: true }) && transfer.done > 0 {
+            self.leave_staged(states, fetch);
+            page = page.add(1);
+        }
+        while page < fetched.end && failed.is_none() {
+            let run = self.own_run(states, fetch, PageRange { start: page, end: fetched.end });
+            if run.is_empty() {
+                // Not ours any more: given up or moved by the program.
+                self.end_page(states, fetch, page, Left::Memory);
+                page = page.add(1);
+                continue;
+            }
+            match self.map_run(states, fetch, run) {
+                (end, None) => page = end,
+                (end, stop) => {
+                    page = end;
+                    failed = stop;
+                }
+            }
+            reached = page;
+        }
+        self.count(fetch, fetch.first, page);
+        if page == fetched.end && failed.is_none() {
+            failed = self.fail_page(states, fetch, page, transfer.stop).err();
+            if transfer.stop.is_some() && failed.is_none() && fetch.purpose == Purpose::Fault && page == fetch.first {
+                reached = reached.max(page.add(1));
+            }
+        }
+        self.revert(states, fetch, PageRange { start: page, end: fetch.range().end });
+        failed.filter(|_| reached == fetch.first).map_or(Ok(reached), Err)
+    }
+
+    fn count(&self, fetch: &Fetch, first: Vpn, end: Vpn) {
+        let counter = match fetch.purpose {
+            Purpose::Fault => &self.stats().pgfetch,
+            Purpose::Ahead { .. } => &self.stats().pgprefetch,
+        };
+        counter.fetch_add(end.0 - first.0, Ordering::Relaxed);
+    }
+
+    /// The pages from the front of `range` that are still this fetch's.
+    fn own_run(&self, states: &States, fetch: &Fetch, range: PageRange) -> PageRange {
+        let ours = |state| matches!(state, PageState::Fetching { ticket, .. } if ticket == fetch.ticket);
+        let first = range.start.index();
+        let last = Vpn(range.end.0 - 1).index();
+        PageRange::new(range.start, states.run_while(first, &(first..last + 1), ours) as u64)
+    }
+
+    /// Maps a run of fetched pages. Returns how far it came, and why not further.
+    fn map_run(&self, states: &mut States, fetch: &Fetch, run: PageRange) -> (Vpn, Option<Stop>) {
+        let slots = SlotRun { start: fetch.slot_of(run.start), len: run.end.index_after(run.start) };
+        let mapped = self.give_home(slots, run);
+        let keep = self.keeps_copy(fetch.device);
+        let mut gone = [DevicePfn::default(); FETCH_PAGES];
+        let mut nr_gone = 0;
+        for page in PageRange::new(run.start, mapped.done as u64).iter() {
+            let PageState::Fetching { frame, .. } = states.get(page.index()) else { continue };
+            states.set(page.index(), PageState::System { copy: keep.then_some(frame) });
+            if !keep {
+                gone[nr_gone] = frame.pfn;
+                nr_gone += 1;
+            }
+        }
+        self.free_frames(fetch.device, &gone[..nr_gone]);
+        self.sub_away(mapped.done);
+        self.staging.put(SlotRun { start: slots.start, len: mapped.done }, mapped.left);
+        let end = run.start.add(mapped.done as u64);
+        if end < run.end && mapped.stop == Some(Stop::Exists) {
+            // The program has a page there that we know nothing of; what it maps is the truth.
+            if let PageState::Fetching { frame, .. } = states.get(end.index()) {
+                states.set(end.index(), PageState::System { copy: None });
+                self.forget_frame(frame);
+                self.charge_found(1);
+                self.staging.put(SlotRun { start: fetch.slot_of(end), len: 1 }, Left::Memory);
+                self.kernel.wake(PageRange::new(end, 1));
+            }
+            return (end.add(1), None);
+        }
+        (end, mapped.stop)
+    }
+
+    /// Leaves the first page in staging.
+    fn leave_staged(&self, states: &mut States, fetch: &Fetch) {
+        let page = fetch.first;
+        if self.own_run(states, fetch, PageRange::new(page, 1)).is_empty() {
+            self.end_page(states, fetch, page, Left::Memory);
+            return;
+        }
+        let PageState::Fetching { frame, .. } = states.get(page.index()) else { return };
+        let slot = fetch.slot_of(page);
+        let copy = if self.keeps_copy(fetch.device) {
+            Some(frame)
+        } else {
+            self.free_frame(frame);
+            None
+        };
+        self.sub_away(1);
+        states.set(page.index(), PageState::Staged { slot, copy });
+        self.staging.stage(slot, page);
+        // Whoever came here meanwhile has parked: it faults again and finds the page staged.
+        self.kernel.wake(PageRange::new(page, 1));
+    }
+
+    /// The device failed at `page`: poison it if a fault asked for it; read-ahead leaves that to the fault to come.
+    fn fail_page(
+        &self,
+        states: &mut States,
+        fetch: &Fetch,
+        page: Vpn,
+        error: Option<DeviceError>,
+    ) -> Result<(), Stop> {
+        let asked_for = fetch.purpose == Purpose::Fault && page == fetch.first;
+        if error.is_none() || !asked_for || self.own_run(states, fetch, PageRange::new(page, 1)).is_empty() {
+            return Ok(());
+        }
+        let progress = self.kernel.poison(PageRange::new(page, 1));
+        if let Some(stop) = progress.stop {
+            return Err(stop);
+        }
+        let PageState::Fetching { frame, .. } = states.get(page.index()) else { return Ok(()) };
+        states.set(page.index(), PageState::Poisoned);
+        self.forget_frame(frame);
+        self.stats().pgpoison.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Pages that were not mapped are on the device as before.
+    fn revert(&self, states: &mut States, fetch: &Fetch, range: PageRange) {
+        for page in range.iter() {
+            self.end_page(states, fetch, page, Left::Memory);
+        }
+        if !range.is_empty() {
+            self.kernel.wake(range);
+        }
+    }
+
+    /// Ends this fetch's hold on one page that it did not map, and on its slot.
+    fn end_page(&self, states: &mut States, fetch: &Fetch, page: Vpn, left: Left) {
+        self.end_state(states, fetch.ticket, page);
+        self.staging.put(SlotRun { start: fetch.slot_of(page), len: 1 }, left);
+    }
+
+    fn end_state(&self, states: &mut States, ours: Ticket, page: Vpn) {
+        match states.get(page.index()) {
+            PageState::Fetching { ticket, frame } if ticket == ours => {
+                states.set(page.index(), PageState::Device { frame });
+            }
+            PageState::Dropped { ticket, frame } if ticket == ours => {
+                states.set(page.index(), PageState::None);
+                self.forget_frame(frame);
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends the hold on pages that moved away meanwhile.
+    fn end_moved(&self, states: &mut States, fetch: &Fetch) {
+        let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        if moved.is_empty() {
+            return;
+        }
+        let mine = |moved: &Moved| moved.ticket == fetch.ticket;
+        for page in moved.iter().filter(|moved| mine(moved)).map(|moved| moved.to) {
+            // One block is locked at a time but for this, and the gate keeps every other holder of two out.
+            if page.block() == fetch.first.block() {
+                self.end_state(states, fetch.ticket, page);
+            } else {
+                self.end_state(&mut self.table.block(page.block()).lock(), fetch.ticket, page);
+            }
+            self.kernel.wake(PageRange::new(page, 1));
+        }
+        moved.retain(|moved| !mine(moved));
+    }
+}
+
+impl Vpn {
+    /// Pages from `start` to here, both in one block.
+    fn index_after(self, start: Self) -> usize {
+        usize::try_from(self.0 - start.0).unwrap_or(0)
+    }
+}

@@ -1,0 +1,107 @@
+//! The one door from the engine to the kernel: what it asks for, in pages and slots, never in pointers.
+//!
+//! Implemented by the runtime on userfaultfd, and by the simulator. The contract is that of Linux, in short:
+//!
+//! - While the program changes its mappings (an event is unread) every resolving call makes no progress and says
+//!   [`Stop::Changing`]. The caller gives up what it planned, lets the events be read, and starts anew.
+//! - Calls make progress page by page from the front; [`Progress::done`] pages are done, whatever `stop` says.
+//! - Staging is memory of this process that nobody else touches: after `move_out` a slot's bytes change no more.
+
+use crate::addr::{Bay, PageRange, Slot, SlotRun, Vpn};
+use crate::bits::PageSet;
+use crate::ledger::Ledger;
+use crate::stats::Stats;
+
+/// Why a call did not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The destination page is there already (`EEXIST`).
+    Exists,
+    /// The source page is not there (`ENOENT`).
+    Absent,
+    /// The mappings are changing: read the events, then try again (`EAGAIN`).
+    Changing,
+    /// The page is shared by a fork or pinned for I/O (`EBUSY`).
+    Busy,
+    /// The range is not registered, not mapped, or its protection differs (`EINVAL`, `ENOENT` of the range).
+    Unsuited,
+    /// The kernel has no memory (`ENOMEM`).
+    NoMemory,
+    /// The address space is gone (`ESRCH`).
+    Gone,
+}
+
+/// How far a call came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "pages behind `done` are where they were"]
+pub struct Progress {
+    /// Pages done, from the front.
+    pub done: usize,
+    /// Why page number `done` was not; `None` when all were.
+    pub stop: Option<Stop>,
+}
+
+impl Progress {
+    /// All of `nr_pages` are done.
+    pub const fn complete(nr_pages: usize) -> Self {
+        Self { done: nr_pages, stop: None }
+    }
+}
+
+/// What a bay was found to hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BayScan {
+    /// Slots that hold a page.
+    pub present: PageSet,
+    /// Whether any of it is a huge page.
+    pub huge: bool,
+}
+
+/// What the engine needs of the kernel, and of the process it works in.
+pub trait Kernel: Send + Sync {
+    /// Moves the pages of `src` (inside one block) to the slots of `bay` at the same places in it, in one call as far as
+    /// possible. Holes are skipped. A page that cannot be moved is skipped, too: `stop` tells the last reason, and
+    /// [`scan_bay`](Kernel::scan_bay) what was moved. After [`Stop::Changing`] part of the pages may have moved.
+    fn move_out(&self, src: PageRange, bay: Bay) -> Option<Stop>;
+
+    /// Moves pages from slots to the program, and wakes who waits for them.
+    fn move_home(&self, src: Slot, dst: PageRange) -> Progress;
+
+    /// Fills holes of the program with copies of slots, and wakes who waits for them. The slots keep their pages.
+    fn copy_home(&self, src: Slot, dst: PageRange) -> Progress;
+
+    /// Fills holes of the program with zeroes, in memory of their own, and wakes who waits for them.
+    fn zero_home(&self, dst: PageRange) -> Progress;
+
+    /// Makes every access to the holes of the range fail with SIGBUS, and wakes who waits for them.
+    fn poison(&self, dst: PageRange) -> Progress;
+
+    /// Wakes who waits for a page of the range, so that it faults again or goes on.
+    fn wake(&self, range: PageRange);
+
+    /// Which slots of a bay hold a page.
+    fn scan_bay(&self, bay: Bay) -> BayScan;
+
+    /// Gives the memory of the slots back to the system; their content is gone. Never sends an event.
+    fn release(&self, run: SlotRun);
+
+    /// Makes pages that are shared with a child of a fork the program's own again, as far as they are resident; called
+    /// without any lock of the engine, and only from reclaim.
+    fn unshare(&self, range: PageRange);
+
+    /// Lends the bytes of slots for reading.
+    fn with_slots(&self, run: SlotRun, read: &mut dyn FnMut(&[u8]));
+
+    /// Lends the bytes of slots for writing; slots without a page get one.
+    fn with_slots_mut(&self, run: SlotRun, write: &mut dyn FnMut(&mut [u8]));
+
+    /// Pages of the registered mapping around `page`, cut to its block; empty when it is not managed.
+    /// Read-ahead and first touches in runs stay inside.
+    fn extent(&self, page: Vpn) -> PageRange;
+
+    /// The account that all memory is charged to. May be shared with other processes.
+    fn ledger(&self) -> &Ledger;
+
+    /// Where events are counted.
+    fn stats(&self) -> &Stats;
+}

@@ -1,0 +1,48 @@
+//! The engine of hmm: where the bytes of every page are, and how they get elsewhere.
+//!
+//! No I/O, no threads, no clock, no unsafe code: the engine reaches the kernel through [`kernel::Kernel`] and devices
+//! through [`hmm_device::Device`]; whoever owns threads calls [`Engine`] from as many of them as he likes.
+//!
+//! # The protocol
+//!
+//! Three kinds of work meet on a page:
+//!
+//! - **faults** ([`Engine::fault`]) bring it home;
+//! - **reclaim** ([`Engine::reclaim`]) takes blocks out of the program into staging, and migrates what stays there from
+//!   staging to a device;
+//! - **events** ([`Engine::events`]) say that the program gave pages up or moved them.
+//!
+//! Locks, always taken in this order: *gate* → block → staging, queues → device. The gate is a read-write lock: whoever
+//! changes the program's mappings by what the states say holds it for reading; events are *read from the kernel* and
+//! applied while it is held for writing. The kernel holds a program that unmaps until its event is read, so under the
+//! gate the states never speak of a mapping that is not there any more.
+//!
+//! Devices are called without block lock and gate. A page that a device works on is `Fetching` or `Storing` meanwhile;
+//! a fault on it parks (the completion wakes it) or is served from staging.
+
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod bits;
+pub mod kernel;
+pub mod ledger;
+pub mod state;
+pub mod stats;
+
+mod adopt;
+mod copies;
+mod engine;
+mod events;
+mod fault;
+mod fetch;
+mod migrate;
+mod read_ahead;
+mod reclaim;
+mod staging;
+mod stream;
+mod table;
+
+pub use engine::{Config, Engine, HomeBy, Peeked};
+pub use events::Events;
+pub use fault::Outcome;
+pub use reclaim::Reclaimed;

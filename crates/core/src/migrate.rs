@@ -1,0 +1,272 @@
+//! Migration of staged pages to a device, page by page, best effort (Linux: `migrate_vma_setup`, `_pages`, `_finalize`).
+//!
+//! ```text
+//!     Staged ──collect──▶ Migration<Collected> ──copy──▶ Migration<Copied> ──commit──▶ Device, slot free
+//!        ▲                        │                             │
+//!        └────────── drop ────────┴──────────── drop ───────────┘
+//! ```
+//!
+//! While a migration holds pages they are `Storing`: a fault gets a copy of the slot, whose bytes change no more, and
+//! an event forgets the page; in both cases the commit finds the page's state changed and drops what it made. Nothing is
+//! lost by dropping a migration at any stage: the pages are staged again.
+
+use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
+
+use hmm_device::{Access, DeviceError, DevicePfn, Store};
+
+use crate::addr::{Bay, Slot, SlotRun, Vpn};
+use crate::engine::Engine;
+use crate::kernel::Kernel;
+use crate::staging::Left;
+use crate::state::{Frame, PageState};
+
+/// Pages of one migration: bounds the time for which a page is `Storing`.
+pub(crate) const MIGRATE_PAGES: usize = 64;
+
+/// Pages are marked and collected; none is copied.
+#[derive(Debug)]
+pub(crate) struct Collected;
+/// Every page that a device took has a frame.
+#[derive(Debug)]
+pub(crate) struct Copied;
+
+/// One page on its way.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    slot: Slot,
+    /// A frame that may still hold the page, from the time it came home.
+    copy: Option<Frame>,
+    /// The frame that holds it now.
+    dst: Option<Frame>,
+}
+
+/// What a migration came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Migrated {
+    /// Pages whose home is the device now.
+    pub(crate) committed: usize,
+    /// Pages that went home or were given up meanwhile.
+    pub(crate) overtaken: usize,
+    /// Pages that no device took; they are staged as before.
+    pub(crate) refused: usize,
+}
+
+/// A run of pages between staging and a device.
+#[derive(Debug)]
+#[must_use = "dropping a migration undoes it"]
+pub(crate) struct Migration<'e, K: Kernel, Stage> {
+    engine: &'e Engine<K>,
+    entries: [Entry; MIGRATE_PAGES],
+    len: usize,
+    access: Access,
+    stage: PhantomData<Stage>,
+}
+
+impl<'e, K: Kernel> Migration<'e, K, Collected> {
+    /// Collects staged pages of the bay, from its front.
+    pub(crate) fn collect(engine: &'e Engine<K>, bay: Bay) -> Self {
+        let entry = Entry { slot: bay.slot(0), copy: None, dst: None };
+        let mut migration =
+            Self { engine, entries: [entry; MIGRATE_PAGES], len: 0, access: Access::Random, stage: PhantomData };
+        let staged = engine.staging.staged(bay);
+        for index in staged.runs().flatten() {
+            if migration.len == MIGRATE_PAGES {
+                break;
+            }
+            migration.collect_page(bay.slot(index));
+        }
+        migration.access = if migration.is_run() { Access::Stream } else { Access::Random };
+        migration
+    }
+
+    fn collect_page(&mut self, slot: Slot) {
+        let owner = self.engine.staging.owner(slot);
+        let Some(block) = self.engine.table.get(owner.block()) else { return };
+        let mut states = block.lock();
+        match states.get(owner.index()) {
+            PageState::Staged { slot: at, copy } if at == slot => {
+                states.set(owner.index(), PageState::Storing { slot });
+                self.entries[self.len] = Entry { slot, copy, dst: None };
+                self.len += 1;
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the pages are one run that fills the migration: how a stream leaves.
+    fn is_run(&self) -> bool {
+        self.len == MIGRATE_PAGES && self.entries[self.len - 1].slot.0 - self.entries[0].slot.0 == self.len as u32 - 1
+    }
+
+    /// Has the devices copy the pages: those that a device still holds need no copy.
+    pub(crate) fn copy(mut self) -> Migration<'e, K, Copied> {
+        for number in 0..self.len {
+            self.recognise(number);
+        }
+        let mut first = 0;
+        while first < self.len {
+            if self.entries[first].dst.is_some() {
+                first += 1;
+                continue;
+            }
+            let end = self.run_end(first);
+            self.copy_run(first, end);
+            first = end;
+        }
+        let copied = Migration {
+            engine: self.engine,
+            entries: self.entries,
+            len: self.len,
+            access: self.access,
+            stage: PhantomData,
+        };
+        self.len = 0;
+        copied
+    }
+
+    /// Makes an old copy the destination if it is still true, and frees it if not.
+    fn recognise(&mut self, number: usize) {
+        let entry = &mut self.entries[number];
+        let Some(frame) = entry.copy.take() else { return };
+        let device = self.engine.device(frame);
+        let mut same = false;
+        self.engine
+            .kernel
+            .with_slots(SlotRun { start: entry.slot, len: 1 }, &mut |bytes| same = device.holds(frame.pfn, bytes));
+        self.engine.copies.learn(same);
+        if same {
+            entry.dst = Some(frame);
+            self.engine.stats().pgclean.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.engine.free_frame(frame);
+        }
+    }
+
+    /// The end of the run of neighbouring slots from `first` on that need a copy.
+    fn run_end(&self, first: usize) -> usize {
+        let mut end = first + 1;
+        while end < self.len
+            && self.entries[end].dst.is_none()
+            && self.entries[end].slot == self.entries[end - 1].slot.add(1)
+        {
+            end += 1;
+        }
+        end
+    }
+
+    /// Stores a run, on the first device that takes it.
+    fn copy_run(&mut self, first: usize, end: usize) {
+        let mut next = first;
+        for device in 0..self.engine.devices.len() {
+            next = self.copy_to(device, next, end);
+            if next == end {
+                return;
+            }
+        }
+    }
+
+    /// Stores pages on one device until it refuses; returns the first that it did not take.
+    #[expect(clippy::cast_possible_truncation, reason = "at most sixteen devices")]
+    fn copy_to(&mut self, number: usize, first: usize, end: usize) -> usize {
+        let device = &self.engine.devices[number];
+        let mut frames = [DevicePfn::default(); MIGRATE_PAGES];
+        let frames = &mut frames[..end - first];
+        let nr_frames = device.alloc(frames);
+        let (frames, _) = frames.split_at(nr_frames);
+        let run = SlotRun { start: self.entries[first].slot, len: nr_frames };
+        let mut stored = 0;
+        while stored < nr_frames {
+            let mut stop: Option<DeviceError> = None;
+            let rest = SlotRun { start: run.start.add(stored), len: run.len - stored };
+            self.engine.kernel.with_slots(rest, &mut |bytes| {
+                let transfer = device.store(Store { frames: &frames[stored..], bytes, access: self.access });
+                stored += transfer.done;
+                stop = transfer.stop;
+            });
+            if stop.is_some() {
+                break;
+            }
+        }
+        device.free(&frames[stored..]);
+        for (entry, pfn) in self.entries[first..].iter_mut().zip(&frames[..stored]) {
+            entry.dst = Some(Frame { device: number as u8, pfn: *pfn });
+        }
+        self.engine.stats().pgstore.fetch_add(stored as u64, Ordering::Relaxed);
+        first + stored
+    }
+}
+
+impl<K: Kernel> Migration<'_, K, Copied> {
+    /// Makes the frames the pages' homes.
+    pub(crate) fn commit(mut self) -> Migrated {
+        let mut migrated = Migrated::default();
+        let gate = self.engine.gate();
+        for number in 0..self.len {
+            let entry = self.entries[number];
+            match entry.dst {
+                Some(frame) if self.engine.end_storing(entry.slot, PageState::Device { frame }) => {
+                    migrated.committed += 1;
+                    self.engine.add_away(1);
+                    self.engine.staging.unstage(SlotRun { start: entry.slot, len: 1 }, Left::Memory);
+                }
+                Some(frame) => {
+                    migrated.overtaken += 1;
+                    self.engine.free_frame(frame);
+                    self.engine.staging.unstage(SlotRun { start: entry.slot, len: 1 }, Left::Memory);
+                }
+                None => {
+                    migrated.refused += 1;
+                    self.engine.undo(entry);
+                }
+            }
+        }
+        drop(gate);
+        self.engine.stats().pgmigrate_fail.fetch_add(migrated.refused as u64, Ordering::Relaxed);
+        self.len = 0;
+        migrated
+    }
+}
+
+impl<K: Kernel, Stage> Drop for Migration<'_, K, Stage> {
+    fn drop(&mut self) {
+        if self.len == 0 {
+            return;
+        }
+        let gate = self.engine.gate();
+        for entry in &self.entries[..self.len] {
+            self.engine.undo(*entry);
+        }
+        drop(gate);
+    }
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Puts a page back into staging, or frees its slot if it went elsewhere.
+    fn undo(&self, entry: Entry) {
+        let copy = entry.dst.or(entry.copy);
+        if !self.end_storing(entry.slot, PageState::Staged { slot: entry.slot, copy }) {
+            if let Some(frame) = copy {
+                self.free_frame(frame);
+            }
+            self.staging.unstage(SlotRun { start: entry.slot, len: 1 }, Left::Memory);
+        }
+    }
+
+    /// Gives a page that is being stored from `slot` another state. False when it went home or was given up.
+    /// The caller holds the gate, so the page does not move meanwhile.
+    fn end_storing(&self, slot: Slot, state: PageState) -> bool {
+        let owner: Vpn = self.staging.owner(slot);
+        let Some(block) = self.table.get(owner.block()) else { return false };
+        let mut states = block.lock();
+        let ours = matches!(states.get(owner.index()), PageState::Storing { slot: at } if at == slot);
+        if ours {
+            states.set(owner.index(), state);
+        }
+        ours
+    }
+}

@@ -1,0 +1,217 @@
+//! Making memory free: blocks leave the program for staging, wait there for their second chance, and go on to a device.
+//!
+//! Blocks leave in the order in which they came, whole, in one move with one flush of the TLBs. Staging holds as many
+//! as half of its bays before the oldest is migrated. Memory that a bay's pages leave behind is stock for the pages that
+//! come home next; when pages come home by copy, or the stock is of no use, it goes back to the system.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use crate::addr::{BLOCK_PAGES, Bay, BlockId, PageRange, SlotRun};
+use crate::bits::PageSet;
+use crate::engine::{Engine, HomeBy};
+use crate::fetch::FETCH_PAGES;
+use crate::kernel::{BayScan, Kernel, Stop};
+use crate::migrate::Migration;
+use crate::staging::Left;
+use crate::state::PageState;
+use crate::table::States;
+
+/// What one step of reclaim achieved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "`Full` and `Nothing` mean that waiting alone does not help"]
+pub enum Reclaimed {
+    /// Pages are on their way or free; another step may do more.
+    Progress,
+    /// There is nothing to take out now: all of it is pinned, or in other threads' hands.
+    Nothing,
+    /// No device takes another page.
+    Full,
+}
+
+/// Blocks that one step tries to take out before it gives up.
+const EVICT_TRIES: usize = 64;
+/// Stock that is kept for fetches when pages come home by copy.
+const COPY_STOCK_PAGES: usize = 4 * FETCH_PAGES;
+
+impl<K: Kernel> Engine<K> {
+    /// Pages that can be used without reclaim.
+    pub fn free_pages(&self) -> u64 {
+        self.kernel.ledger().free() + self.nr_stock()
+    }
+
+    /// Whether background reclaim has work: fewer pages than the low mark are free, or, once it has begun
+    /// (`going`), fewer than the high mark.
+    pub fn wants_reclaim(&self, going: bool) -> bool {
+        let mark = if going { self.config.high_pages } else { self.config.low_pages };
+        self.free_pages() < mark
+    }
+
+    /// Does one step: takes a block out of the program, or migrates some pages of the bay that has waited longest.
+    pub fn reclaim(&self) -> Reclaimed {
+        self.trim();
+        let depth = (self.config.nr_bays / 2) as usize;
+        if self.staging.nr_loaded() < depth && self.evict() {
+            return Reclaimed::Progress;
+        }
+        match self.store() {
+            Reclaimed::Nothing if self.evict() => Reclaimed::Progress,
+            outcome => outcome,
+        }
+    }
+
+    /// Takes pages of the range out of the program into staging. Returns how many.
+    pub fn evict_range(&self, range: PageRange) -> usize {
+        let mut evicted = 0;
+        for (id, _, part) in self.table.used_blocks(range) {
+            let Some(bay) = self.empty_bay() else { break };
+            evicted += self.evict_to(id, part, bay);
+        }
+        evicted
+    }
+
+    fn evict(&self) -> bool {
+        for _ in 0..EVICT_TRIES {
+            let Some(id) = self.evictable().pop_front() else { return false };
+            let Some(bay) = self.empty_bay() else {
+                self.evictable().push_front(id);
+                return false;
+            };
+            if self.evict_to(id, 0..BLOCK_PAGES, bay) > 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Reserves an empty bay, made from the smallest rest of stock if there is none.
+    fn empty_bay(&self) -> Option<Bay> {
+        loop {
+            if let Some(bay) = self.staging.reserve_bay() {
+                return Some(bay);
+            }
+            let surplus = self.staging.take_surplus(true)?;
+            self.release(surplus);
+        }
+    }
+
+    fn release(&self, run: SlotRun) {
+        self.kernel.release(run);
+        self.staging.put(run, Left::Nothing);
+        self.uncharge(run.len);
+    }
+
+    /// Gives back stock that nobody will use.
+    fn trim(&self) {
+        loop {
+            let any = self.config.home_by == HomeBy::Copy && self.staging.nr_stock() > COPY_STOCK_PAGES;
+            let Some(run) = self.staging.take_surplus(any) else { return };
+            self.release(run);
+        }
+    }
+
+    /// Takes the block's pages at `part` out of the program. The block leaves the queue, or goes to its end.
+    fn evict_to(&self, id: BlockId, part: std::ops::Range<usize>, bay: Bay) -> usize {
+        let gate = self.gate();
+        let block = self.table.block(id);
+        let mut states = block.lock();
+        states.queued = false;
+        let mut stop = None;
+        if states.nr_system() > 0 {
+            for run in unpinned_runs(&states, part.clone()) {
+                let range = PageRange { start: id.page(run.start), end: id.page(run.end) };
+                stop = self.kernel.move_out(range, bay).or(stop);
+            }
+        }
+        let scan = if states.nr_system() > 0 { self.kernel.scan_bay(bay) } else { BayScan::default() };
+        let staged = self.account_moved(&mut states, &scan, part, bay, stop);
+        self.staging.load(bay, staged, scan.huge, id.page(0));
+        self.note_resident(id, &mut states);
+        drop(states);
+        drop(gate);
+        let moved = staged.len();
+        self.stats().pgsteal.fetch_add(moved as u64, Ordering::Relaxed);
+        if moved == 0 && stop == Some(Stop::Busy) {
+            self.kernel.unshare(id.pages());
+        }
+        moved
+    }
+
+    /// Brings the states up to what the bay was found to hold.
+    fn account_moved(
+        &self,
+        states: &mut States,
+        scan: &BayScan,
+        part: std::ops::Range<usize>,
+        bay: Bay,
+        stop: Option<Stop>,
+    ) -> PageSet {
+        let mut vanished = 0;
+        for index in part {
+            let state = states.get(index);
+            if scan.present.contains(index) {
+                let copy = match state {
+                    PageState::System { copy } => copy,
+                    _ => {
+                        self.found_unknown(states, index);
+                        None
+                    }
+                };
+                states.set(index, PageState::Staged { slot: bay.slot(index), copy });
+            } else if let (PageState::System { copy }, None, false) = (state, stop, states.is_pinned(index)) {
+                // Given up by the program in a way that sends no event.
+                states.set(index, PageState::None);
+                copy.inspect(|frame| self.free_frame(*frame));
+                vanished += 1;
+            }
+        }
+        self.uncharge(vanished);
+        scan.present
+    }
+
+    /// A page was there that we thought was not: what the program had mapped is the truth.
+    fn found_unknown(&self, states: &mut States, index: usize) {
+        match states.get(index) {
+            PageState::Device { frame } => self.forget_frame(frame),
+            // Whoever fetches it frees the frame when he finds the page staged.
+            PageState::Fetching { ticket, frame } => {
+                let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+                moved.retain(|moved| moved.ticket != ticket);
+                debug_assert!(false, "a page that is being fetched was mapped: {frame:?}");
+            }
+            _ => {}
+        }
+        self.charge_found(1);
+        self.stats().pgadopt.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Migrates some pages of the bay that has waited longest.
+    fn store(&self) -> Reclaimed {
+        let Some(bay) = self.staging.next_loaded() else { return Reclaimed::Nothing };
+        let collected = Migration::collect(self, bay);
+        if collected.len() == 0 {
+            drop(collected);
+            self.staging.requeue(bay);
+            return Reclaimed::Progress;
+        }
+        let migrated = collected.copy().commit();
+        self.staging.requeue(bay);
+        if migrated.committed + migrated.overtaken > 0 || self.drop_copies(BLOCK_PAGES) > 0 {
+            Reclaimed::Progress
+        } else {
+            Reclaimed::Full
+        }
+    }
+}
+
+/// The runs of the block's pages that may be moved out.
+fn unpinned_runs(states: &States, part: std::ops::Range<usize>) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let mut movable = PageSet::EMPTY;
+    part.filter(|index| !states.is_pinned(*index)).for_each(|index| movable.insert(index));
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let run = movable.runs().find(|run| run.start >= from)?;
+        from = run.end;
+        Some(run)
+    })
+}

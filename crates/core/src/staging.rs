@@ -1,0 +1,279 @@
+//! Staging: memory of our own in which a page's bytes are while no mapping of the program's holds them.
+//!
+//! It is divided into bays, each the size of a block, so that a block leaves the program in one move to the same places
+//! of an empty bay. Every slot of a bay is in exactly one of these sets:
+//!
+//! - `blank`: no memory behind it;
+//! - `stock`: memory without meaning, charged: the destination of the next page that comes home;
+//! - `staged`: a page of the program (states `Staged` and `Storing`), whose owner is noted;
+//! - lent: handed to a fetch by [`take`](Staging::take); comes back by [`put`](Staging::put).
+//!
+//! A move empties a slot, so pages that come home by move turn stock into blank, and nothing is allocated, zeroed or
+//! freed in the kernel. Memory of a huge page is never lent in parts: taking one page out of it costs a split.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::addr::{BLOCK_PAGES, Bay, Slot, SlotRun, Vpn};
+use crate::bits::PageSet;
+
+/// What becomes of slots that are given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// There is still memory in them.
+    Memory,
+    /// Their memory went to the program.
+    Nothing,
+}
+
+#[derive(Debug)]
+struct BayState {
+    stock: PageSet,
+    blank: PageSet,
+    staged: PageSet,
+    owners: Box<[Vpn; BLOCK_PAGES]>,
+    huge: bool,
+    /// In the queue of bays to store, or being stored.
+    queued: bool,
+    /// Kept for an eviction under way.
+    reserved: bool,
+}
+
+impl BayState {
+    fn new() -> Self {
+        let mut blank = PageSet::EMPTY;
+        blank.insert_range(0..BLOCK_PAGES);
+        Self {
+            stock: PageSet::EMPTY,
+            blank,
+            staged: PageSet::EMPTY,
+            owners: Box::new([Vpn(0); BLOCK_PAGES]),
+            huge: false,
+            queued: false,
+            reserved: false,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.blank.len() == BLOCK_PAGES && !self.reserved
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    bays: Vec<BayState>,
+    /// Bays with staged pages, oldest first.
+    loaded: VecDeque<Bay>,
+}
+
+/// All bays.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    inner: Mutex<Inner>,
+    /// Slots in stock. Read without the lock, by whoever wants to know how much memory is free.
+    nr_stock: AtomicUsize,
+}
+
+impl Staging {
+    pub(crate) fn new(nr_bays: u32) -> Self {
+        let bays = (0..nr_bays).map(|_| BayState::new()).collect();
+        let loaded = VecDeque::with_capacity(nr_bays as usize);
+        Self { inner: Mutex::new(Inner { bays, loaded }), nr_stock: AtomicUsize::new(0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Slots in stock.
+    pub(crate) fn nr_stock(&self) -> usize {
+        self.nr_stock.load(Ordering::Relaxed)
+    }
+
+    /// Bays that wait to be stored.
+    pub(crate) fn nr_loaded(&self) -> usize {
+        self.lock().loaded.len()
+    }
+
+    /// Lends a run of up to `want` stock slots, at least one.
+    pub(crate) fn take_stock(&self, want: usize) -> Option<SlotRun> {
+        let mut inner = self.lock();
+        let mut best: Option<(SlotRun, usize)> = None;
+        for (number, bay) in inner.bays.iter().enumerate().filter(|(_, bay)| !bay.huge && !bay.stock.is_empty()) {
+            let in_stock = bay.stock.len();
+            for run in bay.stock.runs() {
+                let len = run.len().min(want);
+                // The longest run; among equals the bay that is nearest to being empty.
+                if best.is_none_or(|(best, stock)| len > best.len || (len == best.len && in_stock < stock)) {
+                    best = Some((SlotRun { start: bay_number(number).slot(run.start), len }, in_stock));
+                }
+                if len == want {
+                    break;
+                }
+            }
+        }
+        let (run, _) = best?;
+        let bay = inner.bay(run.start.bay());
+        indices(run).for_each(|index| bay.stock.remove(index));
+        self.nr_stock.fetch_sub(run.len, Ordering::Relaxed);
+        Some(run)
+    }
+
+    /// Lends a run of up to `want` blank slots, at least one. The caller has charged `want` pages.
+    /// The last empty bay is kept for eviction.
+    pub(crate) fn take_blank(&self, want: usize) -> Option<SlotRun> {
+        let mut inner = self.lock();
+        let nr_empty = inner.bays.iter().filter(|bay| bay.is_empty()).count();
+        let mut best: Option<SlotRun> = None;
+        for (number, bay) in inner.bays.iter().enumerate().filter(|(_, bay)| !bay.reserved && !bay.huge) {
+            let empty = bay.is_empty();
+            if empty && (nr_empty <= 1 || best.is_some_and(|best| best.len >= want)) {
+                continue;
+            }
+            for run in bay.blank.runs() {
+                let len = run.len().min(want);
+                if best.is_none_or(|best| len > best.len) {
+                    best = Some(SlotRun { start: bay_number(number).slot(run.start), len });
+                }
+            }
+        }
+        let run = best?;
+        let bay = inner.bay(run.start.bay());
+        indices(run).for_each(|index| bay.blank.remove(index));
+        Some(run)
+    }
+
+    /// Takes back slots that were lent.
+    pub(crate) fn put(&self, run: SlotRun, left: Left) {
+        if run.len == 0 {
+            return;
+        }
+        let mut inner = self.lock();
+        let bay = inner.bay(run.start.bay());
+        match left {
+            Left::Memory => {
+                indices(run).for_each(|index| bay.stock.insert(index));
+                self.nr_stock.fetch_add(run.len, Ordering::Relaxed);
+            }
+            Left::Nothing => indices(run).for_each(|index| bay.blank.insert(index)),
+        }
+    }
+
+    /// Reserves an empty bay for an eviction.
+    pub(crate) fn reserve_bay(&self) -> Option<Bay> {
+        let mut inner = self.lock();
+        let number = inner.bays.iter().position(BayState::is_empty)?;
+        inner.bays[number].reserved = true;
+        Some(bay_number(number))
+    }
+
+    /// Ends a reservation: the slots in `staged` hold the pages of the block that begins at `first_page`.
+    pub(crate) fn load(&self, bay: Bay, staged: PageSet, huge: bool, first_page: Vpn) {
+        let mut inner = self.lock();
+        let state = inner.bay(bay);
+        state.reserved = false;
+        state.huge = huge;
+        for index in staged.runs().flatten() {
+            state.blank.remove(index);
+            state.staged.insert(index);
+            state.owners[index] = first_page.add(index as u64);
+        }
+        inner.enqueue(bay);
+    }
+
+    /// A lent slot now holds a page of the program, ready to be mapped.
+    pub(crate) fn stage(&self, slot: Slot, owner: Vpn) {
+        let mut inner = self.lock();
+        let state = inner.bay(slot.bay());
+        state.staged.insert(slot.index());
+        state.owners[slot.index()] = owner;
+        inner.enqueue(slot.bay());
+    }
+
+    /// The program has a staged page back, or gave it up.
+    pub(crate) fn unstage(&self, run: SlotRun, left: Left) {
+        {
+            let mut inner = self.lock();
+            let bay = inner.bay(run.start.bay());
+            indices(run).for_each(|index| bay.staged.remove(index));
+        }
+        self.put(run, left);
+    }
+
+    /// A staged page has moved to another address.
+    pub(crate) fn set_owner(&self, slot: Slot, owner: Vpn) {
+        self.lock().bay(slot.bay()).owners[slot.index()] = owner;
+    }
+
+    /// The address of a staged page.
+    pub(crate) fn owner(&self, slot: Slot) -> Vpn {
+        self.lock().bay(slot.bay()).owners[slot.index()]
+    }
+
+    /// The bay that has waited longest. It is the caller's until [`requeue`](Self::requeue).
+    pub(crate) fn next_loaded(&self) -> Option<Bay> {
+        self.lock().loaded.pop_front()
+    }
+
+    /// Pages staged in the bay.
+    pub(crate) fn staged(&self, bay: Bay) -> PageSet {
+        self.lock().bay(bay).staged
+    }
+
+    /// Whether a huge page is in the bay.
+    pub(crate) fn is_huge(&self, bay: Bay) -> bool {
+        self.lock().bay(bay).huge
+    }
+
+    /// Ends the work on a bay from [`next_loaded`](Self::next_loaded); it waits again if pages are left.
+    pub(crate) fn requeue(&self, bay: Bay) {
+        let mut inner = self.lock();
+        inner.bay(bay).queued = false;
+        if !inner.bay(bay).staged.is_empty() {
+            inner.enqueue(bay);
+        }
+    }
+
+    /// Takes stock out, to be given back to the system: all of a huge bay that is done, else of the bay with the least
+    /// of it when `any` is set. End with [`put`](Self::put) and [`Left::Nothing`].
+    pub(crate) fn take_surplus(&self, any: bool) -> Option<SlotRun> {
+        let mut inner = self.lock();
+        let with_stock = || inner.bays.iter().enumerate().filter(|(_, bay)| !bay.stock.is_empty());
+        let done = with_stock().find(|(_, bay)| bay.huge && bay.staged.is_empty());
+        let (number, _) = done.or_else(|| {
+            with_stock().filter(|(_, bay)| any && !bay.huge).min_by_key(|(_, bay)| bay.stock.len())
+        })?;
+        let bay = &mut inner.bays[number];
+        let first = bay.stock.runs().next()?;
+        first.clone().for_each(|index| bay.stock.remove(index));
+        if bay.stock.is_empty() && bay.staged.is_empty() {
+            bay.huge = false;
+        }
+        self.nr_stock.fetch_sub(first.len(), Ordering::Relaxed);
+        Some(SlotRun { start: bay_number(number).slot(first.start), len: first.len() })
+    }
+}
+
+impl Inner {
+    fn bay(&mut self, bay: Bay) -> &mut BayState {
+        &mut self.bays[bay.0 as usize]
+    }
+
+    fn enqueue(&mut self, bay: Bay) {
+        let state = self.bay(bay);
+        if !state.queued && !state.staged.is_empty() {
+            state.queued = true;
+            self.loaded.push_back(bay);
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "there are fewer than 2^11 bays")]
+const fn bay_number(number: usize) -> Bay {
+    Bay(number as u32)
+}
+
+fn indices(run: SlotRun) -> std::ops::Range<usize> {
+    run.start.index()..run.start.index() + run.len
+}

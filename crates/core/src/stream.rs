@@ -1,0 +1,98 @@
+//! Streams: threads that touch pages one after the other. Found from the faults alone.
+//!
+//! A stream knows where its next fault is expected. A hit there makes its window larger; a fault that belongs to no
+//! stream replaces the one that was idle longest. Windows are in pages.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::addr::Vpn;
+
+/// Streams that are followed at the same time.
+const NR_STREAMS: usize = 16;
+/// How far behind the expected page a fault still belongs to the stream.
+const SLACK_PAGES: u64 = 8;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Stream {
+    next: u64,
+    window: u32,
+    last_used: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    streams: [Stream; NR_STREAMS],
+    clock: u64,
+}
+
+/// The streams of a program.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    inner: Mutex<Inner>,
+    max_window: u32,
+}
+
+/// What the streams say of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hit {
+    /// Pages worth bringing, at least 1.
+    pub(crate) window: usize,
+    /// Whether the fault continued a stream.
+    pub(crate) sequential: bool,
+    id: usize,
+}
+
+impl Streams {
+    pub(crate) fn new(max_window: u32) -> Self {
+        Self { inner: Mutex::default(), max_window }
+    }
+
+    /// A fault at `page`. A new stream begins with a window of `initial` pages.
+    pub(crate) fn fault(&self, page: Vpn, initial: u32) -> Hit {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.clock += 1;
+        let clock = inner.clock;
+        let max_window = self.max_window;
+        let hit = inner
+            .streams
+            .iter()
+            .position(|stream| stream.window > 0 && stream.next <= page.0 && page.0 < stream.next + SLACK_PAGES);
+        let (id, window) = match hit {
+            Some(id) => (id, (inner.streams[id].window * 4).clamp(4, max_window)),
+            None => {
+                let oldest = (0..NR_STREAMS).min_by_key(|id| inner.streams[*id].last_used).unwrap_or(0);
+                (oldest, initial.min(max_window))
+            }
+        };
+        inner.streams[id] = Stream { next: page.0 + 1, window, last_used: clock };
+        Hit { window: window as usize, sequential: hit.is_some(), id }
+    }
+
+    /// Everything up to `next` was brought: there the stream is expected again.
+    pub(crate) fn expect(&self, hit: Hit, next: Vpn) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.streams[hit.id].next = next.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_grows_and_random_faults_do_not() {
+        let streams = Streams::new(512);
+        let mut page = Vpn(1000);
+        let mut windows = vec![];
+        for _ in 0..6 {
+            let hit = streams.fault(page, 1);
+            windows.push(hit.window);
+            page = page.add(hit.window as u64);
+            streams.expect(hit, page);
+        }
+        assert_eq!(windows, [1, 4, 16, 64, 256, 512]);
+        let far = streams.fault(Vpn(5_000_000), 1);
+        assert_eq!((far.window, far.sequential), (1, false));
+        assert!(streams.fault(page, 1).sequential, "the stream is still known");
+    }
+}

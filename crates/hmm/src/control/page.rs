@@ -1,0 +1,132 @@
+//! The layout of the control page, and its mapping.
+
+use std::fs::File;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use hmm_core::ledger::Ledger;
+use hmm_uapi::{SharedMapping, sys};
+
+use super::slot::Slot;
+use super::text::SharedText;
+use super::verdict::SharedVerdict;
+use super::{MAX_DEVICES, NR_SLOTS, OnFull, RunConfig};
+use crate::spec::DeviceSpec;
+
+/// "hmm-ctrl", to be changed with every change of the layout that the size does not show.
+const MAGIC: u64 = u64::from_be_bytes(*b"hmm-ctrl");
+const VERSION: u64 = 1;
+const PAGE_BYTES: usize = size_of::<Page>();
+
+/// Everything that is shared. Valid whatever its bytes are: it has only atomic integers.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct Page {
+    magic: AtomicU64,
+    version: AtomicU64,
+    config: SharedConfig,
+    pub(super) ledger: Ledger,
+    pub(super) verdict: SharedVerdict,
+    /// Processes that asked for a slot.
+    pub(super) nr_askers: AtomicU64,
+    /// Those that got none.
+    pub(super) nr_turned_away: AtomicU64,
+    pub(super) slots: [Slot; NR_SLOTS],
+}
+
+#[derive(Debug)]
+#[repr(C)]
+struct SharedConfig {
+    ram_pages: AtomicU64,
+    /// Not 0: the budget may grow.
+    grow: AtomicU32,
+    nr_devices: AtomicU32,
+    devices: [SharedText<8>; MAX_DEVICES],
+}
+
+impl Page {
+    /// Maps a new memory file of the layout's size, all zero.
+    pub(super) fn create() -> io::Result<(OwnedFd, &'static Self)> {
+        let mapping = SharedMapping::create(c"hmm-control", PAGE_BYTES)?;
+        let fd = mapping.as_fd().try_clone_to_owned()?;
+        let page = Self::keep(mapping).map_err(io::Error::other)?;
+        Ok((fd, page))
+    }
+
+    /// Maps an existing one, or says why the file is none.
+    pub(super) fn open(path: &Path) -> io::Result<Result<&'static Self, &'static str>> {
+        let file = File::options().read(true).write(true).open(path)?;
+        if file.metadata()?.len() != PAGE_BYTES as u64 {
+            return Ok(Err("its size differs"));
+        }
+        let mapping = SharedMapping::from_fd(OwnedFd::from(file).into())?;
+        Ok(Self::keep(mapping))
+    }
+
+    /// Keeps a mapping for ever, without its descriptor: the program under supervision must not find any in its table.
+    fn keep(mapping: SharedMapping) -> Result<&'static Self, &'static str> {
+        let mapping = ManuallyDrop::new(mapping);
+        let fd = mapping.as_fd().as_raw_fd().cast_unsigned();
+        // SAFETY: the descriptor is the mapping's own, and the mapping, which is never dropped, closes it no more.
+        let closed = unsafe { sys::close_range(fd, fd) };
+        debug_assert_eq!(closed, Ok(()), "a range of one descriptor that is open");
+        if mapping.len() != PAGE_BYTES {
+            return Err("its size differs");
+        }
+        // SAFETY:
+        // 1. the mapping has the size of `Self`, and the alignment of a page, which is more than `Self` needs.
+        // 2. it is never unmapped.
+        // 3. any bytes are a valid `Self`, which consists of atomic integers: other processes may change them.
+        Ok(unsafe { &*mapping.as_ptr().cast::<Self>() })
+    }
+
+    /// The page, if it is one.
+    pub(super) fn check(&'static self) -> Result<&'static Self, &'static str> {
+        // Pairs with `publish`: the configuration is complete.
+        if self.magic.load(Ordering::Acquire) != MAGIC {
+            return Err("its magic number differs");
+        }
+        if self.version.load(Ordering::Relaxed) != VERSION {
+            return Err("its version differs");
+        }
+        Ok(self)
+    }
+
+    /// Writes the configuration, and makes the page one.
+    pub(super) fn publish(&self, config: &RunConfig) {
+        self.config.store(config);
+        self.ledger.set_budget(config.ram_pages);
+        self.version.store(VERSION, Ordering::Relaxed);
+        self.magic.store(MAGIC, Ordering::Release);
+    }
+
+    /// Reads the configuration back.
+    pub(super) fn config(&self) -> RunConfig {
+        self.config.load()
+    }
+}
+
+impl SharedConfig {
+    fn store(&self, config: &RunConfig) {
+        self.ram_pages.store(config.ram_pages, Ordering::Relaxed);
+        self.grow.store(u32::from(config.on_full == OnFull::Grow), Ordering::Relaxed);
+        for (place, device) in self.devices.iter().zip(&config.devices) {
+            place.store(&device.to_string());
+            self.nr_devices.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn load(&self) -> RunConfig {
+        let nr_devices = self.nr_devices.load(Ordering::Relaxed) as usize;
+        let specs = self.devices.iter().take(nr_devices).map(SharedText::load::<64>);
+        RunConfig {
+            ram_pages: self.ram_pages.load(Ordering::Relaxed),
+            on_full: if self.grow.load(Ordering::Relaxed) == 0 { OnFull::Kill } else { OnFull::Grow },
+            // The text is complete, so the machine's size plays no part; the supervisor wrote it, so it parses.
+            devices: specs.filter_map(|spec| DeviceSpec::parse(spec.as_str(), 0).ok()).collect(),
+        }
+    }
+}

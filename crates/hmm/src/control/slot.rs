@@ -1,0 +1,230 @@
+//! One process under supervision.
+//!
+//! A slot belongs to nobody, or to the process whose pid and start time are in its owner word. A process claims a free
+//! slot by one compare-exchange, so there is no moment at which the owner is half written, whatever dies in between.
+//! Only the supervisor frees a slot, and only when the process is gone ([`Slot::settle`]): the process itself appears in
+//! no exit path.
+//!
+//! Counters run on from one owner to the next: the sum over all slots is the sum over all processes that ever ran, and
+//! nobody has to add them up at a death. Gauges are cleared.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use hmm_core::ledger::Ledger;
+use hmm_core::stats::Stats;
+use hmm_uapi::Errno;
+
+use super::text::{SharedText, Text};
+
+/// How far a process came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum SlotState {
+    /// The agent is there, the memory is not managed yet.
+    Starting = 0,
+    /// The process's memory is managed.
+    Managed = 1,
+    /// The process runs, but its memory is not managed.
+    Unmanaged = 2,
+}
+
+/// A process: its id together with its start time, because ids are used again.
+///
+/// In one word: the pid, and the low half of the start time in clock ticks since boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessId(u64);
+
+impl ProcessId {
+    /// The process that has this pid now, and its name as the kernel knows it.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, `InvalidData` when `/proc` speaks another language than expected.
+    pub fn of_pid(pid: u32) -> io::Result<(Self, Text<16>)> {
+        // The name is at most 16 bytes and the numbers up to the start time are bounded: one read gets them all.
+        let mut buffer = [0; 512];
+        let len = File::open(path_of(pid).as_str())?.read(&mut buffer)?;
+        parse_stat(pid, &buffer[..len]).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// The pid.
+    #[expect(clippy::cast_possible_truncation, reason = "the low half of the word")]
+    pub const fn pid(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Whether the process is there: running or stopped, not a zombie. When the kernel does not tell, it is.
+    pub fn is_alive(self) -> bool {
+        match Self::of_pid(self.pid()) {
+            Ok((now, _)) => now == self,
+            Err(error) => {
+                let gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData);
+                // What reading says when the process goes between opening and reading.
+                !gone && error.raw_os_error() != Some(Errno::SRCH.raw_os_error())
+            }
+        }
+    }
+}
+
+fn path_of(pid: u32) -> Text<32> {
+    Text::format(format_args!("/proc/{pid}/stat"))
+}
+
+/// Reads `/proc/PID/stat`: `PID (NAME) STATE` and numbers. A zombie has none of the memory that we account, so it counts
+/// as gone; unless it is only the first thread of a process whose other threads go on.
+fn parse_stat(pid: u32, stat: &[u8]) -> Option<(ProcessId, Text<16>)> {
+    // The name may hold blanks and brackets: it ends at the last one.
+    let open = stat.iter().position(|byte| *byte == b'(')?;
+    let close = stat.iter().rposition(|byte| *byte == b')')?;
+    let name = String::from_utf8_lossy(stat.get(open + 1..close)?);
+    let rest = str::from_utf8(stat.get(close + 1..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?;
+    // The 20th and 22nd field of the line.
+    let nr_threads = fields.nth(16)?;
+    let start_time: u64 = fields.nth(1)?.parse().ok()?;
+    if matches!(state, "Z" | "X") && matches!(nr_threads, "0" | "1") {
+        return None;
+    }
+    Some((ProcessId(start_time << 32 | u64::from(pid)), Text::format(format_args!("{name}"))))
+}
+
+/// A place for a process in the control page.
+#[repr(C, align(64))]
+pub struct Slot {
+    /// A [`ProcessId`], or 0.
+    owner: AtomicU64,
+    state: AtomicU32,
+    name: SharedText<2>,
+    stats: Stats,
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot")
+            .field("owner", &self.owner())
+            .field("state", &self.state())
+            .field("name", &self.name())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Slot {
+    /// Who has the slot.
+    pub fn owner(&self) -> Option<ProcessId> {
+        match self.owner.load(Ordering::Acquire) {
+            0 => None,
+            owner => Some(ProcessId(owner)),
+        }
+    }
+
+    /// How far the process came.
+    pub fn state(&self) -> SlotState {
+        match self.state.load(Ordering::Acquire) {
+            1 => SlotState::Managed,
+            2 => SlotState::Unmanaged,
+            _ => SlotState::Starting,
+        }
+    }
+
+    /// Says how far the process came.
+    pub fn set_state(&self, state: SlotState) {
+        self.state.store(state as u32, Ordering::Release);
+    }
+
+    /// The process's name as the kernel knows it, at most 15 bytes.
+    pub fn name(&self) -> Text<16> {
+        self.name.load()
+    }
+
+    /// Where the process counts.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Takes the slot if it is free.
+    pub(super) fn try_claim(&self, process: ProcessId, name: &str) -> bool {
+        let claim = self.owner.compare_exchange(0, process.0, Ordering::AcqRel, Ordering::Relaxed);
+        if claim.is_ok() {
+            // What the process charges from here on is seen by nobody who does not see the claim, too: see
+            // `Control::forgive_the_dead`.
+            fence(Ordering::Release);
+            self.set_state(SlotState::Starting);
+            self.name.store(name);
+        }
+        claim.is_ok()
+    }
+
+    /// Begins anew in a slot that the same process claimed before: it has executed another program, and the memory that
+    /// it had is gone. To be called by that process only.
+    pub(super) fn begin_anew(&self, ledger: &Ledger, name: &str) {
+        self.clear_gauges(ledger);
+        self.set_state(SlotState::Starting);
+        self.name.store(name);
+    }
+
+    /// Gives back what a process that is gone had charged, and frees its slot. To be called by the supervisor only.
+    pub(super) fn settle(&self, ledger: &Ledger) {
+        self.clear_gauges(ledger);
+        self.owner.store(0, Ordering::Release);
+    }
+
+    fn clear_gauges(&self, ledger: &Ledger) {
+        let charged = self.stats.charged.swap(0, Ordering::Relaxed);
+        // A process that was killed between two counters may have counted more than it charged.
+        ledger.uncharge(charged.min(ledger.charged()));
+        for gauge in [
+            &self.stats.away,
+            &self.stats.metadata_bytes,
+            &self.stats.device_bytes,
+            &self.stats.device_capacity_bytes,
+        ] {
+            gauge.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_threads(name_and_state: &str, nr_threads: u32) -> Option<(ProcessId, Text<16>)> {
+        let numbers =
+            format!("1 1 1 34816 1 4194304 100 0 0 0 5 6 0 0 20 0 {nr_threads} 0 987654 3000000 500");
+        parse_stat(77, format!("77 {name_and_state} {numbers}").as_bytes())
+    }
+
+    fn parse(name_and_state: &str) -> Option<(ProcessId, Text<16>)> {
+        parse_threads(name_and_state, 1)
+    }
+
+    #[test]
+    fn a_process_is_its_pid_and_start_time() {
+        let (process, name) = parse("(sort) R").unwrap();
+        assert_eq!(process, ProcessId(987_654 << 32 | 77));
+        assert_eq!((process.pid(), name.as_str()), (77, "sort"));
+    }
+
+    #[test]
+    fn a_name_may_look_like_the_numbers() {
+        let (process, name) = parse("(a) R 1 2 (b) S").unwrap();
+        assert_eq!((process.0 >> 32, name.as_str()), (987_654, "a) R 1 2 (b"));
+    }
+
+    #[test]
+    fn zombies_and_cut_texts_are_no_processes() {
+        assert_eq!(parse("(sort) Z"), None);
+        assert!(parse_threads("(sort) Z", 2).is_some(), "its other thread goes on");
+        assert_eq!(parse_stat(77, b"77 (sort) R 1 1"), None);
+        assert_eq!(parse_stat(77, b""), None);
+    }
+
+    #[test]
+    fn this_process_is_alive_and_one_of_another_time_is_not() {
+        let (me, _) = ProcessId::of_pid(std::process::id()).unwrap();
+        assert!(me.is_alive());
+        assert!(!ProcessId(me.0 ^ (1 << 40)).is_alive());
+    }
+}

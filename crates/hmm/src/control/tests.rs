@@ -1,0 +1,240 @@
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::process::{Child, Command};
+
+use super::*;
+
+fn config() -> RunConfig {
+    RunConfig {
+        ram_pages: 1000,
+        on_full: OnFull::Grow,
+        devices: vec![
+            DeviceSpec::Lz4 { capacity_bytes: 1 << 30 },
+            DeviceSpec::Lz4 { capacity_bytes: 512 << 30 },
+        ],
+    }
+}
+
+fn path_of(fd: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
+}
+
+/// A process to be accounted, which ends when dropped.
+struct Sleeper(Child);
+
+impl Sleeper {
+    fn new() -> Self {
+        Self(Command::new("sleep").arg("60").spawn().unwrap())
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn find(control: &Control, pid: u32) -> &'static Slot {
+    control.slots().find(|slot| slot.owner().is_some_and(|owner| owner.pid() == pid)).unwrap()
+}
+
+fn verdict(text: &str) -> Verdict {
+    let figures =
+        Figures { charged_pages: 1, away_pages: 2, device_bytes: 3, device_capacity_bytes: u64::MAX };
+    let text = Text::format(format_args!("{text}"));
+    Verdict { kind: VerdictKind::DeviceFull, pid: 42, errno: -12, figures, text }
+}
+
+#[test]
+fn an_opened_page_is_the_created_one() {
+    let (fd, control) = Control::create(&config()).unwrap();
+    let opened = Control::open(&path_of(&fd)).unwrap();
+    assert_eq!(opened.config(), config());
+    assert_eq!(opened.ledger().budget(), 1000);
+    assert!(opened.ledger().try_charge(10));
+    assert_eq!(control.ledger().charged(), 10);
+}
+
+#[test]
+fn opening_leaves_no_descriptor_behind() {
+    let (fd, _) = Control::create(&config()).unwrap();
+    let name = std::fs::read_link(path_of(&fd)).unwrap();
+    Control::open(&path_of(&fd)).unwrap();
+    let nr_open = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter(|entry| {
+            let path = entry.as_ref().unwrap().path();
+            // The same name belongs to the other tests' pages, too; the inode tells them apart.
+            std::fs::read_link(&path).is_ok_and(|link| link == name) && same_file(&path, &path_of(&fd))
+        })
+        .count();
+    assert_eq!(nr_open, 1, "the supervisor's own");
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let inode = |path: &Path| std::fs::metadata(path).map(|meta| meta.ino()).ok();
+    inode(a) == inode(b)
+}
+
+#[test]
+fn other_files_are_refused() {
+    let foreign = |path: &Path| Control::open(path).map(drop).expect_err("refused").to_string();
+    assert!(foreign(Path::new("/nowhere")).contains("cannot open the control page /nowhere"));
+    assert!(foreign(Path::new("/dev/zero")).contains("its size differs"));
+
+    let (fd, _) = Control::create(&config()).unwrap();
+    let len = File::from(fd).metadata().unwrap().len();
+    let path = std::env::temp_dir().join(format!("hmm-control-test-{}", std::process::id()));
+    File::create(&path).unwrap().set_len(len).unwrap();
+    assert!(foreign(&path).contains("its magic number differs"));
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn more_devices_than_fit_are_refused() {
+    let mut config = config();
+    config.devices = vec![config.devices[0]; MAX_DEVICES + 1];
+    assert!(matches!(Control::create(&config), Err(ControlError::TooManyDevices { given: 5 })));
+}
+
+#[test]
+fn every_process_has_a_slot_of_its_own() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let (one, other) = (Sleeper::new(), Sleeper::new());
+    assert_eq!(control.slots().count(), 0);
+    control.claim_slot(one.pid()).unwrap().set_state(SlotState::Managed);
+    control.claim_slot(other.pid()).unwrap();
+
+    assert_eq!(control.nr_processes(), 2);
+    assert_eq!(find(&control, one.pid()).state(), SlotState::Managed);
+    assert_eq!(find(&control, other.pid()).state(), SlotState::Starting);
+    assert_eq!(find(&control, other.pid()).name().as_str(), "sleep");
+}
+
+#[test]
+fn a_process_that_is_not_there_gets_no_slot() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let pid = Sleeper::new().pid();
+    assert!(control.claim_slot(pid).is_none());
+    assert_eq!(control.nr_processes(), 0);
+}
+
+#[test]
+fn charges_of_the_dead_are_taken_back_once_and_their_counts_stay() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let process = Sleeper::new();
+    let slot = control.claim_slot(process.pid()).unwrap();
+    assert!(control.ledger().try_charge(30));
+    slot.stats().charged.store(30, Ordering::Relaxed);
+    slot.stats().pgfault.store(7, Ordering::Relaxed);
+
+    control.settle(slot);
+    assert_eq!(control.ledger().charged(), 0);
+    assert_eq!(slot.owner(), None);
+    control.settle(slot);
+    assert_eq!(control.ledger().charged(), 0);
+
+    let next = control.claim_slot(process.pid()).unwrap();
+    assert_eq!(next.stats().pgfault.load(Ordering::Relaxed), 7);
+    assert_eq!(control.slots().count(), 2, "an upper bound");
+    assert_eq!(control.nr_processes(), 2);
+}
+
+#[test]
+fn a_slot_that_counts_more_than_was_charged_does_not_break_the_ledger() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let process = Sleeper::new();
+    let slot = control.claim_slot(process.pid()).unwrap();
+    assert!(control.ledger().try_charge(5));
+    slot.stats().charged.store(u64::MAX, Ordering::Relaxed);
+    control.settle(slot);
+    assert_eq!(control.ledger().charged(), 0);
+}
+
+#[test]
+fn exec_begins_anew_in_the_same_slot() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let process = Sleeper::new();
+    let slot = control.claim_slot(process.pid()).unwrap();
+    slot.set_state(SlotState::Managed);
+    assert!(control.ledger().try_charge(30));
+    slot.stats().charged.store(30, Ordering::Relaxed);
+
+    let again = control.claim_slot(process.pid()).unwrap();
+    assert!(std::ptr::eq(slot, again));
+    assert_eq!(again.state(), SlotState::Starting);
+    assert_eq!((again.stats().charged.load(Ordering::Relaxed), control.ledger().charged()), (0, 0));
+    assert_eq!(control.nr_processes(), 1);
+}
+
+#[test]
+fn charges_without_a_slot_are_forgiven_when_nobody_is_left() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let process = Sleeper::new();
+    let slot = control.claim_slot(process.pid()).unwrap();
+    assert!(control.ledger().try_charge(30));
+    control.forgive_the_dead();
+    assert_eq!(control.ledger().charged(), 30, "somebody lives who may have charged it");
+    control.settle(slot);
+    control.forgive_the_dead();
+    assert_eq!(control.ledger().charged(), 0);
+}
+
+#[test]
+fn when_all_slots_are_taken_the_next_process_gets_none() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let processes: Vec<Sleeper> = (0..=NR_SLOTS).map(|_| Sleeper::new()).collect();
+    let (last, first) = processes.split_last().unwrap();
+    for process in first {
+        assert!(control.claim_slot(process.pid()).is_some());
+    }
+    assert!(control.claim_slot(last.pid()).is_none());
+    assert_eq!((control.nr_processes(), control.nr_turned_away()), (NR_SLOTS as u64, 1));
+
+    control.settle(find(&control, first[5].pid()));
+    assert!(control.claim_slot(last.pid()).is_some());
+}
+
+#[test]
+fn one_slot_is_never_given_to_two() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let processes: Vec<Sleeper> = (0..16).map(|_| Sleeper::new()).collect();
+    for _ in 0..50 {
+        std::thread::scope(|scope| {
+            for process in &processes {
+                scope.spawn(move || control.claim_slot(process.pid()).unwrap());
+            }
+        });
+        let mut owners: Vec<u32> =
+            control.slots().filter_map(|slot| slot.owner().map(ProcessId::pid)).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        assert_eq!(owners.len(), processes.len());
+        control.slots().for_each(|slot| control.settle(slot));
+    }
+}
+
+#[test]
+fn the_first_verdict_counts() {
+    let (fd, control) = Control::create(&config()).unwrap();
+    assert_eq!(control.verdict(), None);
+    let process = Control::open(&path_of(&fd)).unwrap();
+    assert!(process.set_verdict(&verdict("lz4 has no room")));
+    assert!(!process.set_verdict(&verdict("nor has the next")));
+    assert_eq!(control.verdict(), Some(verdict("lz4 has no room")));
+}
+
+#[test]
+fn a_text_of_full_length_comes_through() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let long = verdict(&"x".repeat(300));
+    assert_eq!(long.text.as_str().len(), 256);
+    assert!(control.set_verdict(&long));
+    assert_eq!(control.verdict(), Some(long));
+}

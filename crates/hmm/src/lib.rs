@@ -1,0 +1,35 @@
+//! Heterogeneous memory management in user space.
+//!
+//! An [`AddressSpace`] gives a process more memory than it may hold in RAM: at most a budget of it is resident, the rest
+//! lives on devices ([`device::Device`]), and comes home when it is touched.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let pool = Arc::new(hmm::lz4::Lz4::new(1 << 30)?);
+//! let space = hmm::AddressSpace::builder().ram(64 << 20).device(pool).build()?;
+//! let mut memory = space.alloc(256 << 20)?;
+//! memory.as_mut_slice::<u64>().fill(42);
+//! println!("{} pages are away", space.stats().away);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The same runtime, over memory that it finds instead of memory that it is asked for, is what `hmm run` preloads into
+//! unmodified programs: [`runtime::Runtime`].
+
+pub mod adopt;
+pub mod calibrate;
+pub mod control;
+pub mod extents;
+mod freeze;
+pub mod mm;
+pub mod runtime;
+mod space;
+pub mod spec;
+
+pub use hmm_core as core;
+pub use hmm_device as device;
+pub use hmm_lz4 as lz4;
+pub use hmm_uapi as uapi;
+pub use space::{AddressSpace, BuildError, Builder, Plain, Region, Snapshot};

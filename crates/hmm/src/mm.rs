@@ -1,0 +1,369 @@
+//! The engine's door to the kernel, on a userfaultfd.
+//!
+//! One userfaultfd serves the program's ranges and our staging memory, with events. That is on purpose: `UFFDIO_MOVE`
+//! refuses to work while *its* context has an unread event, and only so is a page never taken out of a mapping that the
+//! program has replaced meanwhile by one that we do not know of. The price is that giving staging memory back takes it
+//! out of the registration for that time, because `MADV_DONTNEED` on it would send an event to ourselves.
+
+use hmm_core::addr::{BLOCK_PAGES, BlockId, Bay, PAGE_SIZE, PageRange, Slot, SlotRun, Vpn};
+use hmm_core::bits::PageSet;
+use hmm_core::kernel::{BayScan, Kernel, Progress, Stop};
+use hmm_core::ledger::Ledger;
+use hmm_core::stats::Stats;
+use hmm_uapi::mapping::{Advice, Mapping};
+use hmm_uapi::maps::Maps;
+use hmm_uapi::pagemap::{Categories, PageRegion, Pagemap, ScanArgs};
+use hmm_uapi::AddrRange;
+use hmm_uapi::uffd::{CopyMode, Modes, MoveMode, Outcome, Userfaultfd};
+use rustix::io::Errno;
+
+use crate::adopt::is_manageable;
+use crate::extents::Extents;
+
+const BLOCK_BYTES: usize = BLOCK_PAGES * PAGE_SIZE;
+/// Busy pages in a row after which a block is left alone: after a fork all of its pages are.
+const MAX_BUSY: usize = 16;
+
+/// Where the accounts are: in the library's own memory, or in memory shared with a supervisor.
+pub trait Books: Send + Sync + std::fmt::Debug {
+    /// The budget.
+    fn ledger(&self) -> &Ledger;
+    /// The counters.
+    fn stats(&self) -> &Stats;
+}
+
+/// What the kernel lends us to look at and work on this address space.
+#[derive(Debug)]
+pub struct Files {
+    /// Enabled, with the features of [`features`].
+    pub uffd: Userfaultfd,
+    /// Whether it tells of forks, and serves the child until somebody takes that over.
+    pub reports_forks: bool,
+    /// This process's page table.
+    pub pagemap: Pagemap,
+    /// This process's mappings.
+    pub maps: Maps,
+}
+
+/// This process's memory: the program's registered ranges and our staging.
+#[derive(Debug)]
+pub struct Mm {
+    files: Files,
+    staging: Mapping,
+    /// Reads as zeroes: the source of fresh pages.
+    zeroes: Mapping,
+    pub(crate) extents: Extents,
+    books: Box<dyn Books>,
+}
+
+/// The features of userfaultfd that the engine stands on.
+pub fn features() -> hmm_uapi::uffd::Features {
+    use hmm_uapi::uffd::Features;
+    Features::EVENT_REMAP
+        | Features::EVENT_REMOVE
+        | Features::EVENT_UNMAP
+        | Features::PAGEFAULT_FLAG_WP
+        | Features::POISON
+        | Features::MOVE
+}
+
+impl Mm {
+    /// Sets staging memory up and registers it.
+    ///
+    /// # Errors
+    /// What mapping or registering it says.
+    pub fn new(files: Files, nr_bays: u32, books: Box<dyn Books>) -> Result<Self, Errno> {
+        let staging = Mapping::reserve_aligned(nr_bays as usize * BLOCK_BYTES, BLOCK_BYTES)?;
+        staging.commit(0, staging.len())?;
+        // Huge pages come here by being moved; ours are small, because they leave one by one.
+        staging.advise(0, staging.len(), Advice::NoHugePage)?;
+        let zeroes = Mapping::anonymous(BLOCK_BYTES)?;
+        zeroes.advise(0, BLOCK_BYTES, Advice::NoHugePage)?;
+        // Reading maps the zero page everywhere; without, every copy from here would fault inside the ioctl.
+        zeroes.advise(0, BLOCK_BYTES, Advice::PopulateRead)?;
+        let mm = Self { files, staging, zeroes, extents: Extents::default(), books };
+        mm.register_staging(mm.staging.range())?;
+        Ok(mm)
+    }
+
+    /// The userfaultfd.
+    pub fn uffd(&self) -> &Userfaultfd {
+        &self.files.uffd
+    }
+
+    /// Whether forks are told of, see [`Files::reports_forks`].
+    pub fn reports_forks(&self) -> bool {
+        self.files.reports_forks
+    }
+
+    /// Registers staging memory again, with a userfaultfd that took the place of the one before.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn register_again(&self) -> Result<(), Errno> {
+        self.extents.remove(PageRange { start: Vpn(0), end: Vpn(u64::MAX >> 12) });
+        self.register_staging(self.staging.range())
+    }
+
+    /// The mappings.
+    pub fn maps(&self) -> &Maps {
+        &self.files.maps
+    }
+
+    /// The page table.
+    pub fn pagemap(&self) -> &Pagemap {
+        &self.files.pagemap
+    }
+
+    /// What is registered.
+    pub fn extents(&self) -> &Extents {
+        &self.extents
+    }
+
+    /// Memory of ours that must never be managed.
+    pub fn own_ranges(&self) -> [AddrRange; 2] {
+        [self.staging.range(), self.zeroes.range()]
+    }
+
+    /// In write-protect mode only: then touching an empty slot is an ordinary fault.
+    fn register_staging(&self, range: AddrRange) -> Result<(), Errno> {
+        // SAFETY:
+        // 1. no reference into staging outlives the closures of `with_slots`, and the engine fills no slot meanwhile.
+        // 2. without the MISSING mode no access to it waits for anybody.
+        // 3. nothing is write-protected.
+        unsafe { self.files.uffd.register(range, Modes::WRITE_PROTECT) }
+    }
+
+    fn slot_addr(&self, slot: Slot) -> u64 {
+        self.staging.range().start + u64::from(slot.0) * PAGE_SIZE as u64
+    }
+
+    fn slot_range(&self, run: SlotRun) -> AddrRange {
+        AddrRange::new(self.slot_addr(run.start), (run.len * PAGE_SIZE) as u64)
+    }
+
+    fn slot_ptr(&self, run: SlotRun) -> *mut u8 {
+        let offset = run.start.0 as usize * PAGE_SIZE;
+        assert!(offset + run.len * PAGE_SIZE <= self.staging.len(), "a slot outside of staging");
+        self.staging.as_ptr().wrapping_add(offset)
+    }
+
+    fn move_slots(&self, src: Slot, dst: PageRange) -> Progress {
+        let to = range_of(dst);
+        // SAFETY: the slots are the engine's, which holds no reference into them.
+        let outcome =
+            unsafe { self.files.uffd.r#move(to.start, self.slot_addr(src), to.len(), MoveMode::empty()) };
+        progress(outcome)
+    }
+
+    /// Moves one extent's part of a block out.
+    fn move_part(&self, part: PageRange, bay: Bay) -> Option<Stop> {
+        let mut stop = None;
+        let mut busy = 0;
+        let mut at = part.start;
+        while at < part.end && busy < MAX_BUSY {
+            let len = (part.end.0 - at.0) * PAGE_SIZE as u64;
+            let dst = self.slot_addr(bay.slot(at.index()));
+            // SAFETY: the range is registered with us, and taking its pages is what its registration allowed (I3: the
+            // engine brings them back at the next touch).
+            let outcome =
+                unsafe { self.files.uffd.r#move(dst, at.addr(), len, MoveMode::ALLOW_SRC_HOLES) };
+            let progress = progress(outcome);
+            at = at.add(progress.done as u64);
+            busy = if progress.done > 0 { 0 } else { busy };
+            match progress.stop {
+                None => return stop,
+                Some(Stop::Busy) => {
+                    stop = Some(Stop::Busy);
+                    busy += 1;
+                    at = at.add(1);
+                }
+                other => return other,
+            }
+        }
+        stop
+    }
+
+    /// The part is not one mapping any more: goes by what the kernel says now.
+    fn move_by_vma(&self, part: PageRange, bay: Bay) -> Option<Stop> {
+        let mut stop = None;
+        let mut at = part.start;
+        while at < part.end {
+            let Ok(Some(vma)) = self.files.maps.next_vma(at.addr()) else { break };
+            let piece = PageRange::of_bytes(vma.start, vma.end).intersect(PageRange { start: at, end: part.end });
+            if piece.is_empty() {
+                break;
+            }
+            at = piece.end;
+            stop = if is_manageable(&vma) { self.move_part(piece, bay) } else { Some(Stop::Unsuited) }.or(stop);
+        }
+        stop
+    }
+
+    /// The block's resident pages.
+    pub fn present(&self, id: BlockId) -> PageSet {
+        self.scan(range_of(id.pages())).present
+    }
+
+    fn scan(&self, range: AddrRange) -> BayScan {
+        let mut found = BayScan::default();
+        let mut args = ScanArgs::any(Categories::PRESENT);
+        args.tell = Categories::PRESENT | Categories::HUGE;
+        self.scan_regions(range, args, |region| {
+            let first = Vpn::of_addr(region.range().start).index();
+            let nr_pages = usize::try_from(region.range().len()).unwrap_or(0) / PAGE_SIZE;
+            found.present.insert_range(first..(first + nr_pages).min(BLOCK_PAGES));
+            found.huge |= region.categories().contains(Categories::HUGE);
+        });
+        found
+    }
+
+    /// Gives every region that the scan finds.
+    pub(crate) fn scan_regions(&self, range: AddrRange, args: ScanArgs, mut each: impl FnMut(PageRegion)) {
+        let mut regions = [PageRegion::default(); 64];
+        let mut rest = range;
+        while !rest.is_empty() {
+            let Ok(scanned) = self.files.pagemap.scan(rest, args, &mut regions) else { return };
+            regions[..scanned.nr_regions].iter().for_each(|region| each(*region));
+            if scanned.walk_end <= rest.start {
+                return;
+            }
+            rest.start = scanned.walk_end;
+        }
+    }
+}
+
+impl Kernel for Mm {
+    fn move_out(&self, src: PageRange, bay: Bay) -> Option<Stop> {
+        let mut stop = None;
+        let mut at = src.start;
+        while let Some(part) = self.extents.next_in(at, src.end) {
+            at = part.end;
+            stop = match self.move_part(part, bay) {
+                Some(Stop::Unsuited) => self.move_by_vma(part, bay),
+                other => other,
+            }
+            .or(stop);
+            if stop == Some(Stop::Changing) {
+                break;
+            }
+        }
+        stop
+    }
+
+    fn move_home(&self, src: Slot, dst: PageRange) -> Progress {
+        let progress = self.move_slots(src, dst);
+        if progress.stop != Some(Stop::Busy) {
+            return progress;
+        }
+        // Since a fork the slots are shared with the other process. A write that changes nothing gives us our own.
+        let rest = PageRange { start: dst.start.add(progress.done as u64), end: dst.end };
+        let slots = AddrRange::new(self.slot_addr(src.add(progress.done)), range_of(rest).len());
+        let _ = hmm_uapi::sys::populate_write(slots);
+        let more = self.move_slots(src.add(progress.done), rest);
+        Progress { done: progress.done + more.done, stop: more.stop }
+    }
+
+    fn copy_home(&self, src: Slot, dst: PageRange) -> Progress {
+        let to = range_of(dst);
+        progress(self.files.uffd.copy(self.slot_addr(src), to.start, to.len(), CopyMode::empty()))
+    }
+
+    fn zero_home(&self, dst: PageRange) -> Progress {
+        let to = range_of(dst);
+        let zeroes = self.zeroes.range().start;
+        progress(self.files.uffd.copy(zeroes, to.start, to.len(), CopyMode::empty()))
+    }
+
+    fn poison(&self, dst: PageRange) -> Progress {
+        progress(self.files.uffd.poison(range_of(dst)))
+    }
+
+    fn wake(&self, range: PageRange) {
+        // It fails only for ranges that are not memory; then nobody waits there.
+        let _ = self.files.uffd.wake(range_of(range));
+    }
+
+    fn scan_bay(&self, bay: Bay) -> BayScan {
+        self.scan(self.slot_range(SlotRun { start: bay.slot(0), len: BLOCK_PAGES }))
+    }
+
+    fn release(&self, run: SlotRun) {
+        let range = self.slot_range(run);
+        let offset = run.start.0 as usize * PAGE_SIZE;
+        // Should one of these fail the memory stays, or the next move into it is refused: nothing is lost by either.
+        let _ = self.files.uffd.unregister(range);
+        let _ = self.staging.advise(offset, run.len * PAGE_SIZE, Advice::DontNeed);
+        let _ = self.register_staging(range);
+    }
+
+    fn unshare(&self, range: PageRange) {
+        let mut at = range.start;
+        while let Some(part) = self.extents.next_in(at, range.end) {
+            at = part.end;
+            self.scan_regions(range_of(part), ScanArgs::any(Categories::PRESENT), |region| {
+                // Fails for read-only mappings, whose pages then stay.
+                let _ = hmm_uapi::sys::populate_write(region.range());
+            });
+        }
+    }
+
+    fn with_slots(&self, run: SlotRun, read: &mut dyn FnMut(&[u8])) {
+        // SAFETY:
+        // 1. the slots are inside of our mapping, which is readable and lives as long as `self`.
+        // 2. slots lent for reading hold a page that nobody changes until the engine gives them back (`Staging`).
+        read(unsafe { std::slice::from_raw_parts(self.slot_ptr(run), run.len * PAGE_SIZE) });
+    }
+
+    fn with_slots_mut(&self, run: SlotRun, write: &mut dyn FnMut(&mut [u8])) {
+        // SAFETY:
+        // 1. the slots are inside of our mapping, which is writable and lives as long as `self`.
+        // 2. slots lent for writing are one borrower's alone until the engine gives them back (`Staging`).
+        write(unsafe { std::slice::from_raw_parts_mut(self.slot_ptr(run), run.len * PAGE_SIZE) });
+    }
+
+    fn extent(&self, page: Vpn) -> PageRange {
+        match self.extents.covering(page) {
+            Some(extent) => extent.intersect(page.block().pages()),
+            None => PageRange::new(page, 0),
+        }
+    }
+
+    fn ledger(&self) -> &Ledger {
+        self.books.ledger()
+    }
+
+    fn stats(&self) -> &Stats {
+        self.books.stats()
+    }
+}
+
+impl Drop for Mm {
+    fn drop(&mut self) {
+        // Before the mapping goes: unmapping a registered range would wait for the event to be read.
+        let _ = self.files.uffd.unregister(self.staging.range());
+    }
+}
+
+/// The addresses of a run of pages.
+pub(crate) const fn range_of(range: PageRange) -> AddrRange {
+    AddrRange { start: range.start.addr(), end: range.end.addr() }
+}
+
+fn progress(outcome: Outcome) -> Progress {
+    let done = usize::try_from(outcome.done_bytes).unwrap_or(0) / PAGE_SIZE;
+    Progress { done, stop: outcome.stop.map(stop_of) }
+}
+
+/// What an errno of a resolving verb means to the engine.
+fn stop_of(errno: Errno) -> Stop {
+    match errno {
+        Errno::EXIST => Stop::Exists,
+        Errno::AGAIN => Stop::Changing,
+        Errno::BUSY => Stop::Busy,
+        Errno::NOMEM => Stop::NoMemory,
+        Errno::SRCH => Stop::Gone,
+        // ENOENT is a hole of the source (which the engine never asks for) or a destination that is not registered.
+        _ => Stop::Unsuited,
+    }
+}

@@ -1,0 +1,393 @@
+//! What the threads do: answer faults, reclaim ahead of need.
+//!
+//! Handlers wait on the userfaultfd, each through an epoll of its own that wakes one of them at a time. One reads
+//! messages while it holds the engine's event guard, applies events, lets the guard go, and serves the faults. With
+//! nothing to serve it fetches ahead. The reclaimer sleeps on a futex that handlers wake when memory runs low.
+//!
+//! Nothing here allocates, logs, or touches thread-local storage after the start (I6).
+
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hmm_core::addr::Vpn;
+use hmm_core::kernel::Kernel;
+use hmm_core::{Engine, Outcome, Reclaimed};
+use hmm_uapi::maps::Maps;
+use hmm_uapi::AddrRange;
+use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
+use hmm_uapi::uffd::{Event, EventBuffer, Features, MAX_EVENTS, Userfaultfd};
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::time::Timespec;
+
+use crate::adopt::discover;
+use crate::control::OnFull;
+use crate::mm::Mm;
+use hmm_core::addr::PageRange;
+
+/// Faults that one handler retries at the same time; more are sent back to fault again.
+const MAX_PENDING: usize = 64;
+/// Pause between retries.
+const RETRY_PAUSE_NS: i64 = 50_000;
+/// A fault that found no memory for so long gets it beyond the budget, and is counted.
+const STUCK: Duration = Duration::from_secs(2);
+/// Pages that the budget grows by at a time, where it may.
+const GROW_PAGES: u64 = 256;
+/// How often the reclaimer looks without being asked: other processes may share the budget.
+const RECLAIM_TICK: Duration = Duration::from_millis(20);
+
+/// What a process does when no device takes another page.
+pub trait Policy: Send + Sync + std::fmt::Debug {
+    /// What the user asked for.
+    fn on_full(&self) -> OnFull;
+    /// The devices are full and the program must end: say why, and end it. Called on a handler thread.
+    fn end(&self, engine: &Engine<Mm>);
+}
+
+/// The engine with what its threads share.
+#[derive(Debug)]
+pub struct Runtime {
+    engine: Engine<Mm>,
+    policy: Box<dyn Policy>,
+    /// Ranges that are never managed.
+    exclude: Mutex<Vec<AddrRange>>,
+    /// Readable while handlers shall look up from their work.
+    alarm: OwnedFd,
+    stopping: AtomicBool,
+    /// Counts requests for reclaim; the reclaimer sleeps on it.
+    kicks: AtomicU32,
+    pub(crate) reclaiming: AtomicBool,
+    /// Threads in [`serve`](Runtime::serve) and [`reclaim`](Runtime::reclaim), and how many of them stand still.
+    pub(crate) running: AtomicU32,
+    pub(crate) parked: AtomicU32,
+    /// 1 while they shall; they sleep on it.
+    pub(crate) freezing: AtomicU32,
+}
+
+/// A fault that has to be tried again.
+#[derive(Clone, Copy)]
+pub(crate) struct Pending {
+    page: Vpn,
+    since: Instant,
+}
+
+impl Pending {
+    pub(crate) fn new(page: Vpn) -> Self {
+        Self { page, since: Instant::now() }
+    }
+}
+
+/// The faults that a handler has to try again.
+pub(crate) struct Retries {
+    pages: [MaybeUninit<Pending>; MAX_PENDING],
+    len: usize,
+}
+
+impl Retries {
+    pub(crate) const fn new() -> Self {
+        Self { pages: [const { MaybeUninit::uninit() }; MAX_PENDING], len: 0 }
+    }
+
+    fn push(&mut self, pending: Pending) -> bool {
+        let room = self.len < MAX_PENDING;
+        if room {
+            self.pages[self.len].write(pending);
+            self.len += 1;
+        }
+        room
+    }
+
+    fn pop(&mut self) -> Option<Pending> {
+        self.len = self.len.checked_sub(1)?;
+        // SAFETY: entries below `len` have been written.
+        Some(unsafe { self.pages[self.len].assume_init() })
+    }
+}
+
+impl Runtime {
+    /// A runtime without threads.
+    ///
+    /// # Errors
+    /// What making an eventfd says.
+    pub fn new(engine: Engine<Mm>, policy: Box<dyn Policy>) -> Result<Self, Errno> {
+        let exclude = Mutex::new(engine.kernel().own_ranges().to_vec());
+        Ok(Self {
+            engine,
+            policy,
+            exclude,
+            alarm: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            stopping: AtomicBool::new(false),
+            kicks: AtomicU32::new(0),
+            reclaiming: AtomicBool::new(false),
+            running: AtomicU32::new(0),
+            parked: AtomicU32::new(0),
+            freezing: AtomicU32::new(0),
+        })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine<Mm> {
+        &self.engine
+    }
+
+    /// Takes over memory of the program that touches the range and is not managed yet.
+    pub fn discover(&self, within: AddrRange) -> crate::adopt::Found {
+        // The lock also makes one look at a time: two would register the same range.
+        let exclude = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);
+        discover(&self.engine, within, &exclude)
+    }
+
+    /// Says what is never managed, besides staging.
+    pub fn set_exclude(&self, ranges: &[AddrRange]) {
+        let mut exclude = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);
+        if exclude.len() != ranges.len() + self.engine.kernel().own_ranges().len() {
+            *exclude = ranges.iter().copied().chain(self.engine.kernel().own_ranges()).collect();
+        }
+    }
+
+    /// Makes [`serve`](Self::serve) and [`reclaim`](Self::reclaim) return.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.alarm();
+        self.kick();
+    }
+
+    /// Wakes every handler, until the alarm is over.
+    pub(crate) fn alarm(&self) {
+        // An eventfd takes the first write.
+        let _ = rustix::io::write(&self.alarm, &1u64.to_ne_bytes());
+    }
+
+    pub(crate) fn end_alarm(&self) {
+        let _ = rustix::io::read(&self.alarm, &mut [0u8; 8]);
+    }
+
+    /// Sends the faults that could not be served back to fault again.
+    pub(crate) fn send_back(&self, retries: &mut Retries) {
+        while let Some(pending) = retries.pop() {
+            self.engine.kernel().wake(PageRange::new(pending.page, 1));
+        }
+    }
+
+    /// The eventfd that wakes handlers: a child of a fork needs one of its own under the same number.
+    pub fn alarm_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        use std::os::fd::AsFd;
+        self.alarm.as_fd()
+    }
+
+    /// Answers faults until [`stop`](Self::stop).
+    ///
+    /// # Errors
+    /// What setting the epoll up says.
+    pub fn serve(&self) -> Result<(), Errno> {
+        let waiter = self.waiter()?;
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let mut buffer = EventBuffer::new();
+        let mut faults = [Vpn(0); MAX_EVENTS];
+        let mut retries = Retries::new();
+        while !self.stopping.load(Ordering::Relaxed) {
+            self.park_if_frozen();
+            let nr_faults = self.read(&mut buffer, &mut faults, &mut |child| self.poison_child(&child));
+            let now = Instant::now();
+            for page in &faults[..nr_faults] {
+                self.serve_fault(Pending { page: *page, since: now }, &mut retries);
+            }
+            self.kick_if_low();
+            if nr_faults > 0 {
+                continue;
+            }
+            if retries.len > 0 {
+                self.retry(&mut retries);
+            } else if !self.engine.read_ahead() {
+                wait(&waiter);
+            }
+        }
+        Ok(())
+    }
+
+    fn waiter(&self) -> Result<OwnedFd, Errno> {
+        let waiter = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let exclusive = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
+        epoll::add(&waiter, self.engine.kernel().uffd(), epoll::EventData::new_u64(0), exclusive)?;
+        epoll::add(&waiter, &self.alarm, epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
+        Ok(waiter)
+    }
+
+    /// Reads messages, applies the events among them, and returns the number of faults.
+    pub(crate) fn read(
+        &self,
+        buffer: &mut EventBuffer,
+        faults: &mut [Vpn; MAX_EVENTS],
+        forked: &mut dyn FnMut(Userfaultfd),
+    ) -> usize {
+        let mm = self.engine.kernel();
+        let events = self.engine.events();
+        let Ok(messages) = mm.uffd().read_events(buffer) else { return 0 };
+        let mut nr_faults = 0;
+        for message in messages {
+            match message {
+                Event::Fault { addr, .. } => {
+                    faults[nr_faults] = Vpn::of_addr(addr);
+                    nr_faults += 1;
+                }
+                Event::Remove(range) => events.removed(pages_of(range)),
+                Event::Unmap(range) => {
+                    events.removed(pages_of(range));
+                    mm.extents().remove(pages_of(range));
+                }
+                Event::Remap { from, to, len } => {
+                    let from = pages_of(AddrRange::new(from, len));
+                    events.remapped(from, Vpn::of_addr(to));
+                    mm.extents().remap(from, Vpn::of_addr(to));
+                }
+                Event::Fork { uffd } => forked(uffd),
+            }
+        }
+        mm.stats().pgfault.fetch_add(nr_faults as u64, Ordering::Relaxed);
+        nr_faults
+    }
+
+    pub(crate) fn serve_fault(&self, pending: Pending, retries: &mut Retries) {
+        let page = pending.page;
+        let again = match self.engine.fault(page) {
+            Outcome::Done => {
+                let took = u64::try_from(pending.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                self.engine.kernel().stats().latency.record(took);
+                false
+            }
+            Outcome::Parked => false,
+            Outcome::Unmanaged => {
+                // The program has changed the mapping without a word: look at it again.
+                self.discover(AddrRange::new(page.addr(), 1));
+                true
+            }
+            Outcome::Full => self.make_room(),
+            Outcome::Retry => {
+                if pending.since.elapsed() > STUCK && self.engine.wants_reclaim(false) {
+                    self.grow();
+                }
+                true
+            }
+        };
+        if again && !retries.push(pending) {
+            // The thread faults again, and by then there may be room.
+            self.engine.kernel().wake(PageRange::new(page, 1));
+        }
+    }
+
+    /// Tries every pending fault once more, after a pause.
+    fn retry(&self, retries: &mut Retries) {
+        pause(RETRY_PAUSE_NS);
+        let mut again = Retries::new();
+        while let Some(pending) = retries.pop() {
+            self.serve_fault(pending, &mut again);
+        }
+        *retries = again;
+    }
+
+    /// No device takes another page.
+    fn make_room(&self) -> bool {
+        match self.policy.on_full() {
+            OnFull::Grow => self.grow(),
+            OnFull::Kill => {
+                self.engine.refresh_gauges();
+                self.policy.end(&self.engine);
+            }
+        }
+        true
+    }
+
+    /// More memory than was allowed, counted: the alternative is a program that stands still.
+    fn grow(&self) {
+        let mm = self.engine.kernel();
+        mm.ledger().grow(GROW_PAGES);
+        mm.stats().overcharged.fetch_add(GROW_PAGES, Ordering::Relaxed);
+    }
+
+    fn kick_if_low(&self) {
+        if !self.reclaiming.load(Ordering::Relaxed) && self.engine.wants_reclaim(false) {
+            self.kick();
+        }
+    }
+
+    /// Wakes the reclaimer.
+    pub fn kick(&self) {
+        self.kicks.fetch_add(1, Ordering::Release);
+        futex_wake(&self.kicks, Scope::Private, 1);
+    }
+
+    /// Keeps memory free until [`stop`](Self::stop).
+    pub fn reclaim(&self) {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        let mut seen = self.kicks.load(Ordering::Acquire);
+        while !self.stopping.load(Ordering::Relaxed) {
+            self.park_if_frozen();
+            self.reclaiming.store(true, Ordering::Relaxed);
+            self.reclaim_until_high();
+            self.reclaiming.store(false, Ordering::Relaxed);
+            // Returns at once if somebody asked meanwhile.
+            let _ = futex_wait(&self.kicks, Scope::Private, seen, Some(RECLAIM_TICK));
+            seen = self.kicks.load(Ordering::Acquire);
+        }
+    }
+
+    fn reclaim_until_high(&self) {
+        let mut going = false;
+        let interrupted = || self.stopping.load(Ordering::Relaxed) || self.is_frozen();
+        while self.engine.wants_reclaim(going) && !interrupted() {
+            going = true;
+            match self.engine.reclaim() {
+                Reclaimed::Progress => {}
+                // Whoever needs memory will notice, and do what is to be done.
+                Reclaimed::Nothing | Reclaimed::Full => return,
+            }
+        }
+    }
+}
+
+fn wait(waiter: &OwnedFd) {
+    let mut events = [MaybeUninit::<epoll::Event>::uninit(); 2];
+    // EINTR is impossible with signals blocked, and harmless without.
+    let _ = epoll::wait(waiter, &mut events, None);
+}
+
+fn pause(nanoseconds: i64) {
+    let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: nanoseconds });
+}
+
+const fn pages_of(range: AddrRange) -> PageRange {
+    PageRange { start: Vpn::of_addr(range.start), end: Vpn::of_addr(range.end) }
+}
+
+/// Opens what an [`Mm`] needs. `more` are features beyond those that the engine needs.
+///
+/// # Errors
+/// See [`OpenFilesError`].
+pub fn open_files(access: hmm_uapi::uffd::Access, more: Features) -> Result<crate::mm::Files, OpenFilesError> {
+    let uffd = Userfaultfd::open(access)?;
+    let enabled = uffd.enable(crate::mm::features() | more)?;
+    Ok(crate::mm::Files {
+        uffd,
+        reports_forks: enabled.contains(Features::EVENT_FORK),
+        pagemap: hmm_uapi::pagemap::Pagemap::open().map_err(OpenFilesError::Proc)?,
+        maps: Maps::open().map_err(OpenFilesError::Proc)?,
+    })
+}
+
+/// Why the kernel does not let us manage memory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenFilesError {
+    /// No userfaultfd.
+    #[error(transparent)]
+    Open(#[from] hmm_uapi::uffd::OpenError),
+    /// A userfaultfd that cannot do what is needed.
+    #[error(transparent)]
+    Enable(#[from] hmm_uapi::uffd::EnableError),
+    /// No view of this process in /proc.
+    #[error("cannot read /proc/self: {0}; mount procfs")]
+    Proc(Errno),
+}

@@ -1,0 +1,323 @@
+//! Sizes and devices as people write them: `512M`, `1.5G`, `lz4`, `lz4:cap=1G`.
+//!
+//! A [`DeviceSpec`] is complete: what the text left open was filled in when it was parsed. Its [`Display`](fmt::Display)
+//! form names everything and parses back to the same value, on any machine; so it can be handed to another process.
+
+use std::fmt;
+
+use thiserror::Error;
+
+/// Binary unit suffixes with their powers of 1024.
+const UNITS: [(char, u32); 5] = [('B', 0), ('K', 1), ('M', 2), ('G', 3), ('T', 4)];
+
+/// Why a text is not a size.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SizeError {
+    /// There is no number in front.
+    #[error("'{0}' is not a size: write a number and K, M, G or T, like 512M or 1.5G")]
+    NotANumber(String),
+    /// What follows the number is not a unit.
+    #[error(
+        "'{text}': unknown unit '{unit}': use K, M, G or T (1024-based; KiB, MiB, GiB and TiB mean the same)"
+    )]
+    UnknownUnit {
+        /// All of it.
+        text: String,
+        /// The part that was not understood.
+        unit: String,
+    },
+    /// Bytes cannot be divided.
+    #[error("'{0}': a fraction needs a unit, like 1.5G")]
+    FractionOfByte(String),
+    /// More than 64 bits.
+    #[error("'{0}' is more than any machine has")]
+    TooLarge(String),
+}
+
+/// Reads a size in bytes: a decimal number, possibly with a fraction, and K, M, G or T (powers of 1024), which may be
+/// followed by `iB`. A number alone, or with `B`, counts bytes.
+///
+/// # Errors
+/// Anything else, see [`SizeError`].
+pub fn parse_size(text: &str) -> Result<u64, SizeError> {
+    let number_len = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(number_len);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() || fraction.contains('.') || number.ends_with('.') {
+        return Err(SizeError::NotANumber(text.to_owned()));
+    }
+    let power = parse_unit(unit)
+        .ok_or_else(|| SizeError::UnknownUnit { text: text.to_owned(), unit: unit.to_owned() })?;
+    if power == 0 && !fraction.is_empty() {
+        return Err(SizeError::FractionOfByte(text.to_owned()));
+    }
+    scale(whole, fraction, 1 << (10 * power)).ok_or_else(|| SizeError::TooLarge(text.to_owned()))
+}
+
+/// The power of 1024 that a suffix stands for.
+fn parse_unit(unit: &str) -> Option<u32> {
+    let mut rest = unit.chars();
+    let Some(letter) = rest.next() else { return Some(0) };
+    let (_, power) = *UNITS.iter().find(|(name, _)| *name == letter.to_ascii_uppercase())?;
+    match rest.as_str() {
+        "" => Some(power),
+        "iB" if power > 0 => Some(power),
+        _ => None,
+    }
+}
+
+/// `whole.fraction * unit`, rounded down; `None` when it does not fit.
+fn scale(whole: &str, fraction: &str, unit: u64) -> Option<u64> {
+    let mut bytes = whole.parse::<u64>().ok()?.checked_mul(unit)?;
+    // Twelve digits are finer than a byte of a tebibyte, and keep the product below in 128 bits.
+    let fraction = &fraction[..fraction.len().min(12)];
+    if !fraction.is_empty() {
+        let digits = u128::from(fraction.parse::<u64>().ok()?);
+        let part = digits * u128::from(unit) / 10_u128.pow(u32::try_from(fraction.len()).ok()?);
+        bytes = bytes.checked_add(u64::try_from(part).ok()?)?;
+    }
+    Some(bytes)
+}
+
+/// Bytes for people: `1.5 GiB`. Not exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl fmt::Display for ByteSize {
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = self.0 as f64;
+        let mut unit = "B";
+        for next in ["KiB", "MiB", "GiB", "TiB"] {
+            // 1023.6 would be shown as 1024.
+            if value < 1023.5 {
+                break;
+            }
+            (value, unit) = (value / 1024.0, next);
+        }
+        let decimals = usize::from(unit != "B" && value < 99.95);
+        let text = format!("{value:.decimals$} {unit}");
+        f.pad(&text.replace(".0 ", " "))
+    }
+}
+
+/// Why a text does not name a device.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SpecError {
+    /// No such device.
+    #[error("unknown device '{0}': this build has lz4")]
+    UnknownDevice(String),
+    /// The device has no such option.
+    #[error("device {device} has no option '{option}': it knows {known}")]
+    UnknownOption {
+        /// The device.
+        device: &'static str,
+        /// What was asked for.
+        option: String,
+        /// What there is.
+        known: &'static str,
+    },
+    /// The option was given twice.
+    #[error("device {device}: option '{option}' is given twice")]
+    Repeated {
+        /// The device.
+        device: &'static str,
+        /// The option.
+        option: String,
+    },
+    /// The option's value is not a size.
+    #[error("device {device}, option {option}: {source}")]
+    Size {
+        /// The device.
+        device: &'static str,
+        /// The option.
+        option: &'static str,
+        /// What is wrong with it.
+        source: SizeError,
+    },
+    /// The device cannot be so small or so large.
+    #[error(
+        "device {device}: a capacity of {} is out of range: choose one from {} to {}",
+        ByteSize(*capacity_bytes),
+        ByteSize(MIN_LZ4_BYTES),
+        ByteSize(MAX_LZ4_BYTES)
+    )]
+    Capacity {
+        /// The device.
+        device: &'static str,
+        /// What was asked for, in bytes.
+        capacity_bytes: u64,
+    },
+}
+
+const MIN_LZ4_BYTES: u64 = 1 << 20;
+const MAX_LZ4_BYTES: u64 = 512 << 30;
+
+/// A device with all its options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceSpec {
+    /// RAM that holds pages compressed.
+    Lz4 {
+        /// The most memory that the compressed pages may take, in bytes, in each process.
+        capacity_bytes: u64,
+    },
+}
+
+impl DeviceSpec {
+    /// Reads `NAME[:OPTION=VALUE[,OPTION=VALUE..]]`. `physical_bytes` is the machine's memory, of which defaults are made.
+    ///
+    /// # Errors
+    /// An unknown device or option, or a value that makes no sense, see [`SpecError`].
+    pub fn parse(text: &str, physical_bytes: u64) -> Result<Self, SpecError> {
+        let (name, options) = text.split_once(':').unwrap_or((text, ""));
+        match name {
+            "lz4" => Self::parse_lz4(options, physical_bytes),
+            _ => Err(SpecError::UnknownDevice(name.to_owned())),
+        }
+    }
+
+    /// The device's name, without its options.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Lz4 { .. } => "lz4",
+        }
+    }
+
+    /// The most RAM that the device takes, in bytes, in each process.
+    pub const fn capacity_bytes(&self) -> u64 {
+        match self {
+            Self::Lz4 { capacity_bytes } => *capacity_bytes,
+        }
+    }
+
+    fn parse_lz4(options: &str, physical_bytes: u64) -> Result<Self, SpecError> {
+        const DEVICE: &str = "lz4";
+        let mut capacity = None;
+        for option in options.split(',').filter(|option| !option.is_empty()) {
+            let Some(("cap", value)) = option.split_once('=') else {
+                let option = option.to_owned();
+                return Err(SpecError::UnknownOption { device: DEVICE, option, known: "cap=SIZE" });
+            };
+            let bytes = parse_size(value).map_err(|source| SpecError::Size {
+                device: DEVICE,
+                option: "cap",
+                source,
+            })?;
+            if capacity.replace(bytes).is_some() {
+                return Err(SpecError::Repeated { device: DEVICE, option: "cap".to_owned() });
+            }
+        }
+        let default = (physical_bytes / 2).clamp(MIN_LZ4_BYTES, MAX_LZ4_BYTES);
+        let capacity_bytes = capacity.unwrap_or(default);
+        if (MIN_LZ4_BYTES..=MAX_LZ4_BYTES).contains(&capacity_bytes) {
+            Ok(Self::Lz4 { capacity_bytes })
+        } else {
+            Err(SpecError::Capacity { device: DEVICE, capacity_bytes })
+        }
+    }
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lz4 { capacity_bytes } => write!(f, "lz4:cap={capacity_bytes}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn sizes_are_powers_of_1024() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("4096B", 4096),
+            ("3k", 3 << 10),
+            ("512M", 512 * MIB),
+            ("512MiB", 512 * MIB),
+            ("2g", 2 * GIB),
+            ("1.5G", 3 * GIB / 2),
+            ("0.1G", GIB / 10),
+            ("1.000000000000000001K", 1024),
+            ("16T", 16 << 40),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused_with_the_reason() {
+        let kind = |text: &str| parse_size(text).expect_err(text);
+        for text in ["", "M", "-1M", ".5G", "1..5G", "1.G", " 1M", "0x10"] {
+            let error = kind(text);
+            assert!(
+                matches!(error, SizeError::NotANumber(_) | SizeError::UnknownUnit { .. }),
+                "{text}: {error}"
+            );
+        }
+        assert!(matches!(kind("10MB"), SizeError::UnknownUnit { unit, .. } if unit == "MB"));
+        assert!(matches!(kind("10BiB"), SizeError::UnknownUnit { .. }));
+        assert!(matches!(kind("1.5"), SizeError::FractionOfByte(_)));
+        assert!(matches!(kind("99999999999999999999"), SizeError::TooLarge(_)));
+        assert!(matches!(kind("17000000T"), SizeError::TooLarge(_)));
+    }
+
+    #[test]
+    fn bytes_are_shown_with_two_or_three_digits() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (512 * MIB, "512 MiB"),
+            (1024 * MIB - 1, "1 GiB"),
+            (1_650_000_000, "1.5 GiB"),
+            (5 << 40, "5 TiB"),
+        ] {
+            assert_eq!(ByteSize(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn lz4_takes_half_of_the_machine_unless_told() {
+        assert_eq!(DeviceSpec::parse("lz4", 8 * GIB), Ok(DeviceSpec::Lz4 { capacity_bytes: 4 * GIB }));
+        assert_eq!(DeviceSpec::parse("lz4:cap=1G", 8 * GIB), Ok(DeviceSpec::Lz4 { capacity_bytes: GIB }));
+    }
+
+    #[test]
+    fn the_default_is_in_range_on_any_machine() {
+        for physical_bytes in [0, 1, 64 << 40] {
+            let spec = DeviceSpec::parse("lz4", physical_bytes).unwrap();
+            assert_eq!(DeviceSpec::parse(&spec.to_string(), 0), Ok(spec));
+        }
+    }
+
+    #[test]
+    fn the_shown_form_parses_back() {
+        for text in ["lz4", "lz4:", "lz4:cap=1.3G"] {
+            let spec = DeviceSpec::parse(text, 3 * GIB).unwrap();
+            assert_eq!(DeviceSpec::parse(&spec.to_string(), 0), Ok(spec));
+        }
+    }
+
+    #[test]
+    fn wrong_specs_say_what_is_wrong() {
+        let text = |spec: &str| DeviceSpec::parse(spec, GIB).expect_err(spec).to_string();
+        assert_eq!(text("floppy"), "unknown device 'floppy': this build has lz4");
+        assert!(text("lz4:level=3").contains("no option 'level=3': it knows cap=SIZE"));
+        assert!(text("lz4:cap").contains("no option 'cap'"));
+        assert!(text("lz4:cap=much").contains("option cap: 'much' is not a size"));
+        assert!(text("lz4:cap=1M,cap=2M").contains("twice"));
+        assert!(text("lz4:cap=1K").contains("1 KiB is out of range: choose one from 1 MiB to 512 GiB"));
+        assert!(text("lz4:cap=1T").contains("out of range"));
+    }
+}

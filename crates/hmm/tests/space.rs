@@ -1,0 +1,81 @@
+//! The library on the real kernel.
+
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use hmm::AddressSpace;
+use hmm::device::{Device, Ram};
+
+const MIB: usize = 1 << 20;
+
+/// Runs the test on a thread of its own: a fault that is never served must fail the test, not hang it.
+fn within(seconds: u64, test: impl FnOnce() + Send + 'static) {
+    let (done, wait) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        test();
+        let _ = done.send(());
+    });
+    match wait.recv_timeout(Duration::from_secs(seconds)) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("hangs for {seconds} s"),
+        _ => thread.join().expect("the test's own assertion failed"),
+    }
+}
+
+fn space(ram: usize, device: Arc<dyn Device>) -> AddressSpace {
+    AddressSpace::builder().ram(ram as u64).device(device).build().expect("userfaultfd can be had")
+}
+
+fn pattern(index: usize, round: u64) -> u64 {
+    (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ round
+}
+
+#[test]
+fn four_times_the_budget_keeps_every_byte() {
+    within(120, || {
+        let space = space(32 * MIB, Arc::new(Ram::new(64 * 1024)));
+        let mut region = space.alloc(128 * MIB).expect("allocates");
+        let words = region.as_mut_slice::<u64>();
+        for round in 0..3 {
+            for (index, word) in words.iter_mut().enumerate() {
+                if round > 0 {
+                    assert_eq!(*word, pattern(index, round - 1), "word {index} in round {round}");
+                }
+                *word = pattern(index, round);
+            }
+        }
+        let snapshot = space.stats();
+        eprintln!("{snapshot:?}");
+        assert!(snapshot.peak_resident <= snapshot.budget, "I9: {snapshot:?}");
+        assert_eq!(snapshot.overcharged, 0);
+        assert!(snapshot.away > 0 && snapshot.stored > 0);
+        drop(region);
+        assert_eq!(space.stats().away, 0, "frames are freed with the region");
+    });
+}
+
+#[test]
+fn random_access_by_four_threads() {
+    within(120, || {
+        let space = space(16 * MIB, Arc::new(Ram::new(64 * 1024)));
+        let mut region = space.alloc(64 * MIB).expect("allocates");
+        let part = 64 * MIB / 8 / 4;
+        std::thread::scope(|scope| {
+            for (number, words) in region.as_mut_slice::<u64>().chunks_mut(part).enumerate() {
+                scope.spawn(move || {
+                    let mut seed = number as u64 + 1;
+                    let mut shadow = vec![0u64; part / 512];
+                    for step in 0..20_000u64 {
+                        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        let page = (seed >> 33) as usize % shadow.len();
+                        assert_eq!(words[page * 512], shadow[page], "thread {number} page {page} step {step}");
+                        shadow[page] = seed;
+                        words[page * 512] = seed;
+                    }
+                });
+            }
+        });
+        let snapshot = space.stats();
+        eprintln!("{snapshot:?}");
+        assert!(snapshot.peak_resident <= snapshot.budget, "I9: {snapshot:?}");
+    });
+}

@@ -1,0 +1,281 @@
+//! What this machine and this process's privileges allow: facts for `hmm doctor`.
+//!
+//! Unlike the rest of the crate this allocates and reads files: not for the fault path.
+
+mod trial;
+
+use std::fmt;
+use std::os::unix::fs::MetadataExt;
+
+use crate::maps::{Maps, Source};
+use crate::pagemap::{Categories, PageRegion, Pagemap, ScanArgs};
+use crate::uffd::{Access, EnableError, Features, OpenError, Userfaultfd, supported_features};
+use crate::{AddrRange, Errno, PAGE_BYTES};
+
+/// The oldest kernel with `UFFDIO_MOVE`.
+const OLDEST_KERNEL: (u32, u32) = (6, 8);
+
+/// How good a fact is for hmm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Status {
+    /// As it should be.
+    Ok,
+    /// hmm works, with less: slower, or some programs will not do.
+    Degraded,
+    /// hmm does not work.
+    Missing,
+}
+
+/// One thing found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fact {
+    /// What it is about; the same on every machine.
+    pub name: &'static str,
+    /// How good it is.
+    pub status: Status,
+    /// What was found, and what that means.
+    pub detail: String,
+    /// What an administrator can do about it.
+    pub remedy: Option<String>,
+}
+
+impl Fact {
+    fn ok(name: &'static str, detail: impl fmt::Display) -> Self {
+        Self { name, status: Status::Ok, detail: detail.to_string(), remedy: None }
+    }
+
+    fn degraded(name: &'static str, detail: impl fmt::Display, remedy: impl fmt::Display) -> Self {
+        Self { name, status: Status::Degraded, detail: detail.to_string(), remedy: Some(remedy.to_string()) }
+    }
+
+    fn missing(name: &'static str, detail: impl fmt::Display, remedy: impl fmt::Display) -> Self {
+        Self { status: Status::Missing, ..Self::degraded(name, detail, remedy) }
+    }
+}
+
+/// Finds out everything, in an order to be read in. Changes nothing; takes milliseconds.
+pub fn probe() -> Vec<Fact> {
+    let mut facts = vec![kernel(), page_size()];
+    facts.extend(access());
+    facts.extend(features());
+    facts.extend([fork(), pagemap_scan(), procmap_query(), huge_pages(), trial::fact()]);
+    facts
+}
+
+fn kernel() -> Fact {
+    const NAME: &str = "kernel";
+    let upgrade = "run Linux 6.8 or later";
+    let release = match std::fs::read_to_string("/proc/sys/kernel/osrelease") {
+        Ok(release) => release.trim().to_owned(),
+        Err(why) => return Fact::degraded(NAME, format!("its version cannot be read: {why}"), "mount /proc"),
+    };
+    match version(&release) {
+        Some(version) if version >= OLDEST_KERNEL => Fact::ok(NAME, format!("Linux {release}")),
+        Some(_) => Fact::missing(NAME, format!("Linux {release} is too old: no UFFDIO_MOVE"), upgrade),
+        None => Fact::degraded(NAME, format!("Linux {release}: a version that says nothing"), upgrade),
+    }
+}
+
+/// The first two numbers of a kernel's release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn page_size() -> Fact {
+    const NAME: &str = "page size";
+    match rustix::param::page_size() as u64 {
+        PAGE_BYTES => Fact::ok(NAME, "4096 bytes"),
+        other => Fact::missing(
+            NAME,
+            format!("{other} bytes; hmm supports 4096 only"),
+            "boot a kernel with 4 KiB pages",
+        ),
+    }
+}
+
+/// Who may have a userfaultfd, and of which kind.
+fn access() -> [Fact; 4] {
+    const FULL: &str = "userfaultfd";
+    const USER: &str = "userfaultfd, user mode only";
+    let full = Userfaultfd::open(Access::Full).map(drop);
+    let user = Userfaultfd::open(Access::UserModeOnly).map(drop);
+    let user_fact = match user {
+        Ok(()) => Fact::ok(USER, "allowed"),
+        Err(why) => Fact::missing(USER, "no", why),
+    };
+    let full_fact = match (full, user) {
+        (Ok(()), _) => Fact::ok(FULL, "system calls that touch a page that is away wait for it"),
+        (Err(why @ OpenError::Denied { .. }), Ok(())) => Fact::degraded(
+            FULL,
+            "user mode only: system calls that touch a page that is away fail with EFAULT",
+            why,
+        ),
+        (Err(why), _) => Fact::missing(FULL, "no", why),
+    };
+    let granted = full.is_ok();
+    [full_fact, user_fact, device_node(granted), sysctl(granted)]
+}
+
+fn device_node(granted: bool) -> Fact {
+    const NAME: &str = "/dev/userfaultfd";
+    let detail = match std::fs::metadata(NAME) {
+        Ok(node) => format!("owner {}:{}, mode {:04o}", node.uid(), node.gid(), node.mode() & 0o7777),
+        Err(why) => why.to_string(),
+    };
+    if granted {
+        Fact::ok(NAME, detail)
+    } else {
+        Fact::degraded(NAME, detail, "`setfacl -m u:<user>:rw /dev/userfaultfd`, or a udev rule for a group")
+    }
+}
+
+fn sysctl(granted: bool) -> Fact {
+    const NAME: &str = "vm.unprivileged_userfaultfd";
+    let detail = match std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd") {
+        Ok(value) => value.trim().to_owned(),
+        Err(why) => why.to_string(),
+    };
+    if granted || detail == "1" {
+        Fact::ok(NAME, detail)
+    } else {
+        Fact::degraded(NAME, detail, "`sysctl vm.unprivileged_userfaultfd=1` lets every user have one")
+    }
+}
+
+/// Features, and what hmm is without each.
+const WANTED: [(&str, Features, Status, &str); 8] = [
+    ("UFFDIO_MOVE", Features::MOVE, Status::Missing, "pages cannot be taken from the program"),
+    (
+        "UFFDIO_POISON",
+        Features::POISON,
+        Status::Degraded,
+        "a page lost with its device cannot be told by SIGBUS",
+    ),
+    ("write protection", Features::PAGEFAULT_FLAG_WP, Status::Missing, "staging cannot be registered"),
+    (
+        "asynchronous write protection",
+        Features::WP_ASYNC,
+        Status::Degraded,
+        "clean pages are not known to be clean",
+    ),
+    (
+        "event of munmap",
+        Features::EVENT_UNMAP,
+        Status::Missing,
+        "unmapping by the program cannot be followed",
+    ),
+    (
+        "event of mremap",
+        Features::EVENT_REMAP,
+        Status::Missing,
+        "moving of mappings by the program cannot be followed",
+    ),
+    (
+        "event of madvise",
+        Features::EVENT_REMOVE,
+        Status::Missing,
+        "dropping of pages by the program cannot be followed",
+    ),
+    (
+        "thread of a fault",
+        Features::THREAD_ID,
+        Status::Degraded,
+        "handlers cannot be placed by the faulting thread",
+    ),
+];
+
+fn features() -> Vec<Fact> {
+    let supported = match supported_features() {
+        Ok(supported) => supported,
+        Err(why) => {
+            return vec![Fact::missing("userfaultfd features", "unknown: there is no userfaultfd", why)];
+        }
+    };
+    let fact = |(name, feature, status, loss): (&'static str, Features, Status, &str)| {
+        if supported.contains(feature) {
+            Fact::ok(name, "supported")
+        } else {
+            let remedy = "run Linux 6.8 or later, built with CONFIG_PTE_MARKER_UFFD_WP";
+            Fact { status, ..Fact::degraded(name, format!("not supported: {loss}"), remedy) }
+        }
+    };
+    WANTED.map(fact).into()
+}
+
+fn fork() -> Fact {
+    const NAME: &str = "event of fork";
+    let loss = "a child that a managed program forks cannot be followed";
+    // The privilege asked for is the same for both kinds of access.
+    let uffd = match Userfaultfd::open(Access::Full).or_else(|_| Userfaultfd::open(Access::UserModeOnly)) {
+        Ok(uffd) => uffd,
+        Err(why) => return Fact::degraded(NAME, loss, why),
+    };
+    match uffd.enable(Features::EVENT_FORK) {
+        Ok(_) => Fact::ok(NAME, "supported, with the privilege it needs"),
+        Err(why @ EnableError::ForkNeedsPrivilege) => {
+            Fact::degraded(NAME, format!("no privilege: {loss}"), why)
+        }
+        Err(why) => Fact::degraded(NAME, loss, why),
+    }
+}
+
+fn pagemap_scan() -> Fact {
+    const NAME: &str = "PAGEMAP_SCAN";
+    let mut regions = [PageRegion::default(); 1];
+    let place = std::ptr::from_ref(&regions).addr() as u64;
+    let page = AddrRange::new(place & !(PAGE_BYTES - 1), PAGE_BYTES);
+    let scan = Pagemap::open()
+        .and_then(|pagemap| pagemap.scan(page, ScanArgs::any(Categories::PRESENT), &mut regions));
+    match scan {
+        Ok(_) => Fact::ok(NAME, "works"),
+        Err(Errno::NOTTY) => Fact::missing(NAME, "this kernel lacks it", "run Linux 6.8 or later"),
+        Err(errno) => Fact::missing(
+            NAME,
+            format!("/proc/self/pagemap: {errno}"),
+            "mount /proc, make the program dumpable",
+        ),
+    }
+}
+
+fn procmap_query() -> Fact {
+    const NAME: &str = "PROCMAP_QUERY";
+    match Maps::open().map(|maps| maps.source()) {
+        Ok(Source::Query) => Fact::ok(NAME, "works"),
+        Ok(Source::Text) => Fact::degraded(
+            NAME,
+            "this kernel lacks it: mappings are looked up by reading all of /proc/self/maps",
+            "run Linux 6.11 or later",
+        ),
+        Err(errno) => {
+            Fact::missing(NAME, format!("/proc/self/maps: {errno}"), "mount /proc, make the program dumpable")
+        }
+    }
+}
+
+fn huge_pages() -> Fact {
+    const NAME: &str = "transparent huge pages";
+    let remedy = "`echo madvise > /sys/kernel/mm/transparent_hugepage/enabled`";
+    let choices = match std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled") {
+        Ok(choices) => choices,
+        Err(why) => return Fact::degraded(NAME, format!("none: {why}"), remedy),
+    };
+    match choices.split(['[', ']']).nth(1) {
+        Some(mode @ ("always" | "madvise")) => Fact::ok(NAME, mode),
+        _ => Fact::degraded(NAME, format!("{}: pages move one by one", choices.trim()), remedy),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert_eq!(version("6.18.44-generic"), Some((6, 18)));
+        assert_eq!(version("7.0-rc1"), Some((7, 0)));
+        assert_eq!(version("custom"), None);
+        assert!(version("6.18") > Some(OLDEST_KERNEL));
+        assert!(version("6.7.9") < Some(OLDEST_KERNEL));
+    }
+}

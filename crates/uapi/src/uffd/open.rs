@@ -1,0 +1,113 @@
+//! Getting a userfaultfd: by the device node, or by the system call.
+
+use std::os::fd::FromRawFd;
+
+use linux_raw_sys::general::{O_CLOEXEC, O_NONBLOCK, UFFD_USER_MODE_ONLY};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mm::UserfaultfdFlags;
+
+use super::Userfaultfd;
+use crate::fd::Fd;
+use crate::ioc;
+
+/// `USERFAULTFD_IOC_NEW`, which the bindings lack: number 0 of userfaultfd's ioctls.
+const IOC_NEW: u32 = rustix::ioctl::opcode::none(super::IOC_GROUP, 0);
+
+/// Whose faults a userfaultfd serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The program's and the kernel's on its behalf: system calls that touch a page that is away wait for it.
+    Full,
+    /// The program's own only: system calls that touch a page that is away fail with `EFAULT`. Needs no privilege.
+    UserModeOnly,
+}
+
+/// Why there is no userfaultfd to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The kernel lacks it, or a filter says so.
+    #[error(
+        "this kernel has no userfaultfd (userfaultfd(2): ENOSYS); use one built with CONFIG_USERFAULTFD=y, or lift the \
+         seccomp filter that hides the call"
+    )]
+    Missing,
+    /// Faults of the kernel are not ours to serve.
+    #[error(
+        "no permission for a userfaultfd that serves system calls (/dev/userfaultfd: {device}; userfaultfd(2): \
+         {syscall}); an administrator can allow it with `setfacl -m u:<user>:rw /dev/userfaultfd` (for good: the udev \
+         rule KERNEL==\"userfaultfd\", GROUP=\"<group>\", MODE=\"0660\"), with `sysctl vm.unprivileged_userfaultfd=1`, \
+         or by granting CAP_SYS_PTRACE; in a container pass the device (`--device /dev/userfaultfd`); without any of \
+         these, user-mode-only access works for programs whose system calls never touch pages that are away"
+    )]
+    Denied {
+        /// What opening the device node said.
+        device: Errno,
+        /// What the system call said.
+        syscall: Errno,
+    },
+    /// Even what needs no privilege is forbidden.
+    #[error(
+        "userfaultfd is forbidden here, even for user-mode faults (/dev/userfaultfd: {device}; userfaultfd(2): \
+         {syscall}): a seccomp filter or security module blocks it; allow the call in the container's seccomp profile \
+         or pass it /dev/userfaultfd"
+    )]
+    Forbidden {
+        /// What opening the device node said.
+        device: Errno,
+        /// What the system call said.
+        syscall: Errno,
+    },
+    /// Something else: no descriptors or no memory left.
+    #[error(
+        "cannot create a userfaultfd ({errno}): the process or the system is out of descriptors or memory; raise the \
+         limit (`ulimit -n`) or free some"
+    )]
+    Exhausted {
+        /// What the kernel said.
+        errno: Errno,
+    },
+}
+
+impl Userfaultfd {
+    /// Opens one for this address space: by `/dev/userfaultfd`, else by `userfaultfd(2)`. Closed on exec, and reading
+    /// it does not wait. It serves nothing before [`enable`](Self::enable).
+    ///
+    /// # Errors
+    /// [`OpenError`] says what is missing and who can grant it.
+    pub fn open(access: Access) -> Result<Self, OpenError> {
+        let device = match Self::open_by_device(access) {
+            Ok(opened) => return Ok(opened),
+            Err(errno) => errno,
+        };
+        Self::open_by_syscall(access).map_err(|syscall| match (syscall, access) {
+            (Errno::NOSYS, _) => OpenError::Missing,
+            (Errno::PERM | Errno::ACCESS, Access::Full) => OpenError::Denied { device, syscall },
+            (Errno::PERM | Errno::ACCESS, Access::UserModeOnly) => OpenError::Forbidden { device, syscall },
+            (errno, _) => OpenError::Exhausted { errno },
+        })
+    }
+
+    fn open_by_device(access: Access) -> Result<Self, Errno> {
+        let node = rustix::fs::open(c"/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let node = Fd::from(node);
+        let mut flags = O_CLOEXEC | O_NONBLOCK;
+        if access == Access::UserModeOnly {
+            flags |= UFFD_USER_MODE_ONLY;
+        }
+        // SAFETY: the opcode takes flags, and only makes a descriptor.
+        let fd = unsafe { ioc::call_with_value(&node, IOC_NEW, flags as usize) }?;
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(Self::from_fd(unsafe { Fd::from_raw_fd(fd) }))
+    }
+
+    fn open_by_syscall(access: Access) -> Result<Self, Errno> {
+        let mut flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+        if access == Access::UserModeOnly {
+            flags |= UserfaultfdFlags::from_bits_retain(UFFD_USER_MODE_ONLY);
+        }
+        // SAFETY: the call only makes a descriptor; what can be done with it is guarded by `register` and `move`.
+        let fd = unsafe { rustix::mm::userfaultfd(flags) }?;
+        Ok(Self::from_fd(Fd::from(fd)))
+    }
+}

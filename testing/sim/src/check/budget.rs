@@ -1,0 +1,21 @@
+//! The budget holds (I9): what is charged is what is resident, and no more than the user allowed.
+
+use std::sync::atomic::Ordering;
+
+use hmm_core::Engine;
+
+use super::homes::Census;
+use crate::kernel::SimKernel;
+use crate::machine::Machine;
+use crate::shared::Shared;
+
+pub(crate) fn check(shared: &Shared, machine: &Machine, engine: &Engine<SimKernel>, census: &Census) {
+    let charged = shared.ledger.charged();
+    let resident = census.nr_system + census.nr_staged + engine.nr_stock();
+    assert_eq!(charged, resident, "charged, and resident ({census:?}, {} in stock)", engine.nr_stock());
+    assert_eq!(shared.stats.charged.load(Ordering::Relaxed), charged, "the gauge, and the ledger");
+    assert_eq!(shared.stats.away.load(Ordering::Relaxed), census.nr_away, "the gauge, and pages that are away");
+    let found = machine.nr_adopted + shared.stats.pgadopt.load(Ordering::Relaxed);
+    let allowed = shared.ledger.budget() + found + shared.stats.overcharged.load(Ordering::Relaxed);
+    assert!(shared.ledger.peak() <= allowed, "{} pages were charged, {allowed} are allowed", shared.ledger.peak());
+}

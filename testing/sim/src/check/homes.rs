@@ -1,0 +1,102 @@
+//! Every page has one home (I1): what the states say, the page table, the slots and the frames are the same thing, and
+//! no slot and no frame belongs to nobody or to two pages.
+
+use std::collections::BTreeMap;
+
+use hmm_core::Engine;
+use hmm_core::addr::Slot;
+use hmm_core::state::{Frame, PageState};
+use hmm_device::DevicePfn;
+
+use crate::kernel::SimKernel;
+use crate::machine::Machine;
+use crate::memory::Entry;
+
+/// What the states of all pages amount to.
+#[derive(Debug, Default)]
+pub(crate) struct Census {
+    pub(crate) nr_system: u64,
+    pub(crate) nr_staged: u64,
+    pub(crate) nr_away: u64,
+    slots: BTreeMap<Slot, u32>,
+    frames: BTreeMap<(u8, DevicePfn), u32>,
+}
+
+impl Census {
+    fn own_slot(&mut self, page: u32, slot: Slot) {
+        if let Some(other) = self.slots.insert(slot, page) {
+            panic!("pages {other} and {page} are both in {slot:?}");
+        }
+    }
+
+    fn own_frame(&mut self, page: u32, frame: Frame) {
+        if let Some(other) = self.frames.insert((frame.device, frame.pfn), page) {
+            panic!("pages {other} and {page} are both in {frame:?}");
+        }
+    }
+}
+
+/// Compares every page's state with where the page is, and counts.
+pub(crate) fn census(machine: &Machine, engine: &Engine<SimKernel>) -> Census {
+    let mut census = Census::default();
+    for page in machine.arena().all().pages() {
+        let state = engine.state(Machine::vpn(page));
+        let entry = machine.memory.entry(page);
+        match (state, entry) {
+            (PageState::None, None) => {}
+            (PageState::None, Some(Entry::Present { .. })) => {
+                let known = machine.memory.is_managed(page) && !machine.strangers.contains(&page);
+                assert!(!known, "page {page} is mapped, and the engine does not know");
+            }
+            (PageState::System { copy }, Some(Entry::Present { .. }) | None) => {
+                let is_there = entry.is_some() || machine.ghosts.contains(&page);
+                assert!(is_there, "page {page} is not mapped, and the engine says it is: {state:?}");
+                census.nr_system += 1;
+                copy.inspect(|frame| census.own_frame(page, *frame));
+            }
+            (PageState::Staged { slot, copy }, None) => {
+                census.nr_staged += 1;
+                census.own_slot(page, slot);
+                copy.inspect(|frame| census.own_frame(page, *frame));
+            }
+            (PageState::Device { frame }, None) => {
+                census.nr_away += 1;
+                census.own_frame(page, frame);
+            }
+            (PageState::Poisoned, Some(Entry::Poisoned)) => {}
+            (state, entry) => panic!("page {page} is {state:?} and its entry is {entry:?}"),
+        }
+        let managed = machine.memory.is_managed(page);
+        assert!(managed || state == PageState::None, "page {page} is not managed, and {state:?}");
+    }
+    check_slots(machine, engine, &census);
+    check_frames(machine, &census);
+    census
+}
+
+fn check_slots(machine: &Machine, engine: &Engine<SimKernel>, census: &Census) {
+    for (slot, page) in &census.slots {
+        assert!(machine.slots.page(*slot).is_some(), "page {page} is in {slot:?}, which is empty");
+    }
+    let in_use = census.nr_staged + engine.nr_stock();
+    let present = machine.slots.nr_present() as u64;
+    assert_eq!(present, in_use, "slots with memory, and slots that are staged or in stock");
+}
+
+fn check_frames(machine: &Machine, census: &Census) {
+    for (device, number) in machine.devices.iter().zip(0_u8..) {
+        for (pfn, bytes) in device.used() {
+            let owner = census.frames.get(&(number, pfn));
+            assert!(owner.is_some(), "{pfn:?} of device {number} is in use and nobody's");
+            assert!(bytes.is_some(), "{pfn:?} of device {number} is page {owner:?}'s and was never stored to");
+        }
+    }
+    let nr_used: usize = machine.devices.iter().map(|device| device.used().count()).sum();
+    assert_eq!(nr_used, census.frames.len(), "frames in use, and frames that pages own");
+}
+
+/// No page is managed: there are no frames, and only stock in the slots.
+pub(crate) fn check_empty(machine: &Machine, engine: &Engine<SimKernel>) {
+    let census = census(machine, engine);
+    assert_eq!(census.nr_system + census.nr_staged + census.nr_away, 0, "pages of nobody: {census:?}");
+}

@@ -1,0 +1,37 @@
+//! What must hold whenever no call of the engine is under way. Each checker looks at the world from its own side and
+//! panics at what must not be.
+
+mod budget;
+mod content;
+mod homes;
+mod liveness;
+
+use hmm_core::Engine;
+
+use crate::kernel::SimKernel;
+use crate::shared::Shared;
+
+/// All but the bytes.
+pub(crate) fn all(shared: &Shared, engine: &Engine<SimKernel>) {
+    let machine = shared.lock();
+    if machine.gone {
+        return;
+    }
+    liveness::check(&machine);
+    let census = homes::census(&machine, engine);
+    budget::check(shared, &machine, engine, &census);
+}
+
+/// The bytes of every page, wherever they are.
+pub(crate) fn bytes(shared: &Shared, engine: &Engine<SimKernel>) {
+    let machine = shared.lock();
+    if !machine.gone {
+        content::check(&machine, engine);
+    }
+}
+
+/// Nothing is mapped any more: what is left is memory without meaning.
+pub(crate) fn empty(shared: &Shared, engine: &Engine<SimKernel>) {
+    let machine = shared.lock();
+    homes::check_empty(&machine, engine);
+}

@@ -1,0 +1,228 @@
+//! The simulated kernel: what Linux does with pages when userfaultfd asks it to, in safe Rust.
+
+use std::sync::Arc;
+
+use hmm_core::addr::{BLOCK_PAGES, Bay, PageRange, Slot, SlotRun, Vpn};
+use hmm_core::kernel::{BayScan, Kernel, Progress, Stop};
+use hmm_core::ledger::Ledger;
+use hmm_core::stats::Stats;
+use hmm_model::Entropy;
+
+use crate::failure::Verb;
+use crate::machine::Machine;
+use crate::memory::{Bytes, Entry, Held, zeroes};
+use crate::shared::Shared;
+
+/// The engine's kernel door.
+#[derive(Clone, Debug)]
+pub(crate) struct SimKernel(pub(crate) Arc<Shared>);
+
+/// How far a call may go, and why not further.
+struct Limit {
+    nr_pages: usize,
+    stop: Option<Stop>,
+}
+
+impl Machine {
+    /// Begins a call: something may happen first, and the call may be one that has to fail.
+    fn begin(&mut self, verb: Verb, nr_pages: usize) -> Limit {
+        let was_changing = self.events.is_changing();
+        self.interleave();
+        let planned = self.kernel_plan.make(verb, nr_pages);
+        if self.gone {
+            return Limit { nr_pages: 0, stop: Some(Stop::Gone) };
+        }
+        if let Some((stop, done)) = planned {
+            self.gone = stop == Stop::Gone;
+            let nr_pages = if self.events.is_changing() { 0 } else { done };
+            return Limit { nr_pages, stop: Some(stop) };
+        }
+        if !self.events.is_changing() {
+            return Limit { nr_pages, stop: None };
+        }
+        // A discard begins at any time, also in the middle of the call. Everything else excludes the call by a lock.
+        let bound = if was_changing || !self.events.are_discards() { 1 } else { nr_pages };
+        let done = self.entropy.below(u32::try_from(bound).unwrap_or(1)) as usize;
+        Limit { nr_pages: done, stop: Some(Stop::Changing) }
+    }
+
+    /// Fills holes of the program, page by page from the front.
+    fn fill(
+        &mut self,
+        verb: Verb,
+        dst: PageRange,
+        mut page: impl FnMut(&mut Self, usize) -> Result<Entry, Stop>,
+    ) -> Progress {
+        let span = self.span(dst);
+        let limit = self.begin(verb, span.len as usize);
+        let mut progress = Progress { done: limit.nr_pages, stop: limit.stop };
+        for (number, index) in span.pages().zip(0..limit.nr_pages) {
+            let stop = match (self.memory.mapping(number), self.memory.is_hole(number)) {
+                (Some(mapping), _) if !mapping.managed => Some(Stop::Unsuited),
+                (Some(mapping), _) if verb == Verb::MoveHome && !mapping.writable => Some(Stop::Unsuited),
+                (None, _) => Some(Stop::Unsuited),
+                (Some(_), false) => Some(Stop::Exists),
+                (Some(_), true) => match page(self, index) {
+                    Ok(entry) => {
+                        self.fill_hole(number, entry);
+                        None
+                    }
+                    Err(stop) => Some(stop),
+                },
+            };
+            if stop.is_some() {
+                progress = Progress { done: index, stop };
+                break;
+            }
+        }
+        self.wake(hmm_model::Span::new(span.first, u32::try_from(progress.done).unwrap_or(0)));
+        self.note(|| format!("  {verb:?} {span:?} = {progress:?}"));
+        self.interleave();
+        progress
+    }
+
+    fn fill_hole(&mut self, page: u32, entry: Entry) {
+        if self.dropping.iter().any(|span| span.contains(page)) {
+            self.filled.insert(page);
+        }
+        self.ghosts.remove(&page);
+        self.memory.put(page, entry);
+    }
+
+    fn move_out(&mut self, src: PageRange, bay: Bay) -> Option<Stop> {
+        let limit = self.begin(Verb::MoveOut, usize::try_from(src.nr_pages()).unwrap_or(0));
+        let mut stop = None;
+        let mut moved = 0;
+        for vpn in src.iter().take(limit.nr_pages) {
+            match self.move_page_out(vpn, bay.slot(vpn.index())) {
+                Ok(true) => moved += 1,
+                Ok(false) => {}
+                Err(reason) => stop = Some(reason),
+            }
+        }
+        if moved == BLOCK_PAGES && self.entropy.one_in(2) {
+            self.slots.set_huge(bay);
+        }
+        // What ended the call counts more than what a page in front of that did.
+        let stop = limit.stop.or(stop);
+        self.note(|| format!("  MoveOut {src:?} to {bay:?} moves {moved}, stop {stop:?}"));
+        self.interleave();
+        stop
+    }
+
+    /// Moves a page to a slot. Returns whether there was one.
+    fn move_page_out(&mut self, vpn: Vpn, slot: Slot) -> Result<bool, Stop> {
+        // What is not registered is no business of ours.
+        let Some(page) = self.page(vpn).filter(|page| self.memory.is_managed(*page)) else { return Ok(false) };
+        if !self.memory.mapping(page).is_some_and(|mapping| mapping.writable) {
+            return Err(Stop::Unsuited);
+        }
+        match self.memory.take(page) {
+            None => Ok(false),
+            Some(Entry::Present { bytes, held: Held::No }) => {
+                self.slots.fill(slot, bytes);
+                self.strangers.remove(&page);
+                Ok(true)
+            }
+            Some(held @ Entry::Present { .. }) => {
+                self.memory.put(page, held);
+                Err(Stop::Busy)
+            }
+            Some(Entry::Poisoned) => {
+                self.memory.put(page, Entry::Poisoned);
+                Err(Stop::Unsuited)
+            }
+        }
+    }
+}
+
+const fn present(bytes: Bytes) -> Entry {
+    Entry::Present { bytes, held: Held::No }
+}
+
+impl Kernel for SimKernel {
+    fn move_out(&self, src: PageRange, bay: Bay) -> Option<Stop> {
+        self.0.lock().move_out(src, bay)
+    }
+
+    fn move_home(&self, src: Slot, dst: PageRange) -> Progress {
+        self.0.lock().fill(Verb::MoveHome, dst, |machine, index| {
+            machine.slots.take(src.add(index)).map(present).ok_or(Stop::Absent)
+        })
+    }
+
+    fn copy_home(&self, src: Slot, dst: PageRange) -> Progress {
+        self.0.lock().fill(Verb::CopyHome, dst, |machine, index| {
+            machine.slots.copy(src.add(index)).map(present).ok_or(Stop::Absent)
+        })
+    }
+
+    fn zero_home(&self, dst: PageRange) -> Progress {
+        self.0.lock().fill(Verb::ZeroHome, dst, |_, _| Ok(present(zeroes())))
+    }
+
+    fn poison(&self, dst: PageRange) -> Progress {
+        let first = self.0.lock().span(dst).first;
+        self.0.lock().fill(Verb::Poison, dst, |machine, index| {
+            machine.lose(first + u32::try_from(index).unwrap_or(0));
+            Ok(Entry::Poisoned)
+        })
+    }
+
+    fn wake(&self, range: PageRange) {
+        let mut machine = self.0.lock();
+        let span = machine.span(range);
+        machine.note(|| format!("  Wake {span:?}"));
+        machine.wake(span);
+        machine.interleave();
+    }
+
+    fn scan_bay(&self, bay: Bay) -> BayScan {
+        self.0.lock().slots.scan(bay)
+    }
+
+    fn release(&self, run: SlotRun) {
+        let mut machine = self.0.lock();
+        machine.note(|| format!("  Release {run:?}"));
+        machine.slots.release(run);
+        machine.interleave();
+    }
+
+    fn unshare(&self, range: PageRange) {
+        let mut machine = self.0.lock();
+        let first = range.start;
+        let Some(page) = machine.page(first) else { return };
+        // The range is a block, which may reach behind the arena.
+        let span = machine.block_of(page);
+        machine.memory.unshare(span);
+        drop(machine);
+        self.0.intervene();
+    }
+
+    fn with_slots(&self, run: SlotRun, read: &mut dyn FnMut(&[u8])) {
+        let bytes = self.0.lock().slots.begin_read(run);
+        read(&bytes);
+        self.0.lock().slots.end_read(run);
+    }
+
+    fn with_slots_mut(&self, run: SlotRun, write: &mut dyn FnMut(&mut [u8])) {
+        let mut bytes = self.0.lock().slots.begin_write(run);
+        write(&mut bytes);
+        self.0.lock().slots.end_write(run, &bytes);
+    }
+
+    fn extent(&self, page: Vpn) -> PageRange {
+        let machine = self.0.lock();
+        let none = PageRange::new(page, 0);
+        let Some(number) = machine.page(page).filter(|page| machine.memory.is_managed(*page)) else { return none };
+        machine.memory.extent(number, machine.block_of(number)).map_or(none, Machine::range)
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    fn stats(&self) -> &Stats {
+        &self.0.stats
+    }
+}

@@ -1,0 +1,226 @@
+//! All of the simulated world but the engine: memory, staging, devices, threads, and the model that watches them.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use hmm_core::addr::{BLOCK_PAGES, BlockId, PageRange, Vpn};
+use hmm_device::{DeviceError, Transfer};
+use hmm_model::{Arena, Entropy, Generator, Mix, Model, Seeded, Span};
+
+use crate::device::Frames;
+use crate::events::{Event, Events};
+use crate::failure::{DevicePlan, DeviceVerb, KernelPlan};
+use crate::memory::{Bytes, Memory};
+use crate::program::{Thread, Wait};
+use crate::setup::Setup;
+use crate::slots::Slots;
+use crate::trace::Trace;
+
+/// Where the arena lies in the address space.
+const BASE: Vpn = BlockId(0x3_f00).page(0);
+
+/// Threads of the program that are in the middle of something.
+const MAX_THREADS: usize = 6;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) setup: Setup,
+    pub(crate) model: Model,
+    pub(crate) memory: Memory,
+    pub(crate) slots: Slots,
+    pub(crate) devices: Vec<Frames>,
+    pub(crate) events: Events,
+    pub(crate) threads: BTreeMap<u32, Thread>,
+    pub(crate) nr_threads: u32,
+    pub(crate) nr_faults: u64,
+    pub(crate) kernel_plan: KernelPlan,
+    pub(crate) device_plan: DevicePlan,
+    /// The address space is gone: every call says so.
+    pub(crate) gone: bool,
+    /// Spans whose REMOVE has been read, and whose pages have not gone yet.
+    pub(crate) dropping: Vec<Span>,
+    /// Pages of those that the engine has filled since.
+    pub(crate) filled: BTreeSet<u32>,
+    /// Pages that the engine believes mapped and that are not: it filled them while the program discarded them.
+    pub(crate) ghosts: BTreeSet<u32>,
+    /// Pages that are mapped and that the engine does not know: they came between an unmapping and its event.
+    pub(crate) strangers: BTreeSet<u32>,
+    /// Pages that the engine was told to keep, perhaps unmapped since.
+    pub(crate) pinned: BTreeSet<u32>,
+    /// Page contents that a device could not give back.
+    unreadable: HashSet<u64>,
+    /// Pages that were there before they were managed.
+    pub(crate) nr_adopted: u64,
+    /// Faults served since a thread of the program last made a step.
+    pub(crate) rounds: u32,
+    /// The engine has put a fault off: others go first.
+    pub(crate) put_off: bool,
+    /// How deep in each other the calls of the engine are.
+    pub(crate) depth: u32,
+    pub(crate) entropy: Seeded,
+    pub(crate) trace: Trace,
+}
+
+impl Machine {
+    pub(crate) fn new(setup: Setup) -> Self {
+        Self {
+            model: Model::new(setup.arena),
+            memory: Memory::new(setup.arena.nr_pages),
+            slots: Slots::new(setup.config.nr_bays),
+            devices: setup.devices.iter().copied().map(Frames::new).collect(),
+            events: Events::default(),
+            threads: BTreeMap::new(),
+            nr_threads: 0,
+            nr_faults: 0,
+            nr_adopted: 0,
+            kernel_plan: KernelPlan::new(setup.kernel_failures.clone()),
+            device_plan: DevicePlan::new(setup.device_failures.clone()),
+            gone: false,
+            dropping: Vec::new(),
+            filled: BTreeSet::new(),
+            ghosts: BTreeSet::new(),
+            strangers: BTreeSet::new(),
+            pinned: BTreeSet::new(),
+            unreadable: HashSet::new(),
+            rounds: 0,
+            put_off: false,
+            depth: 0,
+            entropy: Seeded::new(setup.seed),
+            trace: Trace::default(),
+            setup,
+        }
+    }
+
+    /// Notes a line for the report of a failure.
+    pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
+        self.trace.push(line());
+    }
+
+    pub(crate) const fn arena(&self) -> Arena {
+        self.setup.arena
+    }
+
+    /// Something of the program happens while the engine is in a call that it makes under its locks: a thread begins
+    /// something, or goes on. Nothing in it waits for the engine.
+    pub(crate) fn interleave(&mut self) {
+        let rarity = self.setup.noise.program;
+        if rarity == 0 || !self.entropy.one_in(rarity) {
+            return;
+        }
+        if self.entropy.one_in(2) {
+            self.start_any();
+        } else {
+            self.advance_any();
+        }
+    }
+
+    /// A thread begins something, unless enough have.
+    pub(crate) fn start_any(&mut self) {
+        if self.threads.len() >= MAX_THREADS {
+            return;
+        }
+        let generator = Generator { arena: self.arena(), mix: Mix::UPHEAVAL };
+        let op = generator.op(&mut self.entropy);
+        self.start(&op);
+    }
+
+    /// A thread that can goes on. Returns whether there was one.
+    pub(crate) fn advance_any(&mut self) -> bool {
+        let ready = |thread: &Thread| thread.wait == Wait::Ready;
+        let Some(id) = self.pick_thread(ready) else { return false };
+        self.advance(id);
+        true
+    }
+
+    /// One of the threads that pass the test.
+    pub(crate) fn pick_thread(&mut self, test: impl Fn(&Thread) -> bool) -> Option<u32> {
+        let ids: Vec<u32> = self.threads.iter().filter(|(_, thread)| test(thread)).map(|(id, _)| *id).collect();
+        let pick = self.entropy.below(u32::try_from(ids.len()).expect("few threads"));
+        ids.get(pick as usize).copied()
+    }
+
+    /// Reads an event from the kernel: its thread may go on.
+    pub(crate) fn read_event(&mut self) -> Option<Event> {
+        let (event, id) = self.events.read()?;
+        self.note(|| format!("{event:?} is read"));
+        if let Some(thread) = self.threads.get_mut(&id) {
+            thread.wait = Wait::Ready;
+        }
+        match event {
+            Event::Discarded(span) => self.dropping.push(span),
+            Event::Unmapped(span) => {
+                let present = span.pages().filter(|page| self.memory.is_managed(*page) && self.memory.is_present(*page));
+                self.strangers.extend(present);
+            }
+            Event::Remapped { .. } => {}
+        }
+        Some(event)
+    }
+
+    /// Pages of the arena as the engine names them.
+    pub(crate) fn range(span: Span) -> PageRange {
+        PageRange::new(Self::vpn(span.first), u64::from(span.len))
+    }
+
+    pub(crate) const fn vpn(page: u32) -> Vpn {
+        BASE.add(page as u64)
+    }
+
+    /// The engine's pages as the arena numbers them.
+    pub(crate) fn span(&self, range: PageRange) -> Span {
+        let inside = BASE <= range.start && range.end <= Self::vpn(self.arena().nr_pages);
+        assert!(inside, "{range:?} leaves the arena");
+        let first = u32::try_from(range.start.0 - BASE.0).expect("inside the arena");
+        Span::new(first, u32::try_from(range.nr_pages()).expect("inside the arena"))
+    }
+
+    /// The page's number in the arena, if it is there.
+    pub(crate) fn page(&self, page: Vpn) -> Option<u32> {
+        let number = u32::try_from(page.0.checked_sub(BASE.0)?).ok()?;
+        (number < self.arena().nr_pages).then_some(number)
+    }
+
+    /// The pages of the arena that are in a block.
+    pub(crate) fn block_of(&self, page: u32) -> Span {
+        let block = u32::try_from(BLOCK_PAGES).expect("a block is small");
+        let first = page - page % block;
+        Span::new(first, block.min(self.arena().nr_pages - first))
+    }
+
+    /// How a transfer of a device goes: as planned, and not at all when the device is lost.
+    pub(crate) fn plan_transfer(&mut self, device: usize, verb: DeviceVerb, nr_pages: usize) -> Transfer {
+        let planned = self.device_plan.make(verb, nr_pages);
+        if self.devices[device].is_lost() {
+            return Transfer::stopped(0, DeviceError::Lost);
+        }
+        match planned {
+            Some((error, done)) => {
+                if error == DeviceError::Lost {
+                    self.devices[device].lose();
+                }
+                Transfer::stopped(done, error)
+            }
+            None => Transfer::complete(nr_pages),
+        }
+    }
+
+    /// The device could not give these bytes back: their page may be lost.
+    pub(crate) fn note_unreadable(&mut self, bytes: &Bytes) {
+        self.unreadable.insert(hash(bytes));
+    }
+
+    /// The engine poisons a page: it must have been on a device that could not give it back.
+    pub(crate) fn lose(&mut self, page: u32) {
+        let Some(content) = self.model.content(page) else { return };
+        let known = self.unreadable.contains(&hash(&crate::memory::bytes_of(content)));
+        assert!(known, "page {page} is poisoned, and no device failed to give it back");
+        self.model.lose(page);
+    }
+}
+
+fn hash(bytes: &Bytes) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,181 @@
+//! The program's address space as the simulated kernel keeps it: mappings, and the pages that are present.
+
+use std::sync::Arc;
+
+use hmm_model::{Content, PAGE_SIZE, Span};
+
+/// A page of memory. Shared by copies until one of them is written.
+pub(crate) type Bytes = Arc<[u8; PAGE_SIZE]>;
+
+/// A page of zeroes.
+pub(crate) fn zeroes() -> Bytes {
+    Arc::new([0; PAGE_SIZE])
+}
+
+/// A page with that content.
+pub(crate) fn bytes_of(content: &Content) -> Bytes {
+    Arc::from(content.bytes())
+}
+
+/// Why a present page cannot be moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Held {
+    #[default]
+    No,
+    /// Pinned for I/O.
+    Pinned,
+    /// Shared with a child since a fork, until it is written or made the program's own.
+    Shared,
+}
+
+/// What a page's entry in the program's page table says. No entry is a hole.
+#[derive(Clone, Debug)]
+pub(crate) enum Entry {
+    Present {
+        bytes: Bytes,
+        held: Held,
+    },
+    Poisoned,
+}
+
+/// What the mapping of a page allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mapping {
+    /// Tells neighbouring mappings apart.
+    id: u32,
+    pub(crate) writable: bool,
+    /// Whether its missing pages are the engine's business.
+    pub(crate) managed: bool,
+}
+
+/// Mappings and page table, by pages of the arena.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    mappings: Vec<Option<Mapping>>,
+    entries: Vec<Option<Entry>>,
+    nr_mappings: u32,
+}
+
+fn indices(span: Span) -> std::ops::Range<usize> {
+    span.first as usize..span.end() as usize
+}
+
+impl Memory {
+    pub(crate) fn new(nr_pages: u32) -> Self {
+        Self { mappings: vec![None; nr_pages as usize], entries: vec![None; nr_pages as usize], nr_mappings: 0 }
+    }
+
+    pub(crate) fn mapping(&self, page: u32) -> Option<Mapping> {
+        self.mappings[page as usize]
+    }
+
+    pub(crate) fn entry(&self, page: u32) -> Option<&Entry> {
+        self.entries[page as usize].as_ref()
+    }
+
+    pub(crate) fn is_hole(&self, page: u32) -> bool {
+        self.entry(page).is_none()
+    }
+
+    pub(crate) fn is_present(&self, page: u32) -> bool {
+        matches!(self.entry(page), Some(Entry::Present { .. }))
+    }
+
+    /// Whether the page is present and can be taken out.
+    pub(crate) fn is_movable(&self, page: u32) -> bool {
+        matches!(self.entry(page), Some(Entry::Present { held: Held::No, .. }))
+            && self.mapping(page).is_some_and(|mapping| mapping.managed && mapping.writable)
+    }
+
+    /// Whether the page is in a mapping that the engine manages.
+    pub(crate) fn is_managed(&self, page: u32) -> bool {
+        self.mapping(page).is_some_and(|mapping| mapping.managed)
+    }
+
+    /// Whether a page of the span is.
+    pub(crate) fn any_managed(&self, span: Span) -> bool {
+        span.pages().any(|page| self.is_managed(page))
+    }
+
+    /// The run of pages in one mapping that begins at the first mapped page of the span.
+    pub(crate) fn first_run(&self, span: Span) -> Option<(Span, Mapping)> {
+        let first = span.pages().find(|page| self.mapping(*page).is_some())?;
+        let mapping = self.mapping(first)?;
+        let len = (first..span.end()).take_while(|page| self.mapping(*page) == Some(mapping)).count();
+        Some((Span::new(first, u32::try_from(len).expect("a span")), mapping))
+    }
+
+    /// The mapping around the page, inside `within`.
+    pub(crate) fn extent(&self, page: u32, within: Span) -> Option<Span> {
+        let mapping = self.mapping(page)?;
+        let same = |page: &u32| self.mapping(*page) == Some(mapping);
+        let before = (within.first..page).rev().take_while(same).count();
+        let behind = (page..within.end()).take_while(same).count();
+        let count = |pages| u32::try_from(pages).expect("a span");
+        Some(Span::new(page - count(before), count(before + behind)))
+    }
+
+    /// A fresh mapping, not managed yet. The place is free.
+    pub(crate) fn map(&mut self, span: Span) {
+        self.nr_mappings += 1;
+        let mapping = Mapping { id: self.nr_mappings, writable: true, managed: false };
+        self.mappings[indices(span)].fill(Some(mapping));
+    }
+
+    pub(crate) fn unmap(&mut self, span: Span) {
+        self.zap(span);
+        self.mappings[indices(span)].fill(None);
+    }
+
+    /// Takes the pages away and leaves the mapping.
+    pub(crate) fn zap(&mut self, span: Span) {
+        self.entries[indices(span)].fill(None);
+    }
+
+    pub(crate) fn put(&mut self, page: u32, entry: Entry) {
+        self.entries[page as usize] = Some(entry);
+    }
+
+    pub(crate) fn take(&mut self, page: u32) -> Option<Entry> {
+        self.entries[page as usize].take()
+    }
+
+    /// Moves a mapping and its pages. The destination is free.
+    pub(crate) fn remap(&mut self, source: Span, to: u32, keep_source: bool) {
+        self.nr_mappings += 1;
+        let id = self.nr_mappings;
+        for (from, to) in indices(source).zip(to as usize..) {
+            self.mappings[to] = self.mappings[from].map(|mapping| Mapping { id, ..mapping });
+            if !keep_source {
+                self.mappings[from] = None;
+            }
+            self.entries[to] = self.entries[from].take();
+        }
+    }
+
+    pub(crate) fn protect(&mut self, span: Span, writable: bool) {
+        self.mappings[indices(span)].iter_mut().flatten().for_each(|mapping| mapping.writable = writable);
+    }
+
+    pub(crate) fn manage(&mut self, span: Span) {
+        self.mappings[indices(span)].iter_mut().flatten().for_each(|mapping| mapping.managed = true);
+    }
+
+    /// Holds the present pages of the span, or lets them go.
+    pub(crate) fn hold(&mut self, span: Span, how: Held) {
+        for entry in self.entries[indices(span)].iter_mut().flatten() {
+            if let Entry::Present { held, .. } = entry {
+                *held = how;
+            }
+        }
+    }
+
+    /// Ends the sharing with a child.
+    pub(crate) fn unshare(&mut self, span: Span) {
+        for entry in self.entries[indices(span)].iter_mut().flatten() {
+            if let Entry::Present { held: held @ Held::Shared, .. } = entry {
+                *held = Held::No;
+            }
+        }
+    }
+}

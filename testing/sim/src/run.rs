@@ -1,0 +1,69 @@
+//! Running worlds, many of them, so that a failure names what is needed to see it again.
+
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use hmm_model::{Generator, Mix, Op, Seeded};
+
+use crate::setup::Setup;
+use crate::shared::Shared;
+use crate::world::{Calls, World};
+
+/// A world that takes longer is stuck: the engine waits for a lock that it holds.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// The operations that follow from a seed.
+pub fn ops_of(setup: &Setup, nr_ops: usize) -> Vec<Op> {
+    let generator = Generator { arena: setup.arena, mix: Mix::ALL };
+    generator.ops(&mut Seeded::new(setup.seed ^ 0x0b5), nr_ops)
+}
+
+/// Runs one world to its end. On a failure prints the setup and what happened last, and panics.
+pub fn run(setup: &Setup, ops: &[Op]) -> Calls {
+    let world = World::new(setup.clone());
+    let watch = watch(setup.clone(), world.shared());
+    let outcome = catch_unwind(AssertUnwindSafe(|| world.run(ops)));
+    drop(watch);
+    if let Err(panic) = outcome {
+        eprintln!("{}", report(setup, &world.shared()));
+        resume_unwind(panic);
+    }
+    world.calls()
+}
+
+/// The seeds to run: `HMM_SIM_SEED` names one, `HMM_SIM_SEEDS` how many, else `default`.
+///
+/// # Panics
+/// If one of the variables is no number.
+pub fn seeds(default: u64) -> std::ops::Range<u64> {
+    let number = |name| {
+        let value = std::env::var(name).ok()?;
+        Some(value.parse::<u64>().unwrap_or_else(|_| panic!("{name} is {value:?}: give a number")))
+    };
+    match number("HMM_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("HMM_SIM_SEEDS").unwrap_or(default),
+    }
+}
+
+/// Ends the process with a report if the world is stuck; until what is returned is dropped.
+fn watch(setup: Setup, shared: Arc<Shared>) -> Sender<()> {
+    let (alive, watch) = channel();
+    std::thread::spawn(move || {
+        if watch.recv_timeout(STUCK) == Err(RecvTimeoutError::Timeout) {
+            // Not by `eprintln`, whose lines a test's harness keeps to itself until the test ends.
+            let report = format!("{}\nthe world is stuck\n", report(&setup, &shared));
+            let _ = std::io::stderr().write_all(report.as_bytes());
+            std::process::abort();
+        }
+    });
+    alive
+}
+
+fn report(setup: &Setup, shared: &Shared) -> String {
+    let trace = shared.try_lock().map_or_else(|| "(the world is locked)".to_owned(), |machine| machine.trace.report());
+    format!("{trace}\n{setup:?}\nseed {0}: run this test again with HMM_SIM_SEED={0}", setup.seed)
+}

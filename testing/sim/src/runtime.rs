@@ -1,0 +1,222 @@
+//! What the runtime's threads do with the engine: they read faults and events, register new mappings, reclaim.
+
+use hmm_core::addr::BlockId;
+use hmm_core::bits::PageSet;
+use hmm_core::{Engine, Outcome};
+use hmm_model::{Entropy, Span};
+
+use crate::events::Event;
+use crate::kernel::SimKernel;
+use crate::machine::Machine;
+use crate::program::Wait;
+use crate::shared::Shared;
+
+type SimEngine = Engine<SimKernel>;
+
+/// Faults served without any thread of the program getting ahead, until the budget is raised.
+const PATIENCE: u32 = 100;
+/// Faults served without any thread of the program getting ahead: more is a hang.
+const MAX_ROUNDS: u32 = 200;
+/// What an operator adds to a budget that turns out to be too small.
+const RAISE_PAGES: u64 = 32;
+
+enum Job {
+    Advance,
+    Events,
+    Fault { thread: u32, page: u32, number: u64 },
+    Manage { thread: u32, span: Span },
+}
+
+impl Machine {
+    /// Something that can be done, if there is anything.
+    fn pick_job(&mut self) -> Option<Job> {
+        let mut jobs = Vec::new();
+        for (id, thread) in &self.threads {
+            match thread.wait {
+                Wait::Ready => jobs.push(Job::Advance),
+                Wait::Fault { page, number, read: false } => jobs.push(Job::Fault { thread: *id, page, number }),
+                Wait::Manage(span) => jobs.push(Job::Manage { thread: *id, span }),
+                Wait::Fault { read: true, .. } | Wait::Event => {}
+            }
+        }
+        if !self.events.is_empty() {
+            jobs.push(Job::Events);
+        }
+        let is_fault = |job: &Job| matches!(job, Job::Fault { .. });
+        if std::mem::take(&mut self.put_off) && !jobs.iter().all(is_fault) {
+            jobs.retain(|job| !is_fault(job));
+        }
+        if jobs.is_empty() {
+            return None;
+        }
+        let pick = self.entropy.below(u32::try_from(jobs.len()).unwrap_or(1));
+        Some(jobs.swap_remove(pick as usize))
+    }
+}
+
+/// Does one thing that is to be done. False: everybody waits for somebody.
+pub(crate) fn pump(shared: &Shared, engine: &SimEngine) -> bool {
+    let Some(job) = shared.lock().pick_job() else { return false };
+    match job {
+        Job::Advance => drop(shared.lock().advance_any()),
+        Job::Events => read_events(shared, engine),
+        Job::Fault { thread, page, number } => serve(shared, engine, thread, page, number),
+        Job::Manage { thread, span } => manage(shared, engine, thread, span),
+    }
+    true
+}
+
+/// Lets everything that is under way come to its end.
+pub(crate) fn settle(shared: &Shared, engine: &SimEngine) {
+    while !shared.lock().gone && pump(shared, engine) {}
+    let machine = shared.lock();
+    assert!(machine.gone || machine.threads.is_empty(), "everybody waits for somebody: {:?}", machine.threads);
+}
+
+/// One step of the evictor.
+pub(crate) fn reclaim(shared: &Shared, engine: &SimEngine) {
+    let evict = {
+        let mut machine = shared.lock();
+        let nr_pages = machine.arena().nr_pages;
+        let first = machine.entropy.below(nr_pages);
+        let len = 1 + machine.entropy.below(nr_pages - first);
+        machine.entropy.one_in(6).then_some(Span::new(first, len))
+    };
+    if let Some(span) = evict {
+        let evicted = engine.evict_range(Machine::range(span));
+        shared.lock().note(|| format!("evict {span:?} = {evicted}"));
+    } else {
+        let reclaimed = engine.reclaim();
+        shared.lock().note(|| format!("reclaim = {reclaimed:?}"));
+    }
+}
+
+/// One step of read-ahead.
+pub(crate) fn read_ahead(shared: &Shared, engine: &SimEngine) {
+    let some = engine.read_ahead();
+    shared.lock().note(|| format!("read ahead = {some}"));
+}
+
+/// Pins pages in the engine, or lets all go.
+pub(crate) fn pin(shared: &Shared, engine: &SimEngine, span: Span, pinned: bool) {
+    engine.pin(Machine::range(span), pinned);
+    let mut machine = shared.lock();
+    machine.note(|| format!("pin {span:?} {pinned}"));
+    if pinned {
+        machine.pinned.extend(span.pages());
+    } else {
+        machine.pinned.retain(|page| !span.contains(*page));
+    }
+}
+
+fn read_events(shared: &Shared, engine: &SimEngine) {
+    let events = engine.events();
+    loop {
+        // The guard is taken first: reading lets the program go on.
+        let Some(event) = shared.lock().read_event() else { return };
+        match event {
+            Event::Unmapped(span) | Event::Discarded(span) => events.removed(Machine::range(span)),
+            Event::Remapped { from, to } => events.remapped(Machine::range(from), Machine::vpn(to)),
+        }
+        if shared.lock().entropy.one_in(3) {
+            return;
+        }
+    }
+}
+
+fn manage(shared: &Shared, engine: &SimEngine, thread: u32, span: Span) {
+    shared.lock().memory.manage(span);
+    let adopted = engine.adopt(Machine::range(span), &mut |block| present(&shared.lock(), block));
+    let mut machine = shared.lock();
+    machine.nr_adopted += adopted;
+    machine.note(|| format!("{span:?} is managed, {adopted} pages were there"));
+    if let Some(thread) = machine.threads.get_mut(&thread) {
+        thread.wait = Wait::Ready;
+    }
+}
+
+fn present(machine: &Machine, block: BlockId) -> PageSet {
+    let mut present = PageSet::EMPTY;
+    for vpn in block.pages().iter() {
+        if machine.page(vpn).is_some_and(|page| machine.memory.is_present(page)) {
+            present.insert(vpn.index());
+        }
+    }
+    present
+}
+
+/// Has the engine serve a fault, and does what the runtime does with the outcome.
+fn serve(shared: &Shared, engine: &SimEngine, thread: u32, page: u32, number: u64) {
+    {
+        let mut machine = shared.lock();
+        machine.set_read(thread, number, true);
+        machine.note(|| format!("fault at {page} of thread {thread}"));
+        if machine.depth == 0 {
+            machine.rounds += 1;
+            assert!(machine.rounds <= MAX_ROUNDS, "page {page} is faulted for ever");
+        }
+    }
+    let outcome = engine.fault(Machine::vpn(page));
+    let mut machine = shared.lock();
+    machine.note(|| format!("fault at {page} of thread {thread} = {outcome:?}, {} of {} charged, {} in stock", shared.ledger.charged(), shared.ledger.budget(), engine.nr_stock()));
+    let waits = machine.waits(thread, number);
+    match outcome {
+        Outcome::Done => assert!(!waits || machine.gone, "thread {thread} was not woken at page {page}"),
+        Outcome::Parked => {}
+        Outcome::Retry => {
+            machine.set_read(thread, number, false);
+            machine.put_off = true;
+            if machine.rounds >= PATIENCE {
+                let stays = machine.nr_unmovable();
+                assert!(stays > 0 || machine.may_fail(), "nothing is reclaimed, and every page could be");
+                grow(shared);
+            }
+        }
+        Outcome::Unmanaged => {
+            let known = machine.memory.is_managed(page) && machine.depth == 0 && !machine.events.is_changing();
+            assert!(!known || machine.may_fail(), "page {page} is managed, and the engine does not know");
+            machine.wake(Span::new(page, 1));
+        }
+        Outcome::Full => {
+            let full = machine.devices.iter().any(|device| device.is_full() || device.is_lost());
+            assert!(full || machine.may_fail(), "page {page} finds no memory, and the devices have room");
+            grow(shared);
+            machine.set_read(thread, number, false);
+        }
+    }
+}
+
+/// More memory than was allowed, counted: the alternative is a program that stands still.
+fn grow(shared: &Shared) {
+    shared.ledger.set_budget(shared.ledger.budget() + RAISE_PAGES);
+}
+
+impl Machine {
+    /// Whether the thread still waits for that fault.
+    fn waits(&self, thread: u32, number: u64) -> bool {
+        self.threads.get(&thread).is_some_and(
+            |thread| matches!(thread.wait, Wait::Fault { number: now, .. } if now == number),
+        )
+    }
+
+    /// Notes whether somebody takes care of that fault, if the thread still waits for it.
+    fn set_read(&mut self, thread: u32, number: u64, is_read: bool) {
+        if let Some(thread) = self.threads.get_mut(&thread)
+            && let Wait::Fault { number: now, read, .. } = &mut thread.wait
+            && *now == number
+        {
+            *read = is_read;
+        }
+    }
+
+    /// Resident pages that cannot be taken out of the program.
+    fn nr_unmovable(&self) -> usize {
+        let pages = self.arena().all().pages();
+        pages.filter(|page| self.memory.is_present(*page) && (self.pinned.contains(page) || !self.memory.is_movable(*page))).count()
+    }
+
+    /// Whether failures are planned: then the engine may say what else it may not.
+    fn may_fail(&self) -> bool {
+        !self.setup.kernel_failures.is_empty() || !self.setup.device_failures.is_empty()
+    }
+}

@@ -1,0 +1,100 @@
+//! Everything that a run depends on. The same setup and operations give the same run.
+
+use hmm_core::kernel::Stop;
+use hmm_core::{Config, HomeBy};
+use hmm_device::DeviceError;
+use hmm_model::{Arena, Entropy, Seeded};
+
+use crate::device::DeviceSetup;
+use crate::failure::Failure;
+
+/// How much happens at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Noise {
+    /// Once in so many calls that the engine makes under its locks, a thread of the program does something; 0 is never.
+    pub program: u32,
+    /// Once in so many device transfers, the engine is called by other threads meanwhile; 0 is never.
+    pub engine: u32,
+}
+
+impl Noise {
+    /// One thing after the other.
+    pub const NONE: Self = Self { program: 0, engine: 0 };
+}
+
+/// Everything that a run depends on but the operations.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Decides all that happens by chance.
+    pub seed: u64,
+    /// The program's part of the address space.
+    pub arena: Arena,
+    /// Pages that may be resident.
+    pub budget_pages: u64,
+    /// The engine's configuration.
+    pub config: Config,
+    /// The devices, in the engine's order.
+    pub devices: Vec<DeviceSetup>,
+    /// How much happens at the same time.
+    pub noise: Noise,
+    /// Calls of the kernel door that fail.
+    pub kernel_failures: Vec<Failure<Stop>>,
+    /// Calls of devices that fail.
+    pub device_failures: Vec<Failure<DeviceError>>,
+}
+
+impl Setup {
+    /// A small world with room enough, in which one thing happens after the other.
+    pub fn calm(seed: u64) -> Self {
+        let budget_pages = 96;
+        Self {
+            seed,
+            arena: Arena { nr_pages: 700 },
+            budget_pages,
+            config: Config {
+                nr_bays: 4,
+                low_pages: 8,
+                high_pages: 16,
+                home_by: HomeBy::Move,
+                max_window: 64,
+                first_touch_pages: 4,
+            },
+            devices: vec![DeviceSetup { capacity_pages: 4096, keeps_copies: true }],
+            noise: Noise::NONE,
+            kernel_failures: Vec::new(),
+            device_failures: Vec::new(),
+        }
+    }
+
+    /// A world that follows from the seed: tight or wide, with one device or several, calm or noisy.
+    pub fn from_seed(seed: u64) -> Self {
+        let mut entropy = Seeded::new(!seed);
+        let mut pick = |choices: &[u32]| choices[entropy.below(u32::try_from(choices.len()).unwrap_or(1)) as usize];
+        let arena = Arena { nr_pages: pick(&[40, 600, 1100, 1600]) };
+        let budget_pages = u64::from(pick(&[12, 40, 80, 300, 700]));
+        let config = Config {
+            nr_bays: pick(&[2, 3, 4, 8]),
+            low_pages: budget_pages / 8,
+            high_pages: budget_pages / 4,
+            home_by: if pick(&[0, 1]) == 0 { HomeBy::Move } else { HomeBy::Copy },
+            max_window: pick(&[4, 16, 64, 512]),
+            first_touch_pages: pick(&[1, 4, 16]),
+        };
+        let keeps_copies = pick(&[0, 1, 1]) == 1;
+        let devices = match pick(&[0, 1, 2]) {
+            0 => vec![DeviceSetup { capacity_pages: pick(&[30, 200]), keeps_copies }, DeviceSetup { capacity_pages: 4096, keeps_copies: false }],
+            _ => vec![DeviceSetup { capacity_pages: 4096, keeps_copies }],
+        };
+        let noise = Noise { program: pick(&[0, 3, 10, 40]), engine: pick(&[0, 1, 3, 10]) };
+        Self {
+            seed,
+            arena,
+            budget_pages,
+            config,
+            devices,
+            noise,
+            kernel_failures: Vec::new(),
+            device_failures: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The world that the engine's kernel door and its devices share, and what other threads of the runtime do meanwhile.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
+
+use hmm_core::Engine;
+use hmm_core::ledger::Ledger;
+use hmm_core::stats::Stats;
+use hmm_model::Entropy;
+
+use crate::kernel::SimKernel;
+use crate::machine::Machine;
+use crate::runtime;
+use crate::setup::Setup;
+
+/// Calls of the engine in the middle of each other.
+const MAX_DEPTH: u32 = 3;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    machine: Mutex<Machine>,
+    pub(crate) ledger: Ledger,
+    pub(crate) stats: Stats,
+    engine: OnceLock<Weak<Engine<SimKernel>>>,
+}
+
+impl Shared {
+    pub(crate) fn new(setup: Setup) -> Self {
+        Self {
+            ledger: Ledger::new(setup.budget_pages),
+            stats: Stats::default(),
+            machine: Mutex::new(Machine::new(setup)),
+            engine: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same, unless it is in use: for a report from another thread.
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, Machine>> {
+        match self.machine.try_lock() {
+            Ok(machine) => Some(machine),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    pub(crate) fn set_engine(&self, engine: &Arc<Engine<SimKernel>>) {
+        let first = self.engine.set(Arc::downgrade(engine)).is_ok();
+        assert!(first, "a world has one engine");
+    }
+
+    /// Other threads of the runtime call the engine while it is in a call that it makes without locks.
+    pub(crate) fn intervene(&self) {
+        let Some(engine) = self.engine.get().and_then(Weak::upgrade) else { return };
+        let nr_steps = {
+            let mut machine = self.lock();
+            let rarity = machine.setup.noise.engine;
+            if rarity == 0 || machine.depth == MAX_DEPTH || !machine.entropy.one_in(rarity) {
+                return;
+            }
+            machine.depth += 1;
+            machine.note(|| "{".to_owned());
+            1 + machine.entropy.below(6)
+        };
+        for _ in 0..nr_steps {
+            let choice = self.lock().entropy.below(8);
+            match choice {
+                0 => self.lock().start_any(),
+                1 => runtime::reclaim(self, &engine),
+                2 => runtime::read_ahead(self, &engine),
+                _ => drop(runtime::pump(self, &engine)),
+            }
+        }
+        let mut machine = self.lock();
+        machine.depth -= 1;
+        machine.note(|| "}".to_owned());
+    }
+}
