@@ -256,12 +256,8 @@ fn child_main() {
 /// Gives every descriptor that the engine knows by its number a meaning in this process.
 fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
     let mm = runtime.engine().kernel();
-    let numbers = [
-        mm.uffd().as_fd().as_raw_fd(),
-        mm.pagemap().as_fd().as_raw_fd(),
-        mm.maps().as_fd().as_raw_fd(),
-        runtime.alarm_fd().as_raw_fd(),
-    ];
+    let [alarm, help] = runtime.eventfds();
+    let numbers = [mm.uffd().as_fd(), mm.pagemap().as_fd(), mm.maps().as_fd(), alarm, help].map(|fd| fd.as_raw_fd());
     // Out of the way of those numbers, and of everything else.
     // SAFETY: this thread's descriptor table is a copy of the program's, used by nobody else.
     let end = unsafe { libc::fcntl(CHILD_END.load(Ordering::Relaxed), libc::F_DUPFD, 512) };
@@ -274,17 +270,18 @@ fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
     let end = unsafe { Fd::from_raw_fd(end) };
     closed.map_err(|_| "close_range")?;
     let uffd = if mm.reports_forks() { receive(&end)? } else { open_own()? };
-    let alarm = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).map_err(|_| "eventfd")?;
+    let eventfd = || rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).map_err(|_| "eventfd");
+    let (alarm, help) = (Fd::from(eventfd()?), Fd::from(eventfd()?));
     let pagemap = hmm::uapi::pagemap::Pagemap::open().map_err(|_| "pagemap")?;
     let maps = hmm::uapi::maps::Maps::open().map_err(|_| "maps")?;
-    let fds = [uffd.as_fd(), pagemap.as_fd(), maps.as_fd(), alarm.as_fd()];
+    let fds = [uffd.as_fd(), pagemap.as_fd(), maps.as_fd(), alarm.as_fd(), help.as_fd()];
     // First above all of the numbers, then to them: they may be each other's.
-    let mut high = [-1; 4];
+    let mut high = [-1; 5];
     for (high, fd) in high.iter_mut().zip(fds) {
         // SAFETY: makes a new descriptor.
         *high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 256) };
     }
-    drop((uffd, pagemap, maps, alarm));
+    drop((uffd, pagemap, maps, alarm, help));
     for (high, number) in high.into_iter().zip(numbers) {
         // SAFETY: the numbers are the engine's, which owns them.
         if unsafe { libc::dup3(high, number, libc::O_CLOEXEC) } < 0 {

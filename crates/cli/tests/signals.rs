@@ -95,6 +95,7 @@ fn a_stopped_program_stops_hmm_and_both_go_on_together() {
     let running = Running::start(&mut run_sh("trap 'exit 5' TERM; while :; do sleep 0.05; done"));
     let front = running.pid();
     let (_, program) = supervisor_and_program(front);
+    wait_until("the trap is set", || caught(program) & (1 << (libc::SIGTERM - 1)) != 0);
     let state = |pid| process_state(pid).map(|(state, _)| state);
     let both_stopped = || state(front) == Some('T') && state(program) == Some('T');
     for (stop, to, go_on, whom) in [

@@ -165,13 +165,16 @@ fn a_shell_can_stop_and_continue_it() {
         return;
     }
     let script = format!(
-        "set -m; {HMM} run --quiet --ram 64M -- sh -c 'echo ready; while :; do sleep 0.1; done'; \
+        "set -m; {HMM} run --quiet --ram 64M -- sh -c \
+         'trap \"echo continued\" CONT; echo ready; while :; do sleep 0.1; done'; \
          echo \"stopped: $?\"; fg >/dev/null; echo \"ended: $?\""
     );
     let Some(mut run) = OnTerminal::start(["bash", "--norc", "-c", &script]) else { return };
     run.wait_for("ready");
     run.press("\x1a");
     run.wait_for(&format!("stopped: {}", 128 + libc::SIGSTOP));
+    // Now the terminal is the program's again.
+    run.wait_for("continued");
     run.press("\x03");
     run.wait_for(&format!("ended: {}", 128 + libc::SIGINT));
     run.finish();

@@ -1,7 +1,7 @@
 //! The engine's parts, and what all of its work shares: accounts, queues, frames.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use hmm_device::{Device, DevicePfn};
@@ -87,6 +87,10 @@ pub struct Engine<K> {
     /// Blocks with resident pages, the one that has been longest there in front.
     evictable: Mutex<VecDeque<BlockId>>,
     tickets: AtomicU32,
+    /// Our part of what was asked of the ledger.
+    pub(crate) own_asked: AtomicU64,
+    /// What the others had asked when we last gave something.
+    pub(crate) others_asked: AtomicU64,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -110,6 +114,8 @@ impl<K: Kernel> Engine<K> {
             moved: Mutex::new(Vec::new()),
             evictable: Mutex::new(VecDeque::new()),
             tickets: AtomicU32::new(0),
+            own_asked: AtomicU64::new(0),
+            others_asked: AtomicU64::new(0),
         }
     }
 

@@ -63,6 +63,7 @@ impl<K: Kernel> Engine<K> {
                 Step::NeedMemory => {
                     if !std::mem::replace(&mut reclaimed, true) {
                         self.stats().direct_reclaim.fetch_add(1, Ordering::Relaxed);
+                        self.ask_others();
                     }
                     match self.reclaim() {
                         Reclaimed::Progress => {}

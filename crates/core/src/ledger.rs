@@ -17,6 +17,8 @@ pub struct Ledger {
     charged_pages: AtomicU64,
     /// Highest value of `charged_pages` seen.
     peak_pages: AtomicU64,
+    /// How often somebody found no memory free.
+    hunger: AtomicU64,
 }
 
 impl Ledger {
@@ -26,6 +28,7 @@ impl Ledger {
             budget_pages: AtomicU64::new(budget_pages),
             charged_pages: AtomicU64::new(0),
             peak_pages: AtomicU64::new(0),
+            hunger: AtomicU64::new(0),
         }
     }
 
@@ -87,6 +90,16 @@ impl Ledger {
     /// Makes the budget larger, because the alternative is a program that stands still. Whoever does it counts it.
     pub fn grow(&self, pages: u64) {
         self.budget_pages.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    /// Says that somebody found no memory free: who shares the budget gives some back.
+    pub fn ask(&self) {
+        self.hunger.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often somebody asked.
+    pub fn asked(&self) -> u64 {
+        self.hunger.load(Ordering::Relaxed)
     }
 
     /// Takes a charge back.

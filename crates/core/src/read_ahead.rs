@@ -82,11 +82,12 @@ impl<K: Kernel> Engine<K> {
         };
         let Some(fetch) = fetch else { return true };
         let rest = PageRange { start: page.add(fetch.nr_pages()), end: job.rest.end };
-        // Its outcome is for nobody: who needs a page that did not come will fault.
-        let _ = self.run_fetch(fetch);
         if !rest.is_empty() {
+            // Before the transfer: another thread may carry on behind it at the same time.
             self.jobs.lock().push_front(Job { rest, trigger: false });
         }
+        // Its outcome is for nobody: who needs a page that did not come will fault.
+        let _ = self.run_fetch(fetch);
         true
     }
 }

@@ -31,6 +31,10 @@ pub enum Reclaimed {
 
 /// Blocks that one step tries to take out before it gives up.
 const EVICT_TRIES: usize = 64;
+/// A process with fewer pages than this waits for others that share its budget, rather than take its own out.
+const POOR_PAGES: u64 = 256;
+/// One in so many of a process's pages is given back when another one asks.
+const GIVE_SHARE: u64 = 8;
 /// Stock that is kept for fetches when pages come home by copy.
 const COPY_STOCK_PAGES: usize = 4 * FETCH_PAGES;
 
@@ -44,11 +48,45 @@ impl<K: Kernel> Engine<K> {
     /// (`going`), fewer than the high mark.
     pub fn wants_reclaim(&self, going: bool) -> bool {
         let mark = if going { self.config.high_pages } else { self.config.low_pages };
-        self.free_pages() < mark
+        self.free_pages() < mark && !self.is_poor()
+    }
+
+    /// Whether others hold the budget, and we next to nothing: taking out what little we have would only bring it back.
+    fn is_poor(&self) -> bool {
+        let own = self.stats().charged.load(Ordering::Relaxed);
+        own < POOR_PAGES && own * 2 < self.kernel.ledger().charged()
+    }
+
+    /// Tells those who share the budget that we found no memory free.
+    pub(crate) fn ask_others(&self) {
+        self.own_asked.fetch_add(1, Ordering::Relaxed);
+        self.kernel.ledger().ask();
+    }
+
+    /// Gives memory back if another process that shares the budget has asked since the last time. To be called now and
+    /// then, by a background thread.
+    pub fn share(&self) {
+        let asked = self.kernel.ledger().asked();
+        let others = asked.saturating_sub(self.own_asked.load(Ordering::Relaxed));
+        if self.others_asked.swap(others, Ordering::Relaxed) >= others || self.is_poor() {
+            return;
+        }
+        let own = self.stats().charged.load(Ordering::Relaxed);
+        let goal = own - own / GIVE_SHARE;
+        while self.stats().charged.load(Ordering::Relaxed) > goal {
+            match self.staging.take_surplus(true) {
+                Some(run) => self.release(run),
+                None if self.reclaim() == Reclaimed::Progress => {}
+                None => return,
+            }
+        }
     }
 
     /// Does one step: takes a block out of the program, or migrates some pages of the bay that has waited longest.
     pub fn reclaim(&self) -> Reclaimed {
+        if self.is_poor() {
+            return Reclaimed::Nothing;
+        }
         self.trim();
         let depth = (self.config.nr_bays / 2) as usize;
         if self.staging.nr_loaded() < depth && self.evict() {

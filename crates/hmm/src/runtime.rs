@@ -57,6 +57,10 @@ pub struct Runtime {
     /// Readable while handlers shall look up from their work.
     alarm: OwnedFd,
     stopping: AtomicBool,
+    /// Readable while a handler that sleeps shall help with read-ahead.
+    help: OwnedFd,
+    /// Handlers that sleep.
+    pub(crate) sleeping: AtomicU32,
     /// Counts requests for reclaim; the reclaimer sleeps on it.
     kicks: AtomicU32,
     pub(crate) reclaiming: AtomicBool,
@@ -119,6 +123,8 @@ impl Runtime {
             policy,
             exclude,
             alarm: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            help: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            sleeping: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
             kicks: AtomicU32::new(0),
             reclaiming: AtomicBool::new(false),
@@ -172,10 +178,10 @@ impl Runtime {
         }
     }
 
-    /// The eventfd that wakes handlers: a child of a fork needs one of its own under the same number.
-    pub fn alarm_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    /// The eventfds that wake handlers: a child of a fork needs its own under the same numbers.
+    pub fn eventfds(&self) -> [std::os::fd::BorrowedFd<'_>; 2] {
         use std::os::fd::AsFd;
-        self.alarm.as_fd()
+        [self.alarm.as_fd(), self.help.as_fd()]
     }
 
     /// Answers faults until [`stop`](Self::stop).
@@ -188,6 +194,7 @@ impl Runtime {
         let mut buffer = EventBuffer::new();
         let mut faults = [Vpn(0); MAX_EVENTS];
         let mut retries = Retries::new();
+        let mut pace = Pace::new();
         while !self.stopping.load(Ordering::Relaxed) {
             self.park_if_frozen();
             let nr_faults = self.read(&mut buffer, &mut faults, &mut |child| self.poison_child(&child));
@@ -197,12 +204,14 @@ impl Runtime {
             }
             self.kick_if_low();
             if nr_faults > 0 {
-                continue;
-            }
-            if retries.len > 0 {
+                pace.served();
+            } else if retries.len > 0 {
                 self.retry(&mut retries);
-            } else if !self.engine.read_ahead() {
-                wait(&waiter);
+            } else if self.engine.wants_read_ahead() {
+                self.call_for_help();
+                self.engine.read_ahead();
+            } else if !pace.expects_more() || !is_ready(&waiter, pace.patience()) {
+                self.sleep(&waiter);
             }
         }
         Ok(())
@@ -212,8 +221,25 @@ impl Runtime {
         let waiter = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let exclusive = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
         epoll::add(&waiter, self.engine.kernel().uffd(), epoll::EventData::new_u64(0), exclusive)?;
+        epoll::add(&waiter, &self.help, epoll::EventData::new_u64(2), exclusive)?;
         epoll::add(&waiter, &self.alarm, epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
         Ok(waiter)
+    }
+
+    /// Has another handler fetch ahead, too, if one sleeps.
+    fn call_for_help(&self) {
+        if self.sleeping.load(Ordering::Relaxed) > 0 {
+            let _ = rustix::io::write(&self.help, &1u64.to_ne_bytes());
+        }
+    }
+
+    fn sleep(&self, waiter: &OwnedFd) {
+        self.sleeping.fetch_add(1, Ordering::Relaxed);
+        let mut events = [MaybeUninit::<epoll::Event>::uninit(); 2];
+        // EINTR is impossible with signals blocked, and harmless without.
+        let _ = epoll::wait(waiter, &mut events, None);
+        self.sleeping.fetch_sub(1, Ordering::Relaxed);
+        let _ = rustix::io::read(&self.help, &mut [0u8; 8]);
     }
 
     /// Reads messages, applies the events among them, and returns the number of faults.
@@ -327,6 +353,7 @@ impl Runtime {
             self.park_if_frozen();
             self.reclaiming.store(true, Ordering::Relaxed);
             self.reclaim_until_high();
+            self.engine.share();
             self.reclaiming.store(false, Ordering::Relaxed);
             // Returns at once if somebody asked meanwhile.
             let _ = futex_wait(&self.kicks, Scope::Private, seen, Some(RECLAIM_TICK));
@@ -348,10 +375,50 @@ impl Runtime {
     }
 }
 
-fn wait(waiter: &OwnedFd) {
+/// How soon the next fault is to be expected. In a virtual machine waking a thread on a halted CPU takes ten times as long
+/// as serving the fault; a handler that will be needed at once does better to stay awake.
+struct Pace {
+    last_served: Instant,
+    /// Moving average of the time between the end of a service and the next fault.
+    gap_ns: u64,
+}
+
+impl Pace {
+    /// Gaps up to here are waited for awake.
+    const MAX_GAP_NS: u64 = 40_000;
+
+    fn new() -> Self {
+        Self { last_served: Instant::now(), gap_ns: u64::MAX / 16 }
+    }
+
+    fn served(&mut self) {
+        let now = Instant::now();
+        let gap = u64::try_from(now.duration_since(self.last_served).as_nanos()).unwrap_or(u64::MAX);
+        self.gap_ns = (self.gap_ns / 8 * 7).saturating_add(gap.min(8 * Self::MAX_GAP_NS) / 8);
+        self.last_served = now;
+    }
+
+    fn expects_more(&self) -> bool {
+        self.gap_ns < Self::MAX_GAP_NS
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_nanos(self.gap_ns * 2)
+    }
+}
+
+/// Waits awake until there is something to do, but not longer than `patience`.
+fn is_ready(waiter: &OwnedFd, patience: Duration) -> bool {
+    let start = Instant::now();
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut events = [MaybeUninit::<epoll::Event>::uninit(); 2];
-    // EINTR is impossible with signals blocked, and harmless without.
-    let _ = epoll::wait(waiter, &mut events, None);
+    while start.elapsed() < patience {
+        if epoll::wait(waiter, &mut events, Some(&now)).is_ok_and(|(ready, _)| !ready.is_empty()) {
+            return true;
+        }
+        std::hint::spin_loop();
+    }
+    false
 }
 
 fn pause(nanoseconds: i64) {

@@ -123,10 +123,7 @@ impl Device for SimDevice {
     fn alloc(&self, frames: &mut [DevicePfn]) -> usize {
         let mut machine = self.shared.lock();
         machine.interleave();
-        let wanted = match machine.device_plan.make(DeviceVerb::Alloc, frames.len()) {
-            Some((_, done)) => done,
-            None => frames.len(),
-        };
+        let wanted = machine.plan_alloc(frames.len());
         let nr_frames = machine.devices[self.number].alloc(&mut frames[..wanted]);
         machine.note(|| format!("device {} alloc {} = {nr_frames}", self.number, frames.len()));
         nr_frames

@@ -2,6 +2,7 @@
 
 use hmm_core::kernel::Stop;
 use hmm_device::DeviceError;
+use hmm_model::{Entropy, Seeded};
 
 /// The calls of the kernel door that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,25 +76,55 @@ pub struct Failure<W> {
     pub done: usize,
 }
 
+/// A kind of call that can fail.
+pub(crate) trait Call: Copy {
+    type Why: Copy;
+
+    /// The ways in which it can fail and the world goes on.
+    fn setbacks(self) -> Vec<Self::Why>;
+}
+
+impl Call for Verb {
+    type Why = Stop;
+
+    fn setbacks(self) -> Vec<Stop> {
+        self.stops().iter().copied().filter(|stop| *stop != Stop::Gone).collect()
+    }
+}
+
+impl Call for DeviceVerb {
+    type Why = DeviceError;
+
+    fn setbacks(self) -> Vec<DeviceError> {
+        self.errors().iter().copied().filter(|error| *error != DeviceError::Lost).collect()
+    }
+}
+
 /// What has to fail, and what was called so far.
-#[derive(Clone, Debug)]
-pub(crate) struct Plan<V, W> {
-    failures: Vec<Failure<W>>,
+#[derive(Debug)]
+pub(crate) struct Plan<V: Call> {
+    failures: Vec<Failure<V::Why>>,
+    /// Once in so many calls one fails by chance; 0 is never.
+    rarity: u32,
     made: Vec<Made<V>>,
 }
 
-impl<V: Copy, W: Copy> Plan<V, W> {
-    /// A plan by which these calls fail.
-    pub(crate) const fn new(failures: Vec<Failure<W>>) -> Self {
-        Self { failures, made: Vec::new() }
+impl<V: Call> Plan<V> {
+    /// These calls fail, and one in `rarity`.
+    pub(crate) const fn new(failures: Vec<Failure<V::Why>>, rarity: u32) -> Self {
+        Self { failures, rarity, made: Vec::new() }
     }
 
     /// Notes a call and says how it fails, if it does: why, and behind how many pages.
-    pub(crate) fn make(&mut self, verb: V, nr_pages: usize) -> Option<(W, usize)> {
+    pub(crate) fn make(&mut self, verb: V, nr_pages: usize, entropy: &mut Seeded) -> Option<(V::Why, usize)> {
         let call = self.made.len();
         self.made.push(Made { verb, nr_pages });
-        let failure = self.failures.iter().find(|failure| failure.call == call)?;
-        Some((failure.why, failure.done.min(nr_pages.saturating_sub(1))))
+        let planned = self.failures.iter().find(|failure| failure.call == call).map(|failure| (failure.why, failure.done));
+        let (why, done) = planned.or_else(|| {
+            let fails = self.rarity > 0 && entropy.one_in(self.rarity);
+            fails.then(|| by_chance(verb, nr_pages, entropy))
+        })?;
+        Some((why, done.min(nr_pages.saturating_sub(1))))
     }
 
     /// All calls so far, in order.
@@ -102,7 +133,8 @@ impl<V: Copy, W: Copy> Plan<V, W> {
     }
 }
 
-/// Failures of the kernel.
-pub(crate) type KernelPlan = Plan<Verb, Stop>;
-/// Failures of devices.
-pub(crate) type DevicePlan = Plan<DeviceVerb, DeviceError>;
+fn by_chance<V: Call>(verb: V, nr_pages: usize, entropy: &mut Seeded) -> (V::Why, usize) {
+    let setbacks = verb.setbacks();
+    let pick = entropy.below(u32::try_from(setbacks.len()).unwrap_or(1));
+    (setbacks[pick as usize], entropy.below(u32::try_from(nr_pages).unwrap_or(1)) as usize)
+}

@@ -8,6 +8,7 @@ use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
 use hmm_model::Entropy;
 
+use crate::check::budget;
 use crate::failure::Verb;
 use crate::machine::Machine;
 use crate::memory::{Bytes, Entry, Held, zeroes};
@@ -28,7 +29,7 @@ impl Machine {
     fn begin(&mut self, verb: Verb, nr_pages: usize) -> Limit {
         let was_changing = self.events.is_changing();
         self.interleave();
-        let planned = self.kernel_plan.make(verb, nr_pages);
+        let planned = self.kernel_plan.make(verb, nr_pages, &mut self.entropy);
         if self.gone {
             return Limit { nr_pages: 0, stop: Some(Stop::Gone) };
         }
@@ -77,7 +78,6 @@ impl Machine {
         }
         self.wake(hmm_model::Span::new(span.first, u32::try_from(progress.done).unwrap_or(0)));
         self.note(|| format!("  {verb:?} {span:?} = {progress:?}"));
-        self.interleave();
         progress
     }
 
@@ -106,7 +106,6 @@ impl Machine {
         // What ended the call counts more than what a page in front of that did.
         let stop = limit.stop.or(stop);
         self.note(|| format!("  MoveOut {src:?} to {bay:?} moves {moved}, stop {stop:?}"));
-        self.interleave();
         stop
     }
 
@@ -140,32 +139,43 @@ const fn present(bytes: Bytes) -> Entry {
     Entry::Present { bytes, held: Held::No }
 }
 
+impl SimKernel {
+    /// A call that changes what is resident.
+    fn call<T>(&self, call: impl FnOnce(&mut Machine) -> T) -> T {
+        let mut machine = self.0.lock();
+        let outcome = call(&mut machine);
+        budget::check_resident(&self.0, &machine);
+        machine.interleave();
+        outcome
+    }
+}
+
 impl Kernel for SimKernel {
     fn move_out(&self, src: PageRange, bay: Bay) -> Option<Stop> {
-        self.0.lock().move_out(src, bay)
+        self.call(|machine| machine.move_out(src, bay))
     }
 
     fn move_home(&self, src: Slot, dst: PageRange) -> Progress {
-        self.0.lock().fill(Verb::MoveHome, dst, |machine, index| {
-            machine.slots.take(src.add(index)).map(present).ok_or(Stop::Absent)
-        })
+        let page = |machine: &mut Machine, index| machine.slots.take(src.add(index)).map(present).ok_or(Stop::Absent);
+        self.call(|machine| machine.fill(Verb::MoveHome, dst, page))
     }
 
     fn copy_home(&self, src: Slot, dst: PageRange) -> Progress {
-        self.0.lock().fill(Verb::CopyHome, dst, |machine, index| {
-            machine.slots.copy(src.add(index)).map(present).ok_or(Stop::Absent)
-        })
+        let page = |machine: &mut Machine, index| machine.slots.copy(src.add(index)).map(present).ok_or(Stop::Absent);
+        self.call(|machine| machine.fill(Verb::CopyHome, dst, page))
     }
 
     fn zero_home(&self, dst: PageRange) -> Progress {
-        self.0.lock().fill(Verb::ZeroHome, dst, |_, _| Ok(present(zeroes())))
+        self.call(|machine| machine.fill(Verb::ZeroHome, dst, |_, _| Ok(present(zeroes()))))
     }
 
     fn poison(&self, dst: PageRange) -> Progress {
-        let first = self.0.lock().span(dst).first;
-        self.0.lock().fill(Verb::Poison, dst, |machine, index| {
-            machine.lose(first + u32::try_from(index).unwrap_or(0));
-            Ok(Entry::Poisoned)
+        self.call(|machine| {
+            let first = machine.span(dst).first;
+            machine.fill(Verb::Poison, dst, |machine, index| {
+                machine.lose(first + u32::try_from(index).unwrap_or(0));
+                Ok(Entry::Poisoned)
+            })
         })
     }
 

@@ -39,4 +39,4 @@ pub use device::DeviceSetup;
 pub use failure::{DeviceVerb, Failure, Made, Verb};
 pub use run::{ops_of, run, seeds};
 pub use setup::{Noise, Setup};
-pub use world::{Calls, World};
+pub use world::{Report, World};

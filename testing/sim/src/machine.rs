@@ -9,7 +9,7 @@ use hmm_model::{Arena, Entropy, Generator, Mix, Model, Seeded, Span};
 
 use crate::device::Frames;
 use crate::events::{Event, Events};
-use crate::failure::{DevicePlan, DeviceVerb, KernelPlan};
+use crate::failure::{DeviceVerb, Plan, Verb};
 use crate::memory::{Bytes, Memory};
 use crate::program::{Thread, Wait};
 use crate::setup::Setup;
@@ -34,8 +34,8 @@ pub(crate) struct Machine {
     pub(crate) threads: BTreeMap<u32, Thread>,
     pub(crate) nr_threads: u32,
     pub(crate) nr_faults: u64,
-    pub(crate) kernel_plan: KernelPlan,
-    pub(crate) device_plan: DevicePlan,
+    pub(crate) kernel_plan: Plan<Verb>,
+    pub(crate) device_plan: Plan<DeviceVerb>,
     /// The address space is gone: every call says so.
     pub(crate) gone: bool,
     /// Spans whose REMOVE has been read, and whose pages have not gone yet.
@@ -74,8 +74,8 @@ impl Machine {
             nr_threads: 0,
             nr_faults: 0,
             nr_adopted: 0,
-            kernel_plan: KernelPlan::new(setup.kernel_failures.clone()),
-            device_plan: DevicePlan::new(setup.device_failures.clone()),
+            kernel_plan: Plan::new(setup.kernel_failures.clone(), setup.failure_rarity),
+            device_plan: Plan::new(setup.device_failures.clone(), setup.failure_rarity),
             gone: false,
             dropping: Vec::new(),
             filled: BTreeSet::new(),
@@ -188,9 +188,14 @@ impl Machine {
         Span::new(first, block.min(self.arena().nr_pages - first))
     }
 
+    /// How many of the frames that are asked for a device may hand out.
+    pub(crate) fn plan_alloc(&mut self, nr_frames: usize) -> usize {
+        self.device_plan.make(DeviceVerb::Alloc, nr_frames, &mut self.entropy).map_or(nr_frames, |(_, done)| done)
+    }
+
     /// How a transfer of a device goes: as planned, and not at all when the device is lost.
     pub(crate) fn plan_transfer(&mut self, device: usize, verb: DeviceVerb, nr_pages: usize) -> Transfer {
-        let planned = self.device_plan.make(verb, nr_pages);
+        let planned = self.device_plan.make(verb, nr_pages, &mut self.entropy);
         if self.devices[device].is_lost() {
             return Transfer::stopped(0, DeviceError::Lost);
         }

@@ -10,7 +10,7 @@ use hmm_model::{Generator, Mix, Op, Seeded};
 
 use crate::setup::Setup;
 use crate::shared::Shared;
-use crate::world::{Calls, World};
+use crate::world::{Report, World};
 
 /// A world that takes longer is stuck: the engine waits for a lock that it holds.
 const STUCK: Duration = Duration::from_secs(30);
@@ -22,7 +22,7 @@ pub fn ops_of(setup: &Setup, nr_ops: usize) -> Vec<Op> {
 }
 
 /// Runs one world to its end. On a failure prints the setup and what happened last, and panics.
-pub fn run(setup: &Setup, ops: &[Op]) -> Calls {
+pub fn run(setup: &Setup, ops: &[Op]) -> Report {
     let world = World::new(setup.clone());
     let watch = watch(setup.clone(), world.shared());
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run(ops)));
@@ -31,7 +31,7 @@ pub fn run(setup: &Setup, ops: &[Op]) -> Calls {
         eprintln!("{}", report(setup, &world.shared()));
         resume_unwind(panic);
     }
-    world.calls()
+    world.report()
 }
 
 /// The seeds to run: `HMM_SIM_SEED` names one, `HMM_SIM_SEEDS` how many, else `default`.

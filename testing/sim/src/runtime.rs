@@ -9,6 +9,7 @@ use crate::events::Event;
 use crate::kernel::SimKernel;
 use crate::machine::Machine;
 use crate::program::Wait;
+use crate::setup::Setup;
 use crate::shared::Shared;
 
 type SimEngine = Engine<SimKernel>;
@@ -217,6 +218,7 @@ impl Machine {
 
     /// Whether failures are planned: then the engine may say what else it may not.
     fn may_fail(&self) -> bool {
-        !self.setup.kernel_failures.is_empty() || !self.setup.device_failures.is_empty()
+        let Setup { kernel_failures, device_failures, failure_rarity, .. } = &self.setup;
+        !kernel_failures.is_empty() || !device_failures.is_empty() || *failure_rarity > 0
     }
 }

@@ -41,6 +41,8 @@ pub struct Setup {
     pub kernel_failures: Vec<Failure<Stop>>,
     /// Calls of devices that fail.
     pub device_failures: Vec<Failure<DeviceError>>,
+    /// Once in so many calls that can fail, one does by chance; 0 is never.
+    pub failure_rarity: u32,
 }
 
 impl Setup {
@@ -63,7 +65,19 @@ impl Setup {
             noise: Noise::NONE,
             kernel_failures: Vec::new(),
             device_failures: Vec::new(),
+            failure_rarity: 0,
         }
+    }
+
+    /// A world so small that a short program makes use of everything, and a run takes little time.
+    pub fn small(seed: u64, noise: Noise) -> Self {
+        let calm = Self::calm(seed);
+        let config = Config { nr_bays: 3, home_by: if seed.is_multiple_of(2) { HomeBy::Move } else { HomeBy::Copy }, ..calm.config };
+        let devices = vec![
+            DeviceSetup { capacity_pages: 12, keeps_copies: true },
+            DeviceSetup { capacity_pages: 64, keeps_copies: true },
+        ];
+        Self { arena: Arena { nr_pages: 48 }, budget_pages: 24, config, devices, noise, ..calm }
     }
 
     /// A world that follows from the seed: tight or wide, with one device or several, calm or noisy.
@@ -95,6 +109,7 @@ impl Setup {
             noise,
             kernel_failures: Vec::new(),
             device_failures: Vec::new(),
+            failure_rarity: 0,
         }
     }
 }

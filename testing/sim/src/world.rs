@@ -9,6 +9,7 @@ use hmm_model::{Entropy, Op, Span};
 use crate::device::SimDevice;
 use crate::failure::{DeviceVerb, Made, Verb};
 use crate::kernel::SimKernel;
+use crate::machine::Machine;
 use crate::setup::{Noise, Setup};
 use crate::shared::Shared;
 use crate::{check, runtime};
@@ -16,13 +17,15 @@ use crate::{check, runtime};
 /// Operations between two comparisons of all bytes.
 const BYTES_EVERY: usize = 8;
 
-/// What a run called, for a next one in which a call fails.
+/// What happened in a run.
 #[derive(Clone, Debug)]
-pub struct Calls {
-    /// Of the kernel door.
-    pub kernel: Vec<Made<Verb>>,
-    /// Of the devices.
-    pub device: Vec<Made<DeviceVerb>>,
+pub struct Report {
+    /// Calls of the kernel door, for a next run in which one of them fails.
+    pub kernel_calls: Vec<Made<Verb>>,
+    /// Calls of the devices.
+    pub device_calls: Vec<Made<DeviceVerb>>,
+    /// The engine's counters.
+    pub counters: Vec<(&'static str, u64)>,
 }
 
 /// See the module.
@@ -60,13 +63,28 @@ impl World {
         }
         check::bytes(&self.shared, &self.engine);
         self.read_everything();
-        self.unmap_everything();
+        if self.shared.lock().gone {
+            self.forget_everything();
+        } else {
+            self.unmap_everything();
+        }
     }
 
-    /// What was called so far.
-    pub fn calls(&self) -> Calls {
+    /// The program has ended, or executes another: nobody sends events any more, and the runtime drops all it knows.
+    fn forget_everything(&self) {
+        let arena = self.shared.lock().arena().all();
+        self.engine.events().removed(Machine::range(arena));
+        check::nothing_kept(&self.shared, &self.engine);
+    }
+
+    /// What happened so far.
+    pub fn report(&self) -> Report {
         let machine = self.shared.lock();
-        Calls { kernel: machine.kernel_plan.made().to_vec(), device: machine.device_plan.made().to_vec() }
+        Report {
+            kernel_calls: machine.kernel_plan.made().to_vec(),
+            device_calls: machine.device_plan.made().to_vec(),
+            counters: self.shared.stats.counters().collect(),
+        }
     }
 
     /// A way to look at the world from another thread.
@@ -101,7 +119,10 @@ impl World {
     }
 
     fn start(&self, op: &Op) {
-        self.shared.lock().start(op);
+        let mut machine = self.shared.lock();
+        if !machine.gone {
+            machine.start(op);
+        }
     }
 
     /// Touches every page, one at a time.
@@ -122,10 +143,7 @@ impl World {
             machine.arena().all()
         };
         self.op(&Op::Unmap { span: arena });
-        if self.shared.lock().gone {
-            // Nobody sends events any more: the runtime drops all it knows.
-            self.engine.events().removed(crate::machine::Machine::range(arena));
-        }
-        check::empty(&self.shared, &self.engine);
+        check::all(&self.shared, &self.engine);
+        check::nothing_kept(&self.shared, &self.engine);
     }
 }

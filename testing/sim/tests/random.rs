@@ -2,22 +2,64 @@
 
 #![cfg(test)]
 
+use std::collections::BTreeMap;
+
 use hmm_sim::{Setup, ops_of, run, seeds};
 
-#[test]
-fn random_operations_in_random_worlds() {
-    for seed in seeds(300) {
-        let setup = Setup::from_seed(seed);
-        let t = std::time::Instant::now();
-        run(&setup, &ops_of(&setup, 100));
-        eprintln!("seed {seed} {:?}", t.elapsed());
+const NR_OPS: usize = 100;
+
+/// Runs many worlds and adds the engine's counters up.
+fn run_worlds(default_seeds: u64, setup_of: impl Fn(u64) -> Setup) -> BTreeMap<&'static str, u64> {
+    let mut totals = BTreeMap::new();
+    for seed in seeds(default_seeds) {
+        let setup = setup_of(seed);
+        let report = run(&setup, &ops_of(&setup, NR_OPS));
+        for (name, count) in report.counters {
+            *totals.entry(name).or_default() += count;
+        }
+    }
+    totals
+}
+
+/// A test that never does what it is about cannot fail.
+fn assert_counted(totals: &BTreeMap<&'static str, u64>, names: &[&str]) {
+    // One seed alone does not do everything.
+    if seeds(2).count() > 1 {
+        for name in names {
+            assert!(totals[name] > 0, "{name} never happened: {totals:?}");
+        }
     }
 }
 
+const ALWAYS: &[&str] = &[
+    "pgmajfault",
+    "pgzero",
+    "pgfetch",
+    "pgprefetch",
+    "pgsteal",
+    "refault",
+    "pgstore",
+    "pgclean",
+    "pgmigrate_fail",
+    "pgadopt",
+    "direct_reclaim",
+];
+
 #[test]
-fn random_operations_in_a_calm_world() {
-    for seed in seeds(200) {
-        let setup = Setup::calm(seed);
-        run(&setup, &ops_of(&setup, 100));
-    }
+fn nothing_is_lost_in_calm_worlds() {
+    run_worlds(100, Setup::calm);
+}
+
+#[test]
+fn nothing_is_lost_in_random_worlds() {
+    let totals = run_worlds(300, Setup::from_seed);
+    assert_counted(&totals, ALWAYS);
+    assert_eq!(totals["pgpoison"], 0, "no device failed");
+}
+
+#[test]
+fn nothing_is_lost_when_calls_fail_by_chance() {
+    let totals = run_worlds(200, |seed| Setup { failure_rarity: 12, ..Setup::from_seed(seed) });
+    assert_counted(&totals, ALWAYS);
+    assert_counted(&totals, &["pgpoison"]);
 }

@@ -13,6 +13,9 @@ mod pages;
 mod threads;
 mod transfers;
 
+#[cfg(test)]
+mod tests;
+
 use crate::{Access, Device, DeviceError, DevicePfn, Fetch, PAGE_SIZE, Store, Transfer};
 
 /// Pages that the checks need room for, incompressible ones.

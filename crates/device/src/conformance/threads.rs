@@ -16,8 +16,11 @@ struct Stored {
 
 pub(super) fn side_by_side(device: &impl Device) {
     std::thread::scope(|scope| {
-        for thread in 0..THREADS {
-            scope.spawn(move || work(device, thread as u64));
+        let threads: Vec<_> =
+            (0..THREADS as u64).map(|thread| scope.spawn(move || work(device, thread))).collect();
+        for thread in threads {
+            // With the message that says what is wrong.
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
     });
     expect_frames(device, 0, "after four threads");

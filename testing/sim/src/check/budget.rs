@@ -9,6 +9,22 @@ use crate::kernel::SimKernel;
 use crate::machine::Machine;
 use crate::shared::Shared;
 
+/// At any time, also in the middle of the engine's work: what is resident is charged. Not counted are pages that the
+/// engine has been told to be gone, and will be, and such that came behind its back.
+pub(crate) fn check_resident(shared: &Shared, machine: &Machine) {
+    let counts = |page: &u32| {
+        machine.memory.is_managed(*page)
+            && machine.memory.is_present(*page)
+            && !machine.strangers.contains(page)
+            && !machine.dropping.iter().any(|span| span.contains(*page))
+    };
+    let mapped = machine.arena().all().pages().filter(counts).count();
+    let staged = machine.slots.nr_present();
+    let charged = shared.ledger.charged();
+    assert!((mapped + staged) as u64 <= charged, "{mapped} pages mapped, {staged} in staging, {charged} charged");
+}
+
+/// Between two calls of the engine: what is charged is what is resident, within the budget.
 pub(crate) fn check(shared: &Shared, machine: &Machine, engine: &Engine<SimKernel>, census: &Census) {
     let charged = shared.ledger.charged();
     let resident = census.nr_system + census.nr_staged + engine.nr_stock();

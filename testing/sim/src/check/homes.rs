@@ -95,8 +95,12 @@ fn check_frames(machine: &Machine, census: &Census) {
     assert_eq!(nr_used, census.frames.len(), "frames in use, and frames that pages own");
 }
 
-/// No page is managed: there are no frames, and only stock in the slots.
-pub(crate) fn check_empty(machine: &Machine, engine: &Engine<SimKernel>) {
-    let census = census(machine, engine);
-    assert_eq!(census.nr_system + census.nr_staged + census.nr_away, 0, "pages of nobody: {census:?}");
+/// All pages were given up: every state is `None`, no frame is in use, and there is only stock in the slots.
+pub(crate) fn check_nothing_kept(machine: &Machine, engine: &Engine<SimKernel>) {
+    for page in machine.arena().all().pages() {
+        let state = engine.state(Machine::vpn(page));
+        assert_eq!(state, PageState::None, "page {page} was given up");
+    }
+    check_slots(machine, engine, &Census::default());
+    check_frames(machine, &Census::default());
 }

@@ -1,7 +1,7 @@
 //! What must hold whenever no call of the engine is under way. Each checker looks at the world from its own side and
 //! panics at what must not be.
 
-mod budget;
+pub(crate) mod budget;
 mod content;
 mod homes;
 mod liveness;
@@ -30,8 +30,10 @@ pub(crate) fn bytes(shared: &Shared, engine: &Engine<SimKernel>) {
     }
 }
 
-/// Nothing is mapped any more: what is left is memory without meaning.
-pub(crate) fn empty(shared: &Shared, engine: &Engine<SimKernel>) {
+/// All pages were given up: what is left is memory without meaning.
+pub(crate) fn nothing_kept(shared: &Shared, engine: &Engine<SimKernel>) {
     let machine = shared.lock();
-    homes::check_empty(&machine, engine);
+    homes::check_nothing_kept(&machine, engine);
+    let (charged, stock) = (shared.ledger.charged(), engine.nr_stock());
+    assert_eq!(charged, stock, "charged, and in stock, when all pages were given up");
 }

@@ -1,0 +1,28 @@
+//! Operations that proptest makes up, and on a failure makes fewer and simpler.
+
+#![cfg(test)]
+
+use hmm_model::{Arena, strategy};
+use hmm_sim::{Noise, Setup, run};
+use proptest::prelude::*;
+
+/// Pages of one block's end and the next one's beginning are what the operations are about.
+const ARENA: Arena = Arena { nr_pages: 600 };
+
+fn setup(seed: u64, noise: Noise) -> Setup {
+    Setup { arena: ARENA, budget_pages: 64, ..Setup::small(seed, noise) }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn programs_read_what_they_wrote(seed in 0_u64..4, ops in strategy::ops(ARENA, 40)) {
+        run(&setup(seed, Noise::NONE), &ops);
+    }
+
+    #[test]
+    fn programs_with_threads_read_what_they_wrote(seed: u64, ops in strategy::ops(ARENA, 30)) {
+        run(&setup(seed, Noise { program: 6, engine: 2 }), &ops);
+    }
+}
