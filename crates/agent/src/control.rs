@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hmm::calibrate::home_by;
-use hmm::control::{Control, Slot, SlotState, Text};
+use hmm::control::{Control, Slot, SlotState};
 use hmm::core::{Config, Engine};
 use hmm::mm::Mm;
 use hmm::runtime::{Runtime, open_files};
@@ -30,7 +30,7 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 static SETUP: OnceLock<(Control, &'static Slot)> = OnceLock::new();
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 static EXCLUDE: Mutex<Vec<AddrRange>> = Mutex::new(Vec::new());
-static FAILURE: Mutex<Option<Text<256>>> = Mutex::new(None);
+static FAILURE: Mutex<Option<String>> = Mutex::new(None);
 /// 0 until the start has succeeded (1) or failed (2).
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
@@ -50,22 +50,22 @@ pub(crate) fn setup() -> Option<(Control, &'static Slot)> {
 }
 
 /// Starts the agent. Called on the program's main thread, which waits.
-pub(crate) fn start(control: Control, slot: &'static Slot) -> Result<(), Text<256>> {
+pub(crate) fn start(control: Control, slot: &'static Slot) -> Result<(), String> {
     let _ = SETUP.set((control, slot));
     if alloc::range().is_none() {
-        return Err(Text::format(format_args!("no addresses left for its own memory: raise the limit (ulimit -v)")));
+        return Err("no addresses left for its own memory: raise the limit (ulimit -v)".into());
     }
     // The stacks have to be known before memory is looked for.
-    threads::spawn(false, main)
-        .map_err(|errno| Text::format(format_args!("cannot start a thread: {errno}")))?;
-    let _ = futex_wait(&STARTED, Scope::Private, 0, Some(START_PATIENCE));
+    threads::spawn(false, main).map_err(|errno| format!("cannot start a thread: {errno}"))?;
+    let begin = Instant::now();
+    // A signal ends the wait early.
+    while STARTED.load(Ordering::Acquire) == 0 && begin.elapsed() < START_PATIENCE {
+        let _ = futex_wait(&STARTED, Scope::Private, 0, Some(START_PATIENCE));
+    }
     match STARTED.load(Ordering::Acquire) {
         1 => Ok(()),
-        0 => Err(Text::format(format_args!("its threads did not start within {START_PATIENCE:?}"))),
-        _ => {
-            let failure = *FAILURE.lock().unwrap_or_else(PoisonError::into_inner);
-            Err(failure.unwrap_or(Text::EMPTY))
-        }
+        0 => Err(format!("its threads did not start within {START_PATIENCE:?}")),
+        _ => Err(FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()),
     }
 }
 
@@ -75,7 +75,7 @@ fn main() {
     let word = match outcome {
         Ok(()) => 1,
         Err(text) => {
-            *FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some(Text::format(format_args!("{text}")));
+            *FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
             2
         }
     };

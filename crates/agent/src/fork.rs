@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use std::time::Duration;
 
-use hmm::control::{SlotState, Text, VerdictKind};
+use hmm::control::{SlotState, VerdictKind};
 use hmm::core::kernel::Kernel;
 use hmm::runtime::{Runtime, open_files};
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
@@ -32,7 +32,8 @@ use hmm::uapi::uffd::{Access, EventBuffer, Features, Userfaultfd};
 use hmm::uapi::{AddrRange, Fd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 
 use crate::books::SharedBooks;
@@ -79,6 +80,7 @@ pub(crate) fn install() {
 }
 
 /// See `fork(2)`.
+#[expect(unreachable_pub, reason = "called through the dynamic symbol table")]
 #[unsafe(no_mangle)]
 pub extern "C" fn fork() -> libc::pid_t {
     let libc_fork = LIBC_FORK.load(Ordering::Acquire);
@@ -100,8 +102,10 @@ pub extern "C" fn fork() -> libc::pid_t {
         // SAFETY: waits for a child that was never seen by the program.
         unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
     }
-    // SAFETY: this thread's errno.
-    unsafe { *libc::__errno_location() = libc::EAGAIN };
+    // SAFETY: gives this thread's errno.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: valid as long as the thread lives.
+    unsafe { errno.write(libc::EAGAIN) };
     -1
 }
 
@@ -165,7 +169,9 @@ extern "C" fn prepare() {
     }
     // A fork that libc makes by itself (daemon, forkpty): there is no way back from here.
     if !arrange() {
-        end("a fork could not be arranged: pages are away and CAP_SYS_PTRACE is missing, or the engine did not come to rest");
+        end(
+            "a fork could not be arranged: pages are away and CAP_SYS_PTRACE is missing, or the engine did not come to rest",
+        );
     }
 }
 
@@ -189,11 +195,10 @@ extern "C" fn child() {
     let end_fd = CHILD_END.load(Ordering::Relaxed);
     if Runtime::was_busy() {
         let useless = [CHILD_USELESS];
-        // SAFETY: sends a byte, and ends the process, of which nothing is needed.
-        unsafe {
-            libc::send(end_fd, useless.as_ptr().cast(), 1, 0);
-            libc::_exit(0);
-        }
+        // SAFETY: sends a byte.
+        unsafe { libc::send(end_fd, useless.as_ptr().cast(), 1, 0) };
+        // SAFETY: ends the process, of which nothing is needed.
+        unsafe { libc::_exit(0) };
     }
     start_in_child();
     close_ends();
@@ -232,7 +237,7 @@ fn start_in_child() {
 
 fn end(text: &str) -> ! {
     match control::setup() {
-        Some((page, _)) => fail(page, VerdictKind::AgentFailed, &Text::format(format_args!("{text}"))),
+        Some((page, _)) => fail(page, VerdictKind::AgentFailed, text),
         // SAFETY: ends the process; cannot happen, because who comes here was set up.
         None => unsafe { libc::_exit(125) },
     }
@@ -257,7 +262,8 @@ fn child_main() {
 fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
     let mm = runtime.engine().kernel();
     let [alarm, help] = runtime.eventfds();
-    let numbers = [mm.uffd().as_fd(), mm.pagemap().as_fd(), mm.maps().as_fd(), alarm, help].map(|fd| fd.as_raw_fd());
+    let numbers =
+        [mm.uffd().as_fd(), mm.pagemap().as_fd(), mm.maps().as_fd(), alarm, help].map(|fd| fd.as_raw_fd());
     // Out of the way of those numbers, and of everything else.
     // SAFETY: this thread's descriptor table is a copy of the program's, used by nobody else.
     let end = unsafe { libc::fcntl(CHILD_END.load(Ordering::Relaxed), libc::F_DUPFD, 512) };
@@ -357,7 +363,9 @@ fn attend(runtime: &Runtime, end: &Fd) -> u32 {
             return finish(end, child.as_ref());
         }
         match &child {
-            Some(child) if fault.contains(PollFlags::IN) => runtime.serve_child(child, &mut buffer, &mut page),
+            Some(child) if fault.contains(PollFlags::IN) => {
+                runtime.serve_child(child, &mut buffer, &mut page)
+            }
             Some(_) if !fault.is_empty() => return DONE,
             Some(_) => {}
             None => runtime.serve_once(&mut |uffd| child = Some(uffd)),

@@ -5,6 +5,8 @@
 //! looks whether the heap has grown, or the block lies in a part of the address space not seen before. That costs two
 //! loads and two comparisons where nothing is new.
 
+#![expect(unreachable_pub, reason = "called through the dynamic symbol table")]
+
 use std::ffi::{c_int, c_long, c_void};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
@@ -154,9 +156,14 @@ pub unsafe extern "C" fn mmap(
     let result: c_long = unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, offset) };
     let private = flags & (libc::MAP_ANONYMOUS | libc::MAP_SHARED) == libc::MAP_ANONYMOUS;
     if private && result != -1 && MANAGED.load(Ordering::Relaxed) {
-        tell(result.cast_unsigned() as usize, len);
+        tell(addr_of(result), len);
     }
-    std::ptr::with_exposed_provenance_mut(result.cast_unsigned() as usize)
+    std::ptr::with_exposed_provenance_mut(addr_of(result))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
+const fn addr_of(result: c_long) -> usize {
+    result.cast_unsigned() as usize
 }
 
 /// See `mmap(2)`.

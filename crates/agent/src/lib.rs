@@ -57,9 +57,10 @@ extern "C" fn init() {
 }
 
 /// Ends the process because it cannot be managed, before it has done anything.
-fn fail(control: Control, kind: VerdictKind, text: &Text<256>) -> ! {
+fn fail(control: Control, kind: VerdictKind, text: &str) -> ! {
     let pid = std::process::id();
-    control.set_verdict(&Verdict { kind, pid, errno: 0, figures: Figures::default(), text: *text });
+    let text = Text::format(format_args!("{text}"));
+    control.set_verdict(&Verdict { kind, pid, errno: 0, figures: Figures::default(), text });
     // SAFETY: ends the process; nothing of it is needed any more.
     unsafe { libc::_exit(EXIT_FAILED) }
 }

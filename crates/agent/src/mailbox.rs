@@ -59,7 +59,8 @@ impl Mailbox {
             if done.wrapping_sub(number) < u32::MAX / 2 {
                 return;
             }
-            if futex_wait(&self.done, Scope::Private, done, Some(PATIENCE)) == Err(hmm::uapi::Errno::TIMEDOUT) {
+            if futex_wait(&self.done, Scope::Private, done, Some(PATIENCE)) == Err(hmm::uapi::Errno::TIMEDOUT)
+            {
                 return;
             }
         }

@@ -148,7 +148,8 @@ impl<K: Kernel> Engine<K> {
                 if self.device(frame).fetch(request).stop.is_none() { Peeked::Bytes } else { Peeked::Lost }
             }
             PageState::Staged { slot, .. } | PageState::Storing { slot } => {
-                self.kernel.with_slots(SlotRun { start: slot, len: 1 }, &mut |page| bytes.copy_from_slice(page));
+                self.kernel
+                    .with_slots(SlotRun { start: slot, len: 1 }, &mut |page| bytes.copy_from_slice(page));
                 Peeked::Bytes
             }
             PageState::Poisoned => Peeked::Lost,

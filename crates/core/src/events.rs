@@ -101,7 +101,9 @@ impl<K: Kernel> Engine<K> {
         }
         match state {
             PageState::Staged { slot, .. } | PageState::Storing { slot } => self.staging.set_owner(slot, to),
-            PageState::Fetching { ticket, .. } | PageState::Dropped { ticket, .. } => self.note_moved(ticket, from, to),
+            PageState::Fetching { ticket, .. } | PageState::Dropped { ticket, .. } => {
+                self.note_moved(ticket, from, to)
+            }
             PageState::None | PageState::System { .. } | PageState::Device { .. } | PageState::Poisoned => {}
         }
         let mut states = self.table.block(to.block()).lock();

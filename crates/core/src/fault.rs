@@ -108,7 +108,7 @@ impl<K: Kernel> Engine<K> {
             return Step::Ended(Outcome::Unmanaged);
         }
         let hit = self.streams.fault(page, self.config.first_touch_pages);
-        let within = extent.start.index()..extent.start.index() + (extent.nr_pages() as usize).min(BLOCK_PAGES);
+        let within = extent.start.index()..extent.start.index() + range_len(extent).min(BLOCK_PAGES);
         let is_hole = |state| state == PageState::None;
         let mut first = page.index();
         if !hit.sequential {
@@ -150,7 +150,14 @@ impl<K: Kernel> Engine<K> {
         self.zeroed(states, page, range, progress.done, progress.stop)
     }
 
-    fn zeroed(&self, states: &mut States, page: Vpn, range: PageRange, done: usize, stop: Option<Stop>) -> Step {
+    fn zeroed(
+        &self,
+        states: &mut States,
+        page: Vpn,
+        range: PageRange,
+        done: usize,
+        stop: Option<Stop>,
+    ) -> Step {
         for index in range.start.index()..range.start.index() + done {
             states.set(index, PageState::System { copy: None });
         }
@@ -213,9 +220,16 @@ impl<K: Kernel> Engine<K> {
             PageState::Staged { slot: at, .. } => {
                 at.bay() == slot.bay() && at.index() + page.index() == slot.index() + index
             }
-            _ => false,
+            PageState::None
+            | PageState::System { .. }
+            | PageState::Fetching { .. }
+            | PageState::Dropped { .. }
+            | PageState::Storing { .. }
+            | PageState::Device { .. }
+            | PageState::Poisoned => false,
         };
-        let start = (first..page.index()).rev().take_while(|index| in_order(*index)).last().unwrap_or(page.index());
+        let start =
+            (first..page.index()).rev().take_while(|index| in_order(*index)).last().unwrap_or(page.index());
         let first_slot = slot.bay().slot(slot.index() - (page.index() - start));
         let last = self.kernel.extent(page).end.0.clamp(page.0 + 1, page.block().pages().end.0);
         let last = page.index() + usize::try_from(last - page.0).unwrap_or(1);

@@ -180,7 +180,11 @@ impl<K: Kernel> Engine<K> {
         self.count(fetch, fetch.first, page);
         if page == fetched.end && failed.is_none() {
             failed = self.fail_page(states, fetch, page, transfer.stop).err();
-            if transfer.stop.is_some() && failed.is_none() && fetch.purpose == Purpose::Fault && page == fetch.first {
+            if transfer.stop.is_some()
+                && failed.is_none()
+                && fetch.purpose == Purpose::Fault
+                && page == fetch.first
+            {
                 reached = reached.max(page.add(1));
             }
         }
@@ -307,7 +311,15 @@ impl<K: Kernel> Engine<K> {
                 states.set(page.index(), PageState::None);
                 self.forget_frame(frame);
             }
-            _ => {}
+            // Another's, or nobody's any more.
+            PageState::Fetching { .. }
+            | PageState::Dropped { .. }
+            | PageState::None
+            | PageState::System { .. }
+            | PageState::Staged { .. }
+            | PageState::Storing { .. }
+            | PageState::Device { .. }
+            | PageState::Poisoned => {}
         }
     }
 

@@ -66,9 +66,9 @@ impl Ledger {
     #[must_use = "memory may only be used when it was charged"]
     pub fn try_charge(&self, pages: u64) -> bool {
         let limit = self.limit();
-        let charge = self
-            .charged_pages
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now + pages <= limit).then_some(now + pages));
+        let charge = self.charged_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+            (now + pages <= limit).then_some(now + pages)
+        });
         if let Ok(before) = charge {
             self.peak_pages.fetch_max(before + pages, Ordering::Relaxed);
         }

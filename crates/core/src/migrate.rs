@@ -67,8 +67,13 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
     /// Collects staged pages of the bay, from its front.
     pub(crate) fn collect(engine: &'e Engine<K>, bay: Bay) -> Self {
         let entry = Entry { slot: bay.slot(0), copy: None, dst: None };
-        let mut migration =
-            Self { engine, entries: [entry; MIGRATE_PAGES], len: 0, access: Access::Random, stage: PhantomData };
+        let mut migration = Self {
+            engine,
+            entries: [entry; MIGRATE_PAGES],
+            len: 0,
+            access: Access::Random,
+            stage: PhantomData,
+        };
         let staged = engine.staging.staged(bay);
         for index in staged.runs().flatten() {
             if migration.len == MIGRATE_PAGES {
@@ -84,13 +89,11 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
         let owner = self.engine.staging.owner(slot);
         let Some(block) = self.engine.table.get(owner.block()) else { return };
         let mut states = block.lock();
-        match states.get(owner.index()) {
-            PageState::Staged { slot: at, copy } if at == slot => {
-                states.set(owner.index(), PageState::Storing { slot });
-                self.entries[self.len] = Entry { slot, copy, dst: None };
-                self.len += 1;
-            }
-            _ => {}
+        let PageState::Staged { slot: at, copy } = states.get(owner.index()) else { return };
+        if at == slot {
+            states.set(owner.index(), PageState::Storing { slot });
+            self.entries[self.len] = Entry { slot, copy, dst: None };
+            self.len += 1;
         }
     }
 
@@ -100,7 +103,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
 
     /// Whether the pages are one run that fills the migration: how a stream leaves.
     fn is_run(&self) -> bool {
-        self.len == MIGRATE_PAGES && self.entries[self.len - 1].slot.0 - self.entries[0].slot.0 == self.len as u32 - 1
+        self.len == MIGRATE_PAGES && self.entries[self.len - 1].slot == self.entries[0].slot.add(self.len - 1)
     }
 
     /// Has the devices copy the pages: those that a device still holds need no copy.
@@ -135,9 +138,9 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
         let Some(frame) = entry.copy.take() else { return };
         let device = self.engine.device(frame);
         let mut same = false;
-        self.engine
-            .kernel
-            .with_slots(SlotRun { start: entry.slot, len: 1 }, &mut |bytes| same = device.holds(frame.pfn, bytes));
+        self.engine.kernel.with_slots(SlotRun { start: entry.slot, len: 1 }, &mut |bytes| {
+            same = device.holds(frame.pfn, bytes)
+        });
         self.engine.copies.learn(same);
         if same {
             entry.dst = Some(frame);

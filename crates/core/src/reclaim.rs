@@ -92,10 +92,8 @@ impl<K: Kernel> Engine<K> {
         if self.staging.nr_loaded() < depth && self.evict() {
             return Reclaimed::Progress;
         }
-        match self.store() {
-            Reclaimed::Nothing if self.evict() => Reclaimed::Progress,
-            outcome => outcome,
-        }
+        let stored = self.store();
+        if stored == Reclaimed::Nothing && self.evict() { Reclaimed::Progress } else { stored }
     }
 
     /// Takes pages of the range out of the program into staging. Returns how many.
@@ -188,12 +186,11 @@ impl<K: Kernel> Engine<K> {
         for index in part {
             let state = states.get(index);
             if scan.present.contains(index) {
-                let copy = match state {
-                    PageState::System { copy } => copy,
-                    _ => {
-                        self.found_unknown(states, index);
-                        None
-                    }
+                let copy = if let PageState::System { copy } = state {
+                    copy
+                } else {
+                    self.found_unknown(states, index);
+                    None
                 };
                 states.set(index, PageState::Staged { slot: bay.slot(index), copy });
             } else if let (PageState::System { copy }, None, false) = (state, stop, states.is_pinned(index)) {
@@ -217,7 +214,12 @@ impl<K: Kernel> Engine<K> {
                 moved.retain(|moved| moved.ticket != ticket);
                 debug_assert!(false, "a page that is being fetched was mapped: {frame:?}");
             }
-            _ => {}
+            PageState::None
+            | PageState::System { .. }
+            | PageState::Dropped { .. }
+            | PageState::Staged { .. }
+            | PageState::Storing { .. }
+            | PageState::Poisoned => {}
         }
         self.charge_found(1);
         self.stats().pgadopt.fetch_add(1, Ordering::Relaxed);
@@ -243,7 +245,10 @@ impl<K: Kernel> Engine<K> {
 }
 
 /// The runs of the block's pages that may be moved out.
-fn unpinned_runs(states: &States, part: std::ops::Range<usize>) -> impl Iterator<Item = std::ops::Range<usize>> {
+fn unpinned_runs(
+    states: &States,
+    part: std::ops::Range<usize>,
+) -> impl Iterator<Item = std::ops::Range<usize>> {
     let mut movable = PageSet::EMPTY;
     part.filter(|index| !states.is_pinned(*index)).for_each(|index| movable.insert(index));
     let mut from = 0;

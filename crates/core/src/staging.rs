@@ -100,7 +100,9 @@ impl Staging {
     pub(crate) fn take_stock(&self, want: usize) -> Option<SlotRun> {
         let mut inner = self.lock();
         let mut best: Option<(SlotRun, usize)> = None;
-        for (number, bay) in inner.bays.iter().enumerate().filter(|(_, bay)| !bay.huge && !bay.stock.is_empty()) {
+        for (number, bay) in
+            inner.bays.iter().enumerate().filter(|(_, bay)| !bay.huge && !bay.stock.is_empty())
+        {
             let in_stock = bay.stock.len();
             for run in bay.stock.runs() {
                 let len = run.len().min(want);

@@ -102,7 +102,9 @@ impl Word {
         Self(match state {
             PageState::None => NONE,
             PageState::System { copy } => SYSTEM | frame_bits(copy),
-            PageState::Fetching { ticket, frame } => FETCHING | place_bits(ticket.0) | frame_bits(Some(frame)),
+            PageState::Fetching { ticket, frame } => {
+                FETCHING | place_bits(ticket.0) | frame_bits(Some(frame))
+            }
             PageState::Dropped { ticket, frame } => DROPPED | place_bits(ticket.0) | frame_bits(Some(frame)),
             PageState::Staged { slot, copy } => STAGED | place_bits(slot.0) | frame_bits(copy),
             PageState::Storing { slot } => STORING | place_bits(slot.0),
@@ -143,12 +145,10 @@ impl Word {
         Self(if pinned { self.0 | PINNED } else { self.0 & !PINNED })
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "masked to twenty bits")]
     const fn place(self) -> u32 {
         ((self.0 >> PLACE_SHIFT) & PLACE_MASK) as u32
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "four and thirty-two bits")]
     const fn frame(self) -> Frame {
         Frame { device: ((self.0 >> 4) & 0xf) as u8, pfn: DevicePfn((self.0 >> 32) as u32) }
     }

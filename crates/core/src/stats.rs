@@ -68,7 +68,7 @@ counters! {
 
 /// Sub-buckets of each power of two.
 const STEPS: u64 = 8;
-const NR_BUCKETS: usize = 40 * STEPS as usize;
+const NR_BUCKETS: usize = 40 * 8;
 
 /// Histogram of nanoseconds with buckets an eighth of a power of two wide (12 % accurate).
 #[derive(Debug)]

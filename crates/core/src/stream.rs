@@ -53,10 +53,9 @@ impl Streams {
         inner.clock += 1;
         let clock = inner.clock;
         let max_window = self.max_window;
-        let hit = inner
-            .streams
-            .iter()
-            .position(|stream| stream.window > 0 && stream.next <= page.0 && page.0 < stream.next + SLACK_PAGES);
+        let hit = inner.streams.iter().position(|stream| {
+            stream.window > 0 && stream.next <= page.0 && page.0 < stream.next + SLACK_PAGES
+        });
         let (id, window) = match hit {
             Some(id) => (id, (inner.streams[id].window * 4).clamp(4, max_window)),
             None => {

@@ -6,9 +6,9 @@
 
 use hmm_core::Engine;
 use hmm_core::addr::{PAGE_SIZE, PageRange};
+use hmm_uapi::AddrRange;
 use hmm_uapi::maps::{Perms, Vma, VmaKind};
 use hmm_uapi::pagemap::{Categories, ScanArgs};
-use hmm_uapi::AddrRange;
 use hmm_uapi::uffd::Modes;
 use rustix::io::Errno;
 
@@ -73,7 +73,8 @@ fn for_parts_outside(range: AddrRange, exclude: &[AddrRange], each: &mut dyn FnM
             start = ours.end;
             continue;
         }
-        let next = exclude.iter().map(|ours| ours.start).filter(|next| *next > start).min().unwrap_or(range.end);
+        let next =
+            exclude.iter().map(|ours| ours.start).filter(|next| *next > start).min().unwrap_or(range.end);
         let end = next.min(range.end);
         each(AddrRange { start, end });
         start = end;

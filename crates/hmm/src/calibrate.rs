@@ -63,8 +63,9 @@ pub fn calibrate(uffd: &Userfaultfd) -> Result<Calibration, Errno> {
         program.advise(0, len, Advice::DontNeed)?;
         let start = Instant::now();
         // SAFETY: nobody holds a reference into either mapping.
-        let moved =
-            unsafe { uffd.r#move(program.range().start, staging.range().start, len as u64, MoveMode::empty()) };
+        let moved = unsafe {
+            uffd.r#move(program.range().start, staging.range().start, len as u64, MoveMode::empty())
+        };
         *a_move = start.elapsed();
         if let Some(errno) = moved.stop {
             return Err(errno);

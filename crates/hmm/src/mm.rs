@@ -5,15 +5,15 @@
 //! program has replaced meanwhile by one that we do not know of. The price is that giving staging memory back takes it
 //! out of the registration for that time, because `MADV_DONTNEED` on it would send an event to ourselves.
 
-use hmm_core::addr::{BLOCK_PAGES, BlockId, Bay, PAGE_SIZE, PageRange, Slot, SlotRun, Vpn};
+use hmm_core::addr::{BLOCK_PAGES, Bay, BlockId, PAGE_SIZE, PageRange, Slot, SlotRun, Vpn};
 use hmm_core::bits::PageSet;
 use hmm_core::kernel::{BayScan, Kernel, Progress, Stop};
 use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
+use hmm_uapi::AddrRange;
 use hmm_uapi::mapping::{Advice, Mapping};
 use hmm_uapi::maps::Maps;
 use hmm_uapi::pagemap::{Categories, PageRegion, Pagemap, ScanArgs};
-use hmm_uapi::AddrRange;
 use hmm_uapi::uffd::{CopyMode, Modes, MoveMode, Outcome, Userfaultfd};
 use rustix::io::Errno;
 
@@ -166,8 +166,7 @@ impl Mm {
             let dst = self.slot_addr(bay.slot(at.index()));
             // SAFETY: the range is registered with us, and taking its pages is what its registration allowed (I3: the
             // engine brings them back at the next touch).
-            let outcome =
-                unsafe { self.files.uffd.r#move(dst, at.addr(), len, MoveMode::ALLOW_SRC_HOLES) };
+            let outcome = unsafe { self.files.uffd.r#move(dst, at.addr(), len, MoveMode::ALLOW_SRC_HOLES) };
             let progress = progress(outcome);
             at = at.add(progress.done as u64);
             busy = if progress.done > 0 { 0 } else { busy };
@@ -190,12 +189,14 @@ impl Mm {
         let mut at = part.start;
         while at < part.end {
             let Ok(Some(vma)) = self.files.maps.next_vma(at.addr()) else { break };
-            let piece = PageRange::of_bytes(vma.start, vma.end).intersect(PageRange { start: at, end: part.end });
+            let piece =
+                PageRange::of_bytes(vma.start, vma.end).intersect(PageRange { start: at, end: part.end });
             if piece.is_empty() {
                 break;
             }
             at = piece.end;
-            stop = if is_manageable(&vma) { self.move_part(piece, bay) } else { Some(Stop::Unsuited) }.or(stop);
+            stop =
+                if is_manageable(&vma) { self.move_part(piece, bay) } else { Some(Stop::Unsuited) }.or(stop);
         }
         stop
     }

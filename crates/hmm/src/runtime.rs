@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use hmm_core::addr::Vpn;
 use hmm_core::kernel::Kernel;
 use hmm_core::{Engine, Outcome, Reclaimed};
-use hmm_uapi::maps::Maps;
 use hmm_uapi::AddrRange;
+use hmm_uapi::maps::Maps;
 use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
 use hmm_uapi::uffd::{Event, EventBuffer, Features, MAX_EVENTS, Userfaultfd};
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -433,7 +433,10 @@ const fn pages_of(range: AddrRange) -> PageRange {
 ///
 /// # Errors
 /// See [`OpenFilesError`].
-pub fn open_files(access: hmm_uapi::uffd::Access, more: Features) -> Result<crate::mm::Files, OpenFilesError> {
+pub fn open_files(
+    access: hmm_uapi::uffd::Access,
+    more: Features,
+) -> Result<crate::mm::Files, OpenFilesError> {
     let uffd = Userfaultfd::open(access)?;
     let enabled = uffd.enable(crate::mm::features() | more)?;
     Ok(crate::mm::Files {

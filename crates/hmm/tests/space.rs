@@ -1,5 +1,7 @@
 //! The library on the real kernel.
 
+#![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -65,9 +67,15 @@ fn random_access_by_four_threads() {
                     let mut seed = number as u64 + 1;
                     let mut shadow = vec![0u64; part / 512];
                     for step in 0..20_000u64 {
-                        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        seed = seed
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407);
                         let page = (seed >> 33) as usize % shadow.len();
-                        assert_eq!(words[page * 512], shadow[page], "thread {number} page {page} step {step}");
+                        assert_eq!(
+                            words[page * 512],
+                            shadow[page],
+                            "thread {number} page {page} step {step}"
+                        );
                         shadow[page] = seed;
                         words[page * 512] = seed;
                     }

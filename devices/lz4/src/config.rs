@@ -8,7 +8,7 @@ use crate::word::MAX_REGION_BYTES;
 
 /// Frames for each page of capacity. Same-filled pages take no more than their frame.
 const FRAMES_PER_PAGE: usize = 32;
-/// Bytes below which there is no point: working memory takes half of them.
+/// Bytes below which there is no point: working memory takes a third of them.
 const MIN_CAPACITY: usize = 1 << 20;
 /// Bytes that the index can address.
 const MAX_CAPACITY: usize = MAX_REGION_BYTES / 2;

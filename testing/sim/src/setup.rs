@@ -95,9 +95,12 @@ impl Setup {
             first_touch_pages: pick(&[1, 4, 16]),
         };
         let keeps_copies = pick(&[0, 1, 1]) == 1;
-        let devices = match pick(&[0, 1, 2]) {
-            0 => vec![DeviceSetup { capacity_pages: pick(&[30, 200]), keeps_copies }, DeviceSetup { capacity_pages: 4096, keeps_copies: false }],
-            _ => vec![DeviceSetup { capacity_pages: 4096, keeps_copies }],
+        let roomy = DeviceSetup { capacity_pages: 4096, keeps_copies };
+        let tight = DeviceSetup { capacity_pages: pick(&[30, 200]), keeps_copies };
+        let devices = match pick(&[0, 1, 2, 3]) {
+            0 => vec![tight, DeviceSetup { keeps_copies: false, ..roomy }],
+            1 => vec![tight],
+            _ => vec![roomy],
         };
         let noise = Noise { program: pick(&[0, 3, 10, 40]), engine: pick(&[0, 1, 3, 10]) };
         Self {

@@ -1,0 +1,68 @@
+//! Processes as `/proc` shows them. What is gone meanwhile counts nothing.
+
+use std::fmt::Write;
+use std::fs;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A process and all that it has started, its front first.
+pub fn tree(pid: u32) -> Vec<u32> {
+    let mut pids = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = pids.get(next) {
+        // Children belong to the thread that made them.
+        for task in tasks(*pid) {
+            let text = fs::read_to_string(format!("/proc/{task}/task/{task}/children")).unwrap_or_default();
+            pids.extend(text.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+        next += 1;
+    }
+    pids
+}
+
+/// The threads of a process.
+pub fn tasks(pid: u32) -> Vec<u32> {
+    let dir = fs::read_dir(format!("/proc/{pid}/task"));
+    dir.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Bytes of anonymous memory that are resident in the process.
+pub fn anonymous_bytes(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// The state letter of a thread.
+pub fn state(task: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{task}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+/// Sends a signal; who is gone does not get it.
+pub fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _gone = kill_process(pid, signal);
+    }
+}
+
+/// Kills the process and all that it has started.
+pub fn kill_tree(pid: u32) {
+    // The leaves last: who loses its parent is adopted by somebody else, and no longer found.
+    let pids = tree(pid);
+    pids.iter().for_each(|pid| signal(*pid, Signal::KILL));
+}
+
+/// What every thread of the tree is waiting for, for the message of a test that hung.
+pub fn describe(pid: u32) -> String {
+    let mut text = String::new();
+    for pid in tree(pid) {
+        for task in tasks(pid) {
+            let read = |name: &str| fs::read_to_string(format!("/proc/{task}/{name}")).unwrap_or_default();
+            let (comm, wchan, syscall) = (read("comm"), read("wchan"), read("syscall"));
+            let state = state(task).unwrap_or('?');
+            let _ = writeln!(text, "{pid}/{task} {} {state} {wchan} [{}]", comm.trim(), syscall.trim());
+        }
+    }
+    text
+}
