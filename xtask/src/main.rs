@@ -1,2 +1,37 @@
-//! Chores of the project.
-fn main() {}
+//! Chores of the project: `cargo xtask`.
+
+mod cargo;
+mod ci;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  test [ARGS]  all tests, with a count of those that could not run here and why; ARGS go to cargo test
+  tidy         the rules of the source tree that no compiler checks
+  ci           everything that must hold before a change is taken: tidy, format, lints, documentation, tests";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let command = args.next();
+    let rest: Vec<String> = args.collect();
+    let result = match command.as_deref() {
+        Some("test") => test::run(&rest),
+        Some("tidy") if rest.is_empty() => tidy::run(),
+        Some("ci") if rest.is_empty() => ci::run(),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -59,6 +59,8 @@ pub struct Runtime {
     stopping: AtomicBool,
     /// Readable while a handler that sleeps shall help with read-ahead.
     help: OwnedFd,
+    /// Whether a handler waits awake.
+    pub(crate) awake: AtomicBool,
     /// Handlers that sleep.
     pub(crate) sleeping: AtomicU32,
     /// Counts requests for reclaim; the reclaimer sleeps on it.
@@ -124,6 +126,7 @@ impl Runtime {
             exclude,
             alarm: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             help: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            awake: AtomicBool::new(false),
             sleeping: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
             kicks: AtomicU32::new(0),
@@ -210,7 +213,7 @@ impl Runtime {
             } else if self.engine.wants_read_ahead() {
                 self.call_for_help();
                 self.engine.read_ahead();
-            } else if !pace.expects_more() || !is_ready(&waiter, pace.patience()) {
+            } else if !(pace.expects_more() && self.stay_awake(&waiter, pace.patience())) {
                 self.sleep(&waiter);
             }
         }
@@ -231,6 +234,17 @@ impl Runtime {
         if self.sleeping.load(Ordering::Relaxed) > 0 {
             let _ = rustix::io::write(&self.help, &1u64.to_ne_bytes());
         }
+    }
+
+    /// Waits awake until there is something to do, but not longer than `patience`. One handler at a time: two would
+    /// only fight for the same fault.
+    fn stay_awake(&self, waiter: &OwnedFd, patience: Duration) -> bool {
+        if self.awake.swap(true, Ordering::Acquire) {
+            return false;
+        }
+        let ready = is_ready(waiter, patience);
+        self.awake.store(false, Ordering::Release);
+        ready
     }
 
     fn sleep(&self, waiter: &OwnedFd) {
@@ -375,6 +389,8 @@ impl Runtime {
     }
 }
 
+/// exp
+pub static SPIN: AtomicBool = AtomicBool::new(true);
 /// How soon the next fault is to be expected. In a virtual machine waking a thread on a halted CPU takes ten times as long
 /// as serving the fault; a handler that will be needed at once does better to stay awake.
 struct Pace {
@@ -399,7 +415,7 @@ impl Pace {
     }
 
     fn expects_more(&self) -> bool {
-        self.gap_ns < Self::MAX_GAP_NS
+        SPIN.load(Ordering::Relaxed) && self.gap_ns < Self::MAX_GAP_NS
     }
 
     fn patience(&self) -> Duration {

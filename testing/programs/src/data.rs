@@ -33,7 +33,8 @@ pub fn write_text(path: &Path, bytes: u64) {
     let mut written = 0;
     while written < bytes {
         let (key, more) = (random.next_u64(), random.next_u64());
-        let word = ["away", "block", "charge", "device", "evict", "fault", "gate", "home"][(more % 8) as usize];
+        let word =
+            ["away", "block", "charge", "device", "evict", "fault", "gate", "home"][(more % 8) as usize];
         let line = format!("{key:016x} {word} {word} {:x} {word}\n", more >> 40);
         file.write_all(line.as_bytes()).expect("there is room for temporary files");
         written += line.len() as u64;

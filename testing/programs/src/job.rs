@@ -157,7 +157,8 @@ impl Job {
 
     fn spawn(&self, prefix: &[OsString], dir: &TempDir) -> Child {
         let words: Vec<_> = prefix.iter().chain(&self.words).collect();
-        let stdin = self.input.as_ref().map_or_else(Stdio::null, |path| File::open(path).expect("input").into());
+        let stdin =
+            self.input.as_ref().map_or_else(Stdio::null, |path| File::open(path).expect("input").into());
         let create = |name| File::create(dir.join(name)).expect("there is room for temporary files");
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).envs(self.envs.iter().cloned()).process_group(0);

@@ -147,13 +147,8 @@ impl Machine {
         if let Some(thread) = self.threads.get_mut(&id) {
             thread.wait = Wait::Ready;
         }
-        match event {
-            Event::Discarded(span) => self.dropping.push(span),
-            Event::Unmapped(span) => {
-                let present = span.pages().filter(|page| self.memory.is_managed(*page) && self.memory.is_present(*page));
-                self.strangers.extend(present);
-            }
-            Event::Remapped { .. } => {}
+        if let Event::Discarded(span) = event {
+            self.dropping.push(span);
         }
         Some(event)
     }

@@ -2,6 +2,7 @@
 
 use hmm_core::addr::BlockId;
 use hmm_core::bits::PageSet;
+use hmm_core::state::PageState;
 use hmm_core::{Engine, Outcome};
 use hmm_model::{Entropy, Span};
 
@@ -117,7 +118,13 @@ fn read_events(shared: &Shared, engine: &SimEngine) {
         let Some(event) = shared.lock().read_event() else { return };
         match event {
             Event::Unmapped(span) | Event::Discarded(span) => events.removed(Machine::range(span)),
-            Event::Remapped { from, to } => events.remapped(Machine::range(from), Machine::vpn(to)),
+            Event::Remapped { from, to } => {
+                events.remapped(Machine::range(from), Machine::vpn(to));
+                note_strangers(shared, engine, Span::new(to, from.len));
+            }
+        }
+        if let Event::Unmapped(span) | Event::Remapped { from: span, .. } = event {
+            note_strangers(shared, engine, span);
         }
         if shared.lock().entropy.one_in(3) {
             return;
@@ -125,8 +132,31 @@ fn read_events(shared: &Shared, engine: &SimEngine) {
     }
 }
 
+/// Pages that are mapped and that the engine knows nothing of: another thread of the program was given fresh memory, and
+/// touched it before it was managed, while the event of the unmapping that made room for it was still on its way.
+fn note_strangers(shared: &Shared, engine: &SimEngine, span: Span) {
+    let mut machine = shared.lock();
+    for page in span.pages() {
+        let is_known = engine.state(Machine::vpn(page)) != PageState::None;
+        if machine.memory.is_present(page) && machine.memory.is_managed(page) && !is_known {
+            machine.strangers.insert(page);
+        } else {
+            machine.strangers.remove(&page);
+        }
+    }
+}
+
 fn manage(shared: &Shared, engine: &SimEngine, thread: u32, span: Span) {
-    shared.lock().memory.manage(span);
+    {
+        let mut machine = shared.lock();
+        machine.memory.manage(span);
+        // What the engine knows there are still the pages of another mapping, whose end it will hear of.
+        let is_taken = |page: &u32| {
+            !matches!(engine.state(Machine::vpn(*page)), PageState::None | PageState::Dropped { .. })
+        };
+        let early: Vec<u32> = span.pages().filter(|page| machine.memory.is_present(*page)).filter(is_taken).collect();
+        machine.strangers.extend(early);
+    }
     let adopted = engine.adopt(Machine::range(span), &mut |block| present(&shared.lock(), block));
     let mut machine = shared.lock();
     machine.nr_adopted += adopted;

@@ -14,7 +14,7 @@ fn setup(seed: u64, noise: Noise) -> Setup {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn programs_read_what_they_wrote(seed in 0_u64..4, ops in strategy::ops(ARENA, 40)) {

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use hmm::AddressSpace;
+use hmm::device::Device;
 use hmm::lz4::{Lz4, Lz4Config};
 use hmm::spec::{ByteSize, parse_size};
 
@@ -77,9 +78,13 @@ fn compare(
     // The pool is as large as the working set, so that the demo ends well whatever the data compresses to.
     let capacity_bytes = usize::try_from(args.size).attempt("have so large a device")?;
     let pool = Arc::new(Lz4::new(Lz4Config::new(capacity_bytes.max(64 << 20))).map_err(Failure::of_hmm)?);
-    let space = AddressSpace::builder().ram(args.ram).device(pool).build().map_err(|error| {
-        Failure::of_hmm(format_args!("{error}\n  `hmm doctor` says what works here and what does not"))
-    })?;
+    let space = AddressSpace::builder()
+        .ram(args.ram)
+        .device(Arc::clone(&pool) as Arc<dyn Device>)
+        .build()
+        .map_err(|error| {
+            Failure::of_hmm(format_args!("{error}\n  `hmm doctor` says what works here and what does not"))
+        })?;
 
     let plain = if fits_in_ram(args.size) {
         let mut memory = vec![0; nr_words];
@@ -93,7 +98,7 @@ fn compare(
     let mut memory = space.alloc(nr_words * size_of::<u64>()).attempt("have managed memory")?;
     let mut peak = report::Peak::default();
     let words = &mut memory.as_mut_slice::<u64>();
-    let managed = run(words, "under hmm", progress, |_| peak.raise_to(&space.stats()));
+    let managed = run(words, "under hmm", progress, |_| peak.raise_to(&space.stats(), pool.usage()));
     Ok(managed.map(|managed| Report::new(args.size, &space, peak, plain, managed)))
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use hmm::device::Usage;
 use hmm::spec::ByteSize;
 use hmm::uapi::uffd::Access;
 use hmm::{AddressSpace, Snapshot};
@@ -37,17 +38,18 @@ impl Timed {
     }
 }
 
-/// How much was away when most was, as seen between the phases.
+/// How things stood when most was away, as seen between the phases.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Peak {
     away_pages: u64,
-    device_bytes: u64,
+    /// Of the device. It also keeps copies of pages that came home, while there is room.
+    usage: Usage,
 }
 
 impl Peak {
-    pub(super) fn raise_to(&mut self, now: &Snapshot) {
+    pub(super) fn raise_to(&mut self, now: &Snapshot, usage: Usage) {
         if now.away >= self.away_pages {
-            *self = Self { away_pages: now.away, device_bytes: now.device_bytes };
+            *self = Self { away_pages: now.away, usage };
         }
     }
 }
@@ -76,7 +78,7 @@ impl Report {
 
     #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]
     fn ratio(&self) -> f64 {
-        bytes(self.peak.away_pages) as f64 / self.peak.device_bytes.max(1) as f64
+        bytes(self.peak.usage.frames) as f64 / self.peak.usage.used_bytes.max(1) as f64
     }
 
     fn plain_of(&self, phase: Phase) -> Option<&Timed> {
@@ -90,12 +92,13 @@ impl Report {
         row("working set", format!("{}, every byte as it must be", ByteSize(self.size)));
         row("RAM budget", pages(stats.budget).to_string());
         row("resident at the peak", pages(stats.peak_resident).to_string());
+        row("away at the peak", pages(self.peak.away_pages).to_string());
         row(
-            "away on lz4",
+            "lz4 pool then",
             format!(
-                "{} in {} of RAM, {:.1} : 1",
-                pages(self.peak.away_pages),
-                ByteSize(self.peak.device_bytes),
+                "{} of pages in {} of RAM, {:.1} : 1",
+                pages(self.peak.usage.frames),
+                ByteSize(self.peak.usage.used_bytes),
                 self.ratio()
             ),
         );
@@ -123,14 +126,15 @@ impl Report {
 
     fn phases(&self) -> Table<4> {
         let mut table = Table::new([Align::Left, Align::Right, Align::Right, Align::Right]);
-        table.row(["", "all in RAM", "under hmm", "ratio"].map(str::to_owned));
+        table.row(["", "all in RAM", "under hmm", ""].map(str::to_owned));
         for timed in &self.managed {
             let plain = self.plain_of(timed.phase);
             table.row([
                 timed.phase.name().to_owned(),
                 plain.map_or_else(|| "-".to_owned(), Timed::show_rate),
                 timed.show_rate(),
-                plain.map_or_else(|| "-".to_owned(), |plain| format!("{:.2}", timed.rate() / plain.rate())),
+                plain
+                    .map_or_else(String::new, |plain| format!("{:.1} x slower", plain.rate() / timed.rate())),
             ]);
         }
         table
@@ -205,7 +209,7 @@ impl Json {
             budget_bytes: bytes(stats.budget),
             peak_resident_bytes: bytes(stats.peak_resident),
             away_bytes: bytes(report.peak.away_pages),
-            device_bytes: report.peak.device_bytes,
+            device_bytes: report.peak.usage.used_bytes,
             compression_ratio: report.ratio(),
             metadata_bytes: stats.metadata_bytes,
             faults: stats.faults,

@@ -138,11 +138,11 @@ impl fmt::Display for Summary {
         let capacity_bytes = self.config.devices.iter().map(|device| device.capacity_bytes()).sum();
         writeln!(
             f,
-            "  {:9} {} at the peak, in {} of {}",
+            "  {:9} {} at the peak, in {} of RAM (at most {} a process)",
             device_names(&self.config),
             pages(self.peaks.away_pages),
             ByteSize(self.peaks.device_bytes),
-            ByteSize(self.peaks.device_capacity_bytes.max(capacity_bytes))
+            ByteSize(capacity_bytes)
         )?;
         let count = |name| self.totals.get(name);
         write!(f, "  faults    {}, {} of them served by a device", count("pgfault"), count("pgmajfault"))?;
@@ -283,4 +283,61 @@ fn cpu_time_of_children() -> (Duration, Duration) {
         Duration::from_secs(seconds) + Duration::from_micros(u64::try_from(value.tv_usec).unwrap_or(0))
     };
     (time(usage.ru_utime), time(usage.ru_stime))
+}
+
+#[cfg(test)]
+mod tests {
+    use hmm::spec::DeviceSpec;
+
+    use super::*;
+
+    const PAGES: u64 = 16 << 8;
+
+    fn control() -> Control {
+        let devices = vec![DeviceSpec::Lz4 { capacity_bytes: 1 << 30 }];
+        Control::create(&RunConfig { ram_pages: PAGES, on_full: OnFull::Kill, devices }).unwrap().1
+    }
+
+    fn summary(control: &Control, ending: Ending) -> Summary {
+        Summary::new(vec!["sort".into()], ending, Duration::from_millis(1500), control, &Watch::new(*control))
+    }
+
+    #[test]
+    fn a_program_that_ran_without_hmm_is_told() {
+        let control = control();
+        let warnings = summary(&control, Ending::Exited(0)).warnings();
+        assert!(warnings.len() == 1 && warnings[0].contains("ran without hmm"), "{warnings:?}");
+        control.claim_slot(std::process::id()).unwrap();
+        assert_eq!(summary(&control, Ending::Exited(0)).warnings(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_budget_that_was_exceeded_is_told() {
+        let control = control();
+        control.claim_slot(std::process::id()).unwrap();
+        control.ledger().charge_found(PAGES + 256);
+        let warnings = summary(&control, Ending::Exited(0)).warnings();
+        assert_eq!(
+            warnings,
+            ["warning: the budget of 16 MiB was exceeded: 17 MiB were resident at the peak"]
+        );
+    }
+
+    #[test]
+    fn the_lines_have_the_figures() {
+        let control = control();
+        let stats = control.claim_slot(std::process::id()).unwrap().stats();
+        control.ledger().charge_found(PAGES);
+        stats.pgfault.store(7, std::sync::atomic::Ordering::Relaxed);
+        let text = summary(&control, Ending::Signaled(15)).to_string();
+        assert!(text.starts_with("hmm: sort: ended by SIGTERM after 1.50 s (user "), "{text}");
+        for part in
+            ["16 MiB at the peak, of 16 MiB", "at most 1 GiB a process", "7, 0 of them served by a device\n"]
+        {
+            assert!(text.contains(part), "no '{part}' in: {text}");
+        }
+        stats.latency.record(10_000);
+        let text = summary(&control, Ending::Exited(0)).to_string();
+        assert!(text.contains("; p50 1"), "{text}");
+    }
 }

@@ -1,13 +1,9 @@
 //! `hmm doctor` and `hmm demo`, as who runs the tests and as an ordinary user.
 
-#![expect(clippy::tests_outside_test_module, reason = "integration tests")]
-
-mod common;
-
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use common::{TempDir, can_run, finish, hmm, is_root, skipped};
+use crate::common::{HMM, TempDir, can_run, finish, hmm, is_root, skipped};
 use serde_json::Value;
 
 /// The user "nobody", who has no rights.
@@ -42,7 +38,7 @@ fn doctor_says_by_its_exit_status_whether_a_run_works() {
 
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
-    let script = format!("{} doctor | head -c 1", common::HMM);
+    let script = format!("{} doctor | head -c 1", HMM);
     let done = finish(Command::new("sh").args(["-c", &script]));
     assert_eq!(done.stderr, "");
 }
@@ -53,7 +49,7 @@ fn an_ordinary_user_is_told_what_is_missing() {
         return;
     }
     let dir = TempDir::new("doctor-nobody");
-    dir.copy(common::HMM, 0o755);
+    dir.copy(HMM, 0o755);
     let says = json(&finish(&mut as_nobody(&dir, &["doctor", "--json"])).stdout);
     if says["run"] == true {
         return skipped("every user may have a full userfaultfd here");
@@ -67,6 +63,28 @@ fn an_ordinary_user_is_told_what_is_missing() {
     for part in ["userfaultfd", "to change it:", "/dev/userfaultfd", "hmm doctor"] {
         assert!(run.stderr.contains(part), "no '{part}' in: {}", run.stderr);
     }
+}
+
+#[test]
+fn a_user_who_may_open_the_device_can_run() {
+    if !is_root() || !can_run() {
+        return;
+    }
+    let dir = TempDir::new("device-nobody");
+    let hmm = dir.copy(HMM, 0o755);
+    // The same device with the rights that an administrator would give, in a mount namespace of its own.
+    let script = format!(
+        "mknod {0}/node c $(stat -c '%Hr %Lr' /dev/userfaultfd) && chmod 666 {0}/node && \
+         mount --bind {0}/node /dev/userfaultfd && \
+         exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups {1} run --ram 64M -- id -u",
+        dir.path().display(),
+        hmm.display()
+    );
+    let done = finish(Command::new("unshare").args(["--mount", "sh", "-c", &script]).process_group(0));
+    if done.stderr.contains("mknod") || done.stderr.contains("mount") || done.stderr.contains("not found") {
+        return skipped(&format!("the device cannot be lent here: {}", done.stderr));
+    }
+    assert_eq!((done.code(), done.stdout.trim()), (0, NOBODY.to_string().as_str()), "{done:?}");
 }
 
 #[track_caller]
@@ -105,7 +123,7 @@ fn the_demo_works_for_an_ordinary_user() {
         return;
     }
     let dir = TempDir::new("demo-nobody");
-    dir.copy(common::HMM, 0o755);
+    dir.copy(HMM, 0o755);
     let says = json(&finish(&mut as_nobody(&dir, &["doctor", "--json"])).stdout);
     if says["library"] != true {
         return skipped("an ordinary user has no userfaultfd of user mode here");

@@ -1,14 +1,11 @@
 //! `hmm run` is not there, as far as the program and its caller can tell.
 
-#![expect(clippy::tests_outside_test_module, reason = "integration tests")]
-
-mod common;
-
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{
-    TempDir, can_run, children, finish, finish_with_input, hmm, is_alive, kill, run, run_sh, wait_until,
+use crate::common::{
+    HMM, Running, TempDir, can_run, children, finish, finish_with_input, hmm, is_alive, kill, run, run_sh,
+    wait_until,
 };
 
 #[test]
@@ -91,7 +88,7 @@ fn the_program_is_in_its_callers_process_group() {
     if !can_run() {
         return;
     }
-    let running = common::Running::start(&mut run_sh("cut -d' ' -f5 /proc/self/stat"));
+    let running = Running::start(&mut run_sh("cut -d' ' -f5 /proc/self/stat"));
     let front = running.pid();
     assert_eq!(running.finish().stdout.trim(), front.to_string());
 }
@@ -101,7 +98,7 @@ fn nesting_is_refused() {
     if !can_run() {
         return;
     }
-    let done = finish(&mut run([common::HMM, "run", "--ram", "64M", "true"]));
+    let done = finish(&mut run([HMM, "run", "--ram", "64M", "true"]));
     assert_eq!(done.code(), 125);
     assert!(done.stderr.contains("runs under hmm itself"), "{}", done.stderr);
 }
@@ -113,7 +110,7 @@ fn what_the_program_leaves_running_is_not_waited_for() {
     }
     let start = Instant::now();
     // It holds neither of our pipes; nor must the supervisor, which stays with it.
-    let running = common::Running::start(&mut run_sh("sleep 60 </dev/null >/dev/null 2>&1 & echo $!"));
+    let running = Running::start(&mut run_sh("sleep 60 </dev/null >/dev/null 2>&1 & echo $!"));
     let supervisor = {
         let mut found = None;
         wait_until("the supervisor is there", || {

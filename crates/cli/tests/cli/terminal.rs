@@ -1,9 +1,5 @@
 //! `hmm run` on a terminal: what it shows, and the terminal's keys.
 
-#![expect(clippy::tests_outside_test_module, reason = "integration tests")]
-
-mod common;
-
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex};
 
-use common::{HMM, TempDir, can_run, skipped, wait_until};
+use crate::common::{HMM, TempDir, can_run, skipped, wait_until};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 /// A command that has a terminal of its own.

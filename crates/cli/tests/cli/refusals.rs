@@ -1,13 +1,9 @@
 //! What `hmm run` refuses before anything has started, with the exit codes of `env`, and the reason.
 
-#![expect(clippy::tests_outside_test_module, reason = "integration tests")]
-
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 
-use common::{TempDir, finish, hmm, is_root, run, skipped};
+use crate::common::{TempDir, finish, hmm, is_root, run, skipped};
 
 #[track_caller]
 fn refused(program: impl AsRef<Path>, code: i32, reasons: &[&str]) {

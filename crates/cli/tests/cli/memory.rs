@@ -1,14 +1,10 @@
 //! Programs on more memory than they may hold.
 
-#![expect(clippy::tests_outside_test_module, reason = "integration tests")]
-
-mod common;
-
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{TempDir, can_run, finish, hmm};
+use crate::common::{TempDir, can_run, finish, hmm};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;

@@ -1,7 +1,5 @@
 //! What the tests of the command share: how to call it with a watchdog, and how to say that a test could not run.
 
-#![allow(dead_code, reason = "not every test file needs everything")]
-
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -216,16 +214,26 @@ impl TempDir {
 
     /// A file with content and mode.
     pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>, mode: u32) -> PathBuf {
-        let path = self.0.join(name);
-        std::fs::write(&path, content).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        let source = self.0.join(format!("{name}.source"));
+        std::fs::write(&source, content).unwrap();
+        let path = self.copy_as(&source, name, mode);
+        std::fs::remove_file(source).unwrap();
         path
     }
 
     /// A copy of a program.
     pub(crate) fn copy(&self, program: impl AsRef<Path>, mode: u32) -> PathBuf {
         let name = program.as_ref().file_name().unwrap().to_string_lossy().into_owned();
-        self.file(&name, std::fs::read(program).unwrap(), mode)
+        self.copy_as(program.as_ref(), &name, mode)
+    }
+
+    /// Written by another process: as long as somebody may write to a file, it cannot be executed, and a child that
+    /// another thread is just starting would still have it open.
+    fn copy_as(&self, source: &Path, name: &str, mode: u32) -> PathBuf {
+        let path = self.0.join(name);
+        assert!(Command::new("cp").arg(source).arg(&path).status().unwrap().success());
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        path
     }
 }
 

@@ -1,13 +1,10 @@
 //! Signals to `hmm run` reach the program, once; nothing that is killed leaves anything running.
 
-#![expect(clippy::tests_outside_test_module, reason = "integration tests")]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{
-    Running, TempDir, can_run, is_alive, kill, process_state, run_sh, supervisor_and_program, wait_until,
+use crate::common::{
+    Running, TempDir, can_run, children, is_alive, kill, process_state, run_sh, supervisor_and_program,
+    wait_until,
 };
 
 fn pid(pid: u32) -> i32 {
@@ -122,7 +119,7 @@ fn the_program_does_not_outlive_a_killed_front() {
     kill(pid(running.pid()), libc::SIGKILL);
     wait_until("the program is killed", || !is_alive(program));
     // The shell's own child is left to end by itself, or ended with it; the supervisor stays for it.
-    common::children(supervisor).iter().for_each(|child| kill(pid(*child), libc::SIGKILL));
+    children(supervisor).iter().for_each(|child| kill(pid(*child), libc::SIGKILL));
     wait_until("the supervisor ends", || !is_alive(supervisor));
     assert_eq!(running.finish().signal(), Some(libc::SIGKILL));
 }

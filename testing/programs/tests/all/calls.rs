@@ -1,0 +1,61 @@
+//! Memory calls on pages that are away, by C programs that check every byte.
+
+use hmm_programs::{Hmm, Job, MIB, TempDir, assert_healthy, assert_same_output, can_run, compile, scale};
+
+/// Compiles the program, runs it alone and in a quarter of what it works on.
+#[track_caller]
+fn check(name: &str, args: &[&str], ram: u64) {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile(name, &dir) else { return };
+    let job = Job::new(program).args(args);
+    let alone = job.alone();
+    assert!(alone.status.success(), "{} {}", alone.status, alone.stderr);
+    let managed = job.under(&Hmm::ram(ram));
+    assert_same_output(&managed, &alone);
+    assert_healthy(&managed, ram);
+    assert!(managed.stats().count("pgstore") * 4096 >= ram, "hardly anything left: {}", managed.stats());
+}
+
+/// Threads, MiB in all, rounds, seed.
+fn calls(nr_threads: u64, mib: u64, rounds: u64, seed: u64) {
+    let args = [nr_threads, mib * scale(), rounds, seed].map(|number| number.to_string());
+    check("calls", &args.each_ref().map(String::as_str), mib * scale() * MIB / 4);
+}
+
+#[test]
+fn one_thread_maps_and_unmaps() {
+    calls(1, 64, 3000, 1);
+}
+
+#[test]
+fn four_threads_map_and_unmap() {
+    calls(4, 96, 1500, 2);
+}
+
+#[test]
+fn eight_threads_map_and_unmap() {
+    calls(8, 128, 600, 3);
+}
+
+#[test]
+fn the_break_moves() {
+    check("brk", &["64"], 16 * MIB);
+}
+
+#[test]
+fn the_kernel_touches_pages_that_are_away() {
+    check("syscalls", &["64"], 16 * MIB);
+}
+
+#[test]
+fn forks_while_threads_write() {
+    check("forks", &["64"], 16 * MIB);
+}
+
+#[test]
+fn stacks_and_signal_stacks_that_are_away() {
+    check("stacks", &["64"], 16 * MIB);
+}

@@ -1,0 +1,16 @@
+//! Real programs under `hmm run`: what they do must not show that they are.
+
+#![expect(clippy::tests_outside_test_module, clippy::unwrap_used, reason = "integration tests")]
+
+mod budget;
+mod calls;
+mod compilers;
+mod compressors;
+mod endings;
+mod full;
+mod numpy;
+mod python;
+mod redis;
+mod sort;
+mod sqlite;
+mod user;

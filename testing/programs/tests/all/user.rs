@@ -1,0 +1,87 @@
+//! An ordinary user, with and without the right to open /dev/userfaultfd.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use hmm_programs::command::hmm_binary;
+use hmm_programs::skip::{has_programs, is_root, skipped};
+use hmm_programs::{Job, TempDir, can_run};
+
+const DEVICE: &str = "/dev/userfaultfd";
+/// nobody's, with a group that nobody else has: it is only in this test's processes.
+const USER: &str = "65534";
+const GROUP: u32 = 64_321;
+
+/// The device with other rights, for as long as this lives. A test that is killed leaves it to a group without members.
+struct Granted {
+    group: u32,
+    mode: u32,
+}
+
+impl Granted {
+    fn to_group(group: u32) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let before = std::fs::metadata(DEVICE).unwrap();
+        let this = Self { group: before.gid(), mode: before.mode() & 0o7777 };
+        std::os::unix::fs::chown(DEVICE, None, Some(group)).unwrap();
+        std::fs::set_permissions(DEVICE, PermissionsExt::from_mode(0o660)).unwrap();
+        this
+    }
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        let _best_effort = std::os::unix::fs::chown(DEVICE, None, Some(self.group));
+        let _best_effort = std::fs::set_permissions(DEVICE, PermissionsExt::from_mode(self.mode));
+    }
+}
+
+/// `hmm run --ram 16M` as an ordinary user of a group, with python on 64 MiB; the command is copied to where he may look.
+fn job(dir: &TempDir, group: u32) -> Job {
+    let hmm = dir.join("hmm");
+    if !hmm.exists() {
+        std::fs::copy(hmm_binary(), &hmm).unwrap();
+        std::fs::set_permissions(&hmm, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let script = "b = bytearray(64 << 20)\nfor k in range(3):\n  for i in range(0, len(b), 4096): b[i] = k + i // 4096 % 200\nprint(sum(b))\nopen('/dev/null', 'wb').write(b)\nimport os; r, w = os.pipe(); os.write(w, memoryview(b)[:4096]); print(os.read(r, 4096)[:3])";
+    let user = [format!("--reuid={USER}"), format!("--regid={group}"), "--clear-groups".to_owned()];
+    Job::new("setpriv").args(user).arg(hmm).args([
+        "run",
+        "--ram",
+        "16M",
+        "--",
+        "/usr/bin/python3",
+        "-c",
+        script,
+    ])
+}
+
+/// Both in one test: they change the same device.
+#[test]
+fn an_ordinary_user_needs_the_right_and_no_more() {
+    if !can_run() || !is_root() || !has_programs(&["setpriv", "/usr/bin/python3"]) {
+        return;
+    }
+    if !Path::new(DEVICE).exists() {
+        skipped("there is no /dev/userfaultfd");
+        return;
+    }
+    let dir = TempDir::new();
+    let granted = Granted::to_group(GROUP);
+    let done = job(&dir, GROUP).alone();
+    assert_eq!((done.code(), done.stderr.as_str()), (0, ""));
+    let sum: u64 = (0..64 << 8).map(|page| 2 + page % 200).sum();
+    assert_eq!(done.stdout(), format!("{sum}\nb'\\x02\\x00\\x00'\n"));
+
+    // Another group, so not.
+    let done = job(&dir, GROUP + 1).alone();
+    drop(granted);
+    let anybody = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or_default();
+    if anybody.trim() == "1" {
+        skipped("without the right: vm.unprivileged_userfaultfd gives it to everybody");
+        return;
+    }
+    assert_eq!(done.code(), 125, "{done:?}");
+    assert_eq!(done.stdout(), "");
+    assert!(done.stderr.contains(DEVICE), "{}", done.stderr);
+}

@@ -1,0 +1,13 @@
+//! Everything, what fails soonest first.
+
+use anyhow::Result;
+
+use crate::{cargo, test, tidy};
+
+pub(crate) fn run() -> Result<()> {
+    tidy::run()?;
+    cargo::run("fmt --all --check", &[])?;
+    cargo::run("clippy --workspace --all-targets --locked --quiet -- -D warnings", &[])?;
+    cargo::run("doc --workspace --no-deps --locked --quiet", &[("RUSTDOCFLAGS", "-D warnings")])?;
+    test::run(&["--locked".to_owned()])
+}
