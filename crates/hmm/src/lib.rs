@@ -6,7 +6,7 @@
 //! ```no_run
 //! use std::sync::Arc;
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let pool = Arc::new(hmm::lz4::Lz4::new(1 << 30)?);
+//! let pool = Arc::new(hmm::lz4::Lz4::new(hmm::lz4::Lz4Config::new(1 << 30))?);
 //! let space = hmm::AddressSpace::builder().ram(64 << 20).device(pool).build()?;
 //! let mut memory = space.alloc(256 << 20)?;
 //! memory.as_mut_slice::<u64>().fill(42);

@@ -2,30 +2,12 @@
 
 #![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
 
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+mod common;
 
-use hmm::AddressSpace;
-use hmm::device::{Device, Ram};
+use std::sync::Arc;
 
-const MIB: usize = 1 << 20;
-
-/// Runs the test on a thread of its own: a fault that is never served must fail the test, not hang it.
-fn within(seconds: u64, test: impl FnOnce() + Send + 'static) {
-    let (done, wait) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        test();
-        let _ = done.send(());
-    });
-    match wait.recv_timeout(Duration::from_secs(seconds)) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("hangs for {seconds} s"),
-        _ => thread.join().expect("the test's own assertion failed"),
-    }
-}
-
-fn space(ram: usize, device: Arc<dyn Device>) -> AddressSpace {
-    AddressSpace::builder().ram(ram as u64).device(device).build().expect("userfaultfd can be had")
-}
+use common::{MIB, space, within};
+use hmm::device::Ram;
 
 fn pattern(index: usize, round: u64) -> u64 {
     (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ round

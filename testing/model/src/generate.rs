@@ -164,11 +164,16 @@ impl Generator {
             2 => entropy.below(16) * 5 % nr_pages,
             _ => entropy.below(nr_pages),
         };
-        let longest = match entropy.below(8) {
-            0 | 1 => 1,
-            2..=4 => 8,
-            5 | 6 => 64,
-            _ => BLOCK_PAGES,
+        let longest = match entropy.below(18) {
+            0..=4 => 1,
+            5..=10 => 8,
+            11..=14 => 64,
+            15 | 16 => BLOCK_PAGES,
+            // All of a block, which may be one huge page.
+            _ => {
+                let block = first - first % BLOCK_PAGES;
+                return Span::new(block, BLOCK_PAGES.min(nr_pages - block));
+            }
         };
         let len = 1 + entropy.below(longest.min(nr_pages - first));
         Span::new(first, len)

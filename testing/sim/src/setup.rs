@@ -85,7 +85,7 @@ impl Setup {
         let mut entropy = Seeded::new(!seed);
         let mut pick = |choices: &[u32]| choices[entropy.below(u32::try_from(choices.len()).unwrap_or(1)) as usize];
         let arena = Arena { nr_pages: pick(&[40, 600, 1100, 1600]) };
-        let budget_pages = u64::from(pick(&[12, 40, 80, 300, 700]));
+        let budget_pages = u64::from(pick(&[12, 40, 80, 300, 700, 1300]));
         let config = Config {
             nr_bays: pick(&[2, 3, 4, 8]),
             low_pages: budget_pages / 8,
