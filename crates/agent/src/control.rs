@@ -94,8 +94,6 @@ fn set_up() -> Result<(), String> {
     let run = control.config();
     let mut config = Config::for_budget(run.ram_pages);
     config.home_by = home_by(Access::Full);
-    if std::env::var("HMM_NOSPIN").is_ok() { hmm::runtime::SPIN.store(false, Ordering::Relaxed); }
-    if let Ok(v) = std::env::var("HMM_HOME") { config.home_by = if v == "copy" { hmm::core::HomeBy::Copy } else { hmm::core::HomeBy::Move }; }
     let mut all_devices = Vec::new();
     for spec in &run.devices {
         let (device, range) = devices::open(spec)?;

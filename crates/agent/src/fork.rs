@@ -102,6 +102,36 @@ pub extern "C" fn fork() -> libc::pid_t {
         // SAFETY: waits for a child that was never seen by the program.
         unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
     }
+    refuse()
+}
+
+/// See `_Fork(3)`: a fork without the handlers that libc runs, ours among them.
+#[expect(unreachable_pub, reason = "called through the dynamic symbol table")]
+#[unsafe(no_mangle)]
+pub extern "C" fn _Fork() -> libc::pid_t {
+    // SAFETY: looks a function of libc up.
+    let libc_fork = unsafe { libc::dlsym(libc::RTLD_NEXT, c"_Fork".as_ptr()) };
+    for _ in 0..MAX_TRIES {
+        if MANAGED.load(Ordering::Acquire) && !arrange() {
+            break;
+        }
+        let pid = call(libc_fork);
+        if pid == 0 {
+            child();
+            return 0;
+        }
+        parent();
+        if pid < 0 || STATE.load(Ordering::Acquire) != AGAIN {
+            return pid;
+        }
+        // SAFETY: waits for a child that was never seen by the program.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    }
+    refuse()
+}
+
+/// What a fork gives that cannot be.
+fn refuse() -> libc::pid_t {
     // SAFETY: gives this thread's errno.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: valid as long as the thread lives.

@@ -225,8 +225,10 @@ impl<K: Kernel> Engine<K> {
 
     pub(crate) fn uncharge(&self, pages: usize) {
         if pages > 0 {
-            self.kernel.ledger().uncharge(pages as u64);
+            // In the opposite order of charging: a process that is killed in between leaves too much charged, which its
+            // supervisor finds, and never too little.
             self.stats().charged.fetch_sub(pages as u64, Ordering::Relaxed);
+            self.kernel.ledger().uncharge(pages as u64);
         }
     }
 

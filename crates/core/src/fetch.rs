@@ -114,7 +114,6 @@ impl<K: Kernel> Engine<K> {
         let block = self.table.block(fetch.first.block());
         let mut states = block.lock();
         let reached = self.complete(&mut states, &fetch, transfer);
-        self.end_moved(&mut states, &fetch);
         self.note_resident(fetch.first.block(), &mut states);
         let step = match reached {
             Ok(end) if end > fetch.first => {
@@ -126,6 +125,7 @@ impl<K: Kernel> Engine<K> {
             Err(stop) => Step::Ended(self.stopped(fetch.first, stop)),
         };
         drop(states);
+        self.end_moved(fetch.ticket);
         drop(gate);
         step
     }
@@ -323,23 +323,19 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Ends the hold on pages that moved away meanwhile.
-    fn end_moved(&self, states: &mut States, fetch: &Fetch) {
-        let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
-        if moved.is_empty() {
-            return;
-        }
-        let mine = |moved: &Moved| moved.ticket == fetch.ticket;
-        for page in moved.iter().filter(|moved| mine(moved)).map(|moved| moved.to) {
-            // One block is locked at a time but for this, and the gate keeps every other holder of two out.
-            if page.block() == fetch.first.block() {
-                self.end_state(states, fetch.ticket, page);
-            } else {
-                self.end_state(&mut self.table.block(page.block()).lock(), fetch.ticket, page);
-            }
+    /// Ends the hold on pages that moved away meanwhile, one block at a time. The caller holds the gate, so they do not
+    /// move on, but no block.
+    fn end_moved(&self, ticket: Ticket) {
+        while let Some(page) = self.take_moved(ticket) {
+            self.end_state(&mut self.table.block(page.block()).lock(), ticket, page);
             self.kernel.wake(PageRange::new(page, 1));
         }
-        moved.retain(|moved| !mine(moved));
+    }
+
+    fn take_moved(&self, ticket: Ticket) -> Option<Vpn> {
+        let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = moved.iter().position(|moved| moved.ticket == ticket)?;
+        Some(moved.swap_remove(mine).to)
     }
 }
 

@@ -4,7 +4,6 @@
 //! as half of its bays before the oldest is migrated. Memory that a bay's pages leave behind is stock for the pages that
 //! come home next; when pages come home by copy, or the stock is of no use, it goes back to the system.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use crate::addr::{BLOCK_PAGES, Bay, BlockId, PageRange, SlotRun};
@@ -208,10 +207,7 @@ impl<K: Kernel> Engine<K> {
     fn found_unknown(&self, states: &mut States, index: usize) {
         match states.get(index) {
             PageState::Device { frame } => self.forget_frame(frame),
-            // Whoever fetches it frees the frame when he finds the page staged.
-            PageState::Fetching { ticket, frame } => {
-                let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
-                moved.retain(|moved| moved.ticket != ticket);
+            PageState::Fetching { frame, .. } => {
                 debug_assert!(false, "a page that is being fetched was mapped: {frame:?}");
             }
             PageState::None

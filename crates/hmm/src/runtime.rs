@@ -59,8 +59,6 @@ pub struct Runtime {
     stopping: AtomicBool,
     /// Readable while a handler that sleeps shall help with read-ahead.
     help: OwnedFd,
-    /// Whether a handler waits awake.
-    pub(crate) awake: AtomicBool,
     /// Handlers that sleep.
     pub(crate) sleeping: AtomicU32,
     /// Counts requests for reclaim; the reclaimer sleeps on it.
@@ -126,7 +124,6 @@ impl Runtime {
             exclude,
             alarm: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             help: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            awake: AtomicBool::new(false),
             sleeping: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
             kicks: AtomicU32::new(0),
@@ -197,7 +194,6 @@ impl Runtime {
         let mut buffer = EventBuffer::new();
         let mut faults = [Vpn(0); MAX_EVENTS];
         let mut retries = Retries::new();
-        let mut pace = Pace::new();
         while !self.stopping.load(Ordering::Relaxed) {
             self.park_if_frozen();
             let nr_faults = self.read(&mut buffer, &mut faults, &mut |child| self.poison_child(&child));
@@ -207,13 +203,14 @@ impl Runtime {
             }
             self.kick_if_low();
             if nr_faults > 0 {
-                pace.served();
-            } else if retries.len > 0 {
+                continue;
+            }
+            if retries.len > 0 {
                 self.retry(&mut retries);
             } else if self.engine.wants_read_ahead() {
                 self.call_for_help();
                 self.engine.read_ahead();
-            } else if !(pace.expects_more() && self.stay_awake(&waiter, pace.patience())) {
+            } else {
                 self.sleep(&waiter);
             }
         }
@@ -234,17 +231,6 @@ impl Runtime {
         if self.sleeping.load(Ordering::Relaxed) > 0 {
             let _ = rustix::io::write(&self.help, &1u64.to_ne_bytes());
         }
-    }
-
-    /// Waits awake until there is something to do, but not longer than `patience`. One handler at a time: two would
-    /// only fight for the same fault.
-    fn stay_awake(&self, waiter: &OwnedFd, patience: Duration) -> bool {
-        if self.awake.swap(true, Ordering::Acquire) {
-            return false;
-        }
-        let ready = is_ready(waiter, patience);
-        self.awake.store(false, Ordering::Release);
-        ready
     }
 
     fn sleep(&self, waiter: &OwnedFd) {
@@ -387,54 +373,6 @@ impl Runtime {
             }
         }
     }
-}
-
-/// exp
-pub static SPIN: AtomicBool = AtomicBool::new(true);
-/// How soon the next fault is to be expected. In a virtual machine waking a thread on a halted CPU takes ten times as long
-/// as serving the fault; a handler that will be needed at once does better to stay awake.
-struct Pace {
-    last_served: Instant,
-    /// Moving average of the time between the end of a service and the next fault.
-    gap_ns: u64,
-}
-
-impl Pace {
-    /// Gaps up to here are waited for awake.
-    const MAX_GAP_NS: u64 = 40_000;
-
-    fn new() -> Self {
-        Self { last_served: Instant::now(), gap_ns: u64::MAX / 16 }
-    }
-
-    fn served(&mut self) {
-        let now = Instant::now();
-        let gap = u64::try_from(now.duration_since(self.last_served).as_nanos()).unwrap_or(u64::MAX);
-        self.gap_ns = (self.gap_ns / 8 * 7).saturating_add(gap.min(8 * Self::MAX_GAP_NS) / 8);
-        self.last_served = now;
-    }
-
-    fn expects_more(&self) -> bool {
-        SPIN.load(Ordering::Relaxed) && self.gap_ns < Self::MAX_GAP_NS
-    }
-
-    fn patience(&self) -> Duration {
-        Duration::from_nanos(self.gap_ns * 2)
-    }
-}
-
-/// Waits awake until there is something to do, but not longer than `patience`.
-fn is_ready(waiter: &OwnedFd, patience: Duration) -> bool {
-    let start = Instant::now();
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut events = [MaybeUninit::<epoll::Event>::uninit(); 2];
-    while start.elapsed() < patience {
-        if epoll::wait(waiter, &mut events, Some(&now)).is_ok_and(|(ready, _)| !ready.is_empty()) {
-            return true;
-        }
-        std::hint::spin_loop();
-    }
-    false
 }
 
 fn pause(nanoseconds: i64) {

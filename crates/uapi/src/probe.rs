@@ -157,7 +157,7 @@ const WANTED: [(&str, Features, Status, &str); 8] = [
         "asynchronous write protection",
         Features::WP_ASYNC,
         Status::Degraded,
-        "clean pages are not known to be clean",
+        "nothing, as this version does without it",
     ),
     (
         "event of munmap",
@@ -205,7 +205,7 @@ fn features() -> Vec<Fact> {
 
 fn fork() -> Fact {
     const NAME: &str = "event of fork";
-    let loss = "a child that a managed program forks cannot be followed";
+    let loss = "a managed program's fork is refused (EAGAIN) while pages are away";
     // The privilege asked for is the same for both kinds of access.
     let uffd = match Userfaultfd::open(Access::Full).or_else(|_| Userfaultfd::open(Access::UserModeOnly)) {
         Ok(uffd) => uffd,

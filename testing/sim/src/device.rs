@@ -67,7 +67,8 @@ impl Frames {
     }
 
     fn store(&mut self, frame: DevicePfn, bytes: &[u8; PAGE_SIZE]) {
-        let place = self.used.get_mut(&frame.0).unwrap_or_else(|| panic!("store to {frame:?}, which is free"));
+        let place =
+            self.used.get_mut(&frame.0).unwrap_or_else(|| panic!("store to {frame:?}, which is free"));
         assert!(place.is_none(), "second store to {frame:?}");
         *place = Some(Arc::new(*bytes));
     }

@@ -50,7 +50,9 @@ impl DeviceVerb {
     pub const fn errors(self) -> &'static [DeviceError] {
         match self {
             Self::Alloc => &[DeviceError::OutOfMemory],
-            Self::Store => &[DeviceError::OutOfMemory, DeviceError::Io, DeviceError::Unsupported, DeviceError::Lost],
+            Self::Store => {
+                &[DeviceError::OutOfMemory, DeviceError::Io, DeviceError::Unsupported, DeviceError::Lost]
+            }
             Self::Fetch => &[DeviceError::Io, DeviceError::Corrupt, DeviceError::Lost],
         }
     }
@@ -119,7 +121,11 @@ impl<V: Call> Plan<V> {
     pub(crate) fn make(&mut self, verb: V, nr_pages: usize, entropy: &mut Seeded) -> Option<(V::Why, usize)> {
         let call = self.made.len();
         self.made.push(Made { verb, nr_pages });
-        let planned = self.failures.iter().find(|failure| failure.call == call).map(|failure| (failure.why, failure.done));
+        let planned = self
+            .failures
+            .iter()
+            .find(|failure| failure.call == call)
+            .map(|failure| (failure.why, failure.done));
         let (why, done) = planned.or_else(|| {
             let fails = self.rarity > 0 && entropy.one_in(self.rarity);
             fails.then(|| by_chance(verb, nr_pages, entropy))

@@ -6,7 +6,7 @@ use hmm_core::addr::{BLOCK_PAGES, Bay, PageRange, Slot, SlotRun, Vpn};
 use hmm_core::kernel::{BayScan, Kernel, Progress, Stop};
 use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
-use hmm_model::Entropy;
+use hmm_model::{Entropy, Span};
 
 use crate::check::budget;
 use crate::failure::Verb;
@@ -57,28 +57,28 @@ impl Machine {
         let span = self.span(dst);
         let limit = self.begin(verb, span.len as usize);
         let mut progress = Progress { done: limit.nr_pages, stop: limit.stop };
-        for (number, index) in span.pages().zip(0..limit.nr_pages) {
-            let stop = match (self.memory.mapping(number), self.memory.is_hole(number)) {
-                (Some(mapping), _) if !mapping.managed => Some(Stop::Unsuited),
-                (Some(mapping), _) if verb == Verb::MoveHome && !mapping.writable => Some(Stop::Unsuited),
-                (None, _) => Some(Stop::Unsuited),
-                (Some(_), false) => Some(Stop::Exists),
-                (Some(_), true) => match page(self, index) {
-                    Ok(entry) => {
-                        self.fill_hole(number, entry);
-                        None
-                    }
-                    Err(stop) => Some(stop),
-                },
-            };
-            if stop.is_some() {
-                progress = Progress { done: index, stop };
-                break;
+        if limit.nr_pages > 0 && !self.suits(verb, span) {
+            progress = Progress { done: 0, stop: Some(Stop::Unsuited) };
+        }
+        for (number, index) in span.pages().zip(0..progress.done) {
+            let filled = if self.memory.is_hole(number) { page(self, index) } else { Err(Stop::Exists) };
+            match filled {
+                Ok(entry) => self.fill_hole(number, entry),
+                Err(stop) => {
+                    progress = Progress { done: index, stop: Some(stop) };
+                    break;
+                }
             }
         }
-        self.wake(hmm_model::Span::new(span.first, u32::try_from(progress.done).unwrap_or(0)));
+        self.wake(Span::new(span.first, u32::try_from(progress.done).unwrap_or(0)));
         self.note(|| format!("  {verb:?} {span:?} = {progress:?}"));
         progress
+    }
+
+    /// Whether the pages are in one mapping, of a kind that the call works on: Linux looks at that first.
+    fn suits(&self, verb: Verb, span: Span) -> bool {
+        let run = self.memory.first_run(span).filter(|(run, _)| *run == span);
+        run.is_some_and(|(_, mapping)| mapping.managed && (mapping.writable || verb != Verb::MoveHome))
     }
 
     fn fill_hole(&mut self, page: u32, entry: Entry) {
@@ -112,7 +112,9 @@ impl Machine {
     /// Moves a page to a slot. Returns whether there was one.
     fn move_page_out(&mut self, vpn: Vpn, slot: Slot) -> Result<bool, Stop> {
         // What is not registered is no business of ours.
-        let Some(page) = self.page(vpn).filter(|page| self.memory.is_managed(*page)) else { return Ok(false) };
+        let Some(page) = self.page(vpn).filter(|page| self.memory.is_managed(*page)) else {
+            return Ok(false);
+        };
         if !self.memory.mapping(page).is_some_and(|mapping| mapping.writable) {
             return Err(Stop::Unsuited);
         }
@@ -156,12 +158,16 @@ impl Kernel for SimKernel {
     }
 
     fn move_home(&self, src: Slot, dst: PageRange) -> Progress {
-        let page = |machine: &mut Machine, index| machine.slots.take(src.add(index)).map(present).ok_or(Stop::Absent);
+        let page = |machine: &mut Machine, index| {
+            machine.slots.take(src.add(index)).map(present).ok_or(Stop::Absent)
+        };
         self.call(|machine| machine.fill(Verb::MoveHome, dst, page))
     }
 
     fn copy_home(&self, src: Slot, dst: PageRange) -> Progress {
-        let page = |machine: &mut Machine, index| machine.slots.copy(src.add(index)).map(present).ok_or(Stop::Absent);
+        let page = |machine: &mut Machine, index| {
+            machine.slots.copy(src.add(index)).map(present).ok_or(Stop::Absent)
+        };
         self.call(|machine| machine.fill(Verb::CopyHome, dst, page))
     }
 
@@ -224,7 +230,9 @@ impl Kernel for SimKernel {
     fn extent(&self, page: Vpn) -> PageRange {
         let machine = self.0.lock();
         let none = PageRange::new(page, 0);
-        let Some(number) = machine.page(page).filter(|page| machine.memory.is_managed(*page)) else { return none };
+        let Some(number) = machine.page(page).filter(|page| machine.memory.is_managed(*page)) else {
+            return none;
+        };
         machine.memory.extent(number, machine.block_of(number)).map_or(none, Machine::range)
     }
 

@@ -135,7 +135,8 @@ impl Machine {
 
     /// One of the threads that pass the test.
     pub(crate) fn pick_thread(&mut self, test: impl Fn(&Thread) -> bool) -> Option<u32> {
-        let ids: Vec<u32> = self.threads.iter().filter(|(_, thread)| test(thread)).map(|(id, _)| *id).collect();
+        let ids: Vec<u32> =
+            self.threads.iter().filter(|(_, thread)| test(thread)).map(|(id, _)| *id).collect();
         let pick = self.entropy.below(u32::try_from(ids.len()).expect("few threads"));
         ids.get(pick as usize).copied()
     }
@@ -185,7 +186,9 @@ impl Machine {
 
     /// How many of the frames that are asked for a device may hand out.
     pub(crate) fn plan_alloc(&mut self, nr_frames: usize) -> usize {
-        self.device_plan.make(DeviceVerb::Alloc, nr_frames, &mut self.entropy).map_or(nr_frames, |(_, done)| done)
+        self.device_plan
+            .make(DeviceVerb::Alloc, nr_frames, &mut self.entropy)
+            .map_or(nr_frames, |(_, done)| done)
     }
 
     /// How a transfer of a device goes: as planned, and not at all when the device is lost.

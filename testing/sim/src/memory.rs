@@ -31,10 +31,7 @@ pub(crate) enum Held {
 /// What a page's entry in the program's page table says. No entry is a hole.
 #[derive(Clone, Debug)]
 pub(crate) enum Entry {
-    Present {
-        bytes: Bytes,
-        held: Held,
-    },
+    Present { bytes: Bytes, held: Held },
     Poisoned,
 }
 
@@ -43,9 +40,18 @@ pub(crate) enum Entry {
 pub(crate) struct Mapping {
     /// Tells neighbouring mappings apart.
     id: u32,
+    /// The same, as far as the runtime knows: it does not hear of a change of protection.
+    extent: u32,
     pub(crate) writable: bool,
     /// Whether its missing pages are the engine's business.
     pub(crate) managed: bool,
+}
+
+impl Mapping {
+    /// Whether the two are the same to the kernel, if they are next to each other.
+    fn is_one_with(self, other: Self) -> bool {
+        Self { extent: 0, ..self } == Self { extent: 0, ..other }
+    }
 }
 
 /// Mappings and page table, by pages of the arena.
@@ -62,7 +68,11 @@ fn indices(span: Span) -> std::ops::Range<usize> {
 
 impl Memory {
     pub(crate) fn new(nr_pages: u32) -> Self {
-        Self { mappings: vec![None; nr_pages as usize], entries: vec![None; nr_pages as usize], nr_mappings: 0 }
+        Self {
+            mappings: vec![None; nr_pages as usize],
+            entries: vec![None; nr_pages as usize],
+            nr_mappings: 0,
+        }
     }
 
     pub(crate) fn mapping(&self, page: u32) -> Option<Mapping> {
@@ -101,24 +111,38 @@ impl Memory {
     pub(crate) fn first_run(&self, span: Span) -> Option<(Span, Mapping)> {
         let first = span.pages().find(|page| self.mapping(*page).is_some())?;
         let mapping = self.mapping(first)?;
-        let len = (first..span.end()).take_while(|page| self.mapping(*page) == Some(mapping)).count();
+        let same = |page: &u32| self.mapping(*page).is_some_and(|other| other.is_one_with(mapping));
+        let len = (first..span.end()).take_while(same).count();
         Some((Span::new(first, u32::try_from(len).expect("a span")), mapping))
     }
 
-    /// The mapping around the page, inside `within`.
+    /// The mapping around the page, inside `within`, as far as the runtime knows.
     pub(crate) fn extent(&self, page: u32, within: Span) -> Option<Span> {
-        let mapping = self.mapping(page)?;
-        let same = |page: &u32| self.mapping(*page) == Some(mapping);
-        let before = (within.first..page).rev().take_while(same).count();
-        let behind = (page..within.end()).take_while(same).count();
-        let count = |pages| u32::try_from(pages).expect("a span");
-        Some(Span::new(page - count(before), count(before + behind)))
+        let extent = self.mapping(page)?.extent;
+        self.run_around(page, within, |mapping| mapping.extent == extent)
+    }
+
+    /// The runtime looks at the mapping around the page.
+    pub(crate) fn discover(&mut self, page: u32, within: Span) {
+        let Some(here) = self.mapping(page) else { return };
+        let Some(run) = self.run_around(page, within, |mapping| mapping.is_one_with(here)) else { return };
+        self.nr_mappings += 1;
+        let extent = self.nr_mappings;
+        self.mappings[indices(run)].iter_mut().flatten().for_each(|mapping| mapping.extent = extent);
+    }
+
+    fn run_around(&self, page: u32, within: Span, test: impl Fn(Mapping) -> bool) -> Option<Span> {
+        let same = |page: &u32| self.mapping(*page).is_some_and(&test);
+        let before = u32::try_from((within.first..page).rev().take_while(same).count()).ok()?;
+        let behind = u32::try_from((page..within.end()).take_while(same).count()).ok()?;
+        Some(Span::new(page - before, before + behind))
     }
 
     /// A fresh mapping, not managed yet. The place is free.
     pub(crate) fn map(&mut self, span: Span) {
         self.nr_mappings += 1;
-        let mapping = Mapping { id: self.nr_mappings, writable: true, managed: false };
+        let mapping =
+            Mapping { id: self.nr_mappings, extent: self.nr_mappings, writable: true, managed: false };
         self.mappings[indices(span)].fill(Some(mapping));
     }
 
@@ -145,7 +169,7 @@ impl Memory {
         self.nr_mappings += 1;
         let id = self.nr_mappings;
         for (from, to) in indices(source).zip(to as usize..) {
-            self.mappings[to] = self.mappings[from].map(|mapping| Mapping { id, ..mapping });
+            self.mappings[to] = self.mappings[from].map(|mapping| Mapping { id, extent: id, ..mapping });
             if !keep_source {
                 self.mappings[from] = None;
             }

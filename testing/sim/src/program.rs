@@ -85,9 +85,11 @@ fn steps_of(op: &Op) -> VecDeque<Step> {
             .zip(0..)
             .map(|(page, index)| Step::FillPage { page, pattern, stamp: Op::page_stamp(stamp, index) })
             .collect(),
-        Op::Protect { .. } | Op::Hold { .. } | Op::Release { .. } | Op::Reclaim { .. } | Op::ReadAhead { .. } => {
-            VecDeque::new()
-        }
+        Op::Protect { .. }
+        | Op::Hold { .. }
+        | Op::Release { .. }
+        | Op::Reclaim { .. }
+        | Op::ReadAhead { .. } => VecDeque::new(),
     }
 }
 
@@ -156,7 +158,9 @@ impl Machine {
             Step::ReadWord { page, word } => self.access(page, false, |machine, bytes| {
                 machine.check_word(page, word, bytes);
             }),
-            Step::ReadPage { page } => self.access(page, false, |machine, bytes| machine.check_page(page, bytes)),
+            Step::ReadPage { page } => {
+                self.access(page, false, |machine, bytes| machine.check_page(page, bytes))
+            }
             Step::WriteWord { page, word, value } => self.access(page, true, |machine, bytes| {
                 let at = usize::from(word) * 8;
                 Arc::make_mut(bytes)[at..at + 8].copy_from_slice(&value.to_ne_bytes());
@@ -173,9 +177,11 @@ impl Machine {
                 Next::Block(Wait::Event)
             }
             Step::Wait(wait) => Next::Block(wait),
-            Step::Map { .. } | Step::Unmap { .. } | Step::DontNeed { .. } | Step::Zap { .. } | Step::Remap { .. } => {
-                self.deed(thread, step)
-            }
+            Step::Map { .. }
+            | Step::Unmap { .. }
+            | Step::DontNeed { .. }
+            | Step::Zap { .. }
+            | Step::Remap { .. } => self.deed(thread, step),
         }
     }
 
@@ -211,7 +217,8 @@ impl Machine {
     }
 
     fn check_word(&self, page: u32, word: u16, bytes: &Bytes) {
-        let content = self.model.content(page).unwrap_or_else(|| panic!("page {page} is readable and was lost"));
+        let content =
+            self.model.content(page).unwrap_or_else(|| panic!("page {page} is readable and was lost"));
         let at = usize::from(word) * 8;
         let mut found = [0; 8];
         found.copy_from_slice(&bytes[at..at + 8]);
@@ -220,7 +227,8 @@ impl Machine {
     }
 
     fn check_page(&self, page: u32, bytes: &Bytes) {
-        let content = self.model.content(page).unwrap_or_else(|| panic!("page {page} is readable and was lost"));
+        let content =
+            self.model.content(page).unwrap_or_else(|| panic!("page {page} is readable and was lost"));
         if let Some(difference) = content.difference(bytes) {
             panic!("page {page} reads wrong: {difference:x?}");
         }

@@ -64,6 +64,8 @@ fn watch(setup: Setup, shared: Arc<Shared>) -> Sender<()> {
 }
 
 fn report(setup: &Setup, shared: &Shared) -> String {
-    let trace = shared.try_lock().map_or_else(|| "(the world is locked)".to_owned(), |machine| machine.trace.report());
+    let trace = shared
+        .try_lock()
+        .map_or_else(|| "(the world is locked)".to_owned(), |machine| machine.trace.report());
     format!("{trace}\n{setup:?}\nseed {0}: run this test again with HMM_SIM_SEED={0}", setup.seed)
 }

@@ -36,7 +36,9 @@ impl Machine {
         for (id, thread) in &self.threads {
             match thread.wait {
                 Wait::Ready => jobs.push(Job::Advance),
-                Wait::Fault { page, number, read: false } => jobs.push(Job::Fault { thread: *id, page, number }),
+                Wait::Fault { page, number, read: false } => {
+                    jobs.push(Job::Fault { thread: *id, page, number })
+                }
                 Wait::Manage(span) => jobs.push(Job::Manage { thread: *id, span }),
                 Wait::Fault { read: true, .. } | Wait::Event => {}
             }
@@ -72,7 +74,11 @@ pub(crate) fn pump(shared: &Shared, engine: &SimEngine) -> bool {
 pub(crate) fn settle(shared: &Shared, engine: &SimEngine) {
     while !shared.lock().gone && pump(shared, engine) {}
     let machine = shared.lock();
-    assert!(machine.gone || machine.threads.is_empty(), "everybody waits for somebody: {:?}", machine.threads);
+    assert!(
+        machine.gone || machine.threads.is_empty(),
+        "everybody waits for somebody: {:?}",
+        machine.threads
+    );
 }
 
 /// One step of the evictor.
@@ -154,7 +160,8 @@ fn manage(shared: &Shared, engine: &SimEngine, thread: u32, span: Span) {
         let is_taken = |page: &u32| {
             !matches!(engine.state(Machine::vpn(*page)), PageState::None | PageState::Dropped { .. })
         };
-        let early: Vec<u32> = span.pages().filter(|page| machine.memory.is_present(*page)).filter(is_taken).collect();
+        let early: Vec<u32> =
+            span.pages().filter(|page| machine.memory.is_present(*page)).filter(is_taken).collect();
         machine.strangers.extend(early);
     }
     let adopted = engine.adopt(Machine::range(span), &mut |block| present(&shared.lock(), block));
@@ -189,7 +196,14 @@ fn serve(shared: &Shared, engine: &SimEngine, thread: u32, page: u32, number: u6
     }
     let outcome = engine.fault(Machine::vpn(page));
     let mut machine = shared.lock();
-    machine.note(|| format!("fault at {page} of thread {thread} = {outcome:?}, {} of {} charged, {} in stock", shared.ledger.charged(), shared.ledger.budget(), engine.nr_stock()));
+    machine.note(|| {
+        format!(
+            "fault at {page} of thread {thread} = {outcome:?}, {} of {} charged, {} in stock",
+            shared.ledger.charged(),
+            shared.ledger.budget(),
+            engine.nr_stock()
+        )
+    });
     let waits = machine.waits(thread, number);
     match outcome {
         Outcome::Done => assert!(!waits || machine.gone, "thread {thread} was not woken at page {page}"),
@@ -203,11 +217,13 @@ fn serve(shared: &Shared, engine: &SimEngine, thread: u32, page: u32, number: u6
                 grow(shared);
             }
         }
-        Outcome::Unmanaged => {
-            let known = machine.memory.is_managed(page) && machine.depth == 0 && !machine.events.is_changing();
-            assert!(!known || machine.may_fail(), "page {page} is managed, and the engine does not know");
-            machine.wake(Span::new(page, 1));
+        Outcome::Unmanaged if machine.memory.is_managed(page) => {
+            let arena = machine.arena().all();
+            machine.memory.discover(page, arena);
+            machine.set_read(thread, number, false);
+            machine.put_off = true;
         }
+        Outcome::Unmanaged => machine.wake(Span::new(page, 1)),
         Outcome::Full => {
             let full = machine.devices.iter().any(|device| device.is_full() || device.is_lost());
             assert!(full || machine.may_fail(), "page {page} finds no memory, and the devices have room");
@@ -225,9 +241,9 @@ fn grow(shared: &Shared) {
 impl Machine {
     /// Whether the thread still waits for that fault.
     fn waits(&self, thread: u32, number: u64) -> bool {
-        self.threads.get(&thread).is_some_and(
-            |thread| matches!(thread.wait, Wait::Fault { number: now, .. } if now == number),
-        )
+        self.threads
+            .get(&thread)
+            .is_some_and(|thread| matches!(thread.wait, Wait::Fault { number: now, .. } if now == number))
     }
 
     /// Notes whether somebody takes care of that fault, if the thread still waits for it.
@@ -243,11 +259,16 @@ impl Machine {
     /// Resident pages that cannot be taken out of the program.
     fn nr_unmovable(&self) -> usize {
         let pages = self.arena().all().pages();
-        pages.filter(|page| self.memory.is_present(*page) && (self.pinned.contains(page) || !self.memory.is_movable(*page))).count()
+        pages
+            .filter(|page| {
+                self.memory.is_present(*page)
+                    && (self.pinned.contains(page) || !self.memory.is_movable(*page))
+            })
+            .count()
     }
 
     /// Whether failures are planned: then the engine may say what else it may not.
-    fn may_fail(&self) -> bool {
+    pub(crate) fn may_fail(&self) -> bool {
         let Setup { kernel_failures, device_failures, failure_rarity, .. } = &self.setup;
         !kernel_failures.is_empty() || !device_failures.is_empty() || *failure_rarity > 0
     }

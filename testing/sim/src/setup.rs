@@ -72,7 +72,11 @@ impl Setup {
     /// A world so small that a short program makes use of everything, and a run takes little time.
     pub fn small(seed: u64, noise: Noise) -> Self {
         let calm = Self::calm(seed);
-        let config = Config { nr_bays: 3, home_by: if seed.is_multiple_of(2) { HomeBy::Move } else { HomeBy::Copy }, ..calm.config };
+        let config = Config {
+            nr_bays: 3,
+            home_by: if seed.is_multiple_of(2) { HomeBy::Move } else { HomeBy::Copy },
+            ..calm.config
+        };
         let devices = vec![
             DeviceSetup { capacity_pages: 12, keeps_copies: true },
             DeviceSetup { capacity_pages: 64, keeps_copies: true },
@@ -83,7 +87,8 @@ impl Setup {
     /// A world that follows from the seed: tight or wide, with one device or several, calm or noisy.
     pub fn from_seed(seed: u64) -> Self {
         let mut entropy = Seeded::new(!seed);
-        let mut pick = |choices: &[u32]| choices[entropy.below(u32::try_from(choices.len()).unwrap_or(1)) as usize];
+        let mut pick =
+            |choices: &[u32]| choices[entropy.below(u32::try_from(choices.len()).unwrap_or(1)) as usize];
         let arena = Arena { nr_pages: pick(&[40, 600, 1100, 1600]) };
         let budget_pages = u64::from(pick(&[12, 40, 80, 300, 700, 1300]));
         let config = Config {

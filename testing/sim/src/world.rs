@@ -62,6 +62,7 @@ impl World {
             }
         }
         check::bytes(&self.shared, &self.engine);
+        check::peek(&self.shared, &self.engine);
         self.read_everything();
         if self.shared.lock().gone {
             self.forget_everything();
@@ -95,7 +96,9 @@ impl World {
     fn op(&self, op: &Op) {
         match *op {
             Op::Reclaim { steps } => (0..steps).for_each(|_| runtime::reclaim(&self.shared, &self.engine)),
-            Op::ReadAhead { steps } => (0..steps).for_each(|_| runtime::read_ahead(&self.shared, &self.engine)),
+            Op::ReadAhead { steps } => {
+                (0..steps).for_each(|_| runtime::read_ahead(&self.shared, &self.engine))
+            }
             Op::Hold { span } if self.shared.lock().entropy.one_in(3) => {
                 runtime::pin(&self.shared, &self.engine, span, true);
             }

@@ -21,7 +21,10 @@ pub(crate) fn check_resident(shared: &Shared, machine: &Machine) {
     let mapped = machine.arena().all().pages().filter(counts).count();
     let staged = machine.slots.nr_present();
     let charged = shared.ledger.charged();
-    assert!((mapped + staged) as u64 <= charged, "{mapped} pages mapped, {staged} in staging, {charged} charged");
+    assert!(
+        (mapped + staged) as u64 <= charged,
+        "{mapped} pages mapped, {staged} in staging, {charged} charged"
+    );
 }
 
 /// Between two calls of the engine: what is charged is what is resident, within the budget.
@@ -30,8 +33,16 @@ pub(crate) fn check(shared: &Shared, machine: &Machine, engine: &Engine<SimKerne
     let resident = census.nr_system + census.nr_staged + engine.nr_stock();
     assert_eq!(charged, resident, "charged, and resident ({census:?}, {} in stock)", engine.nr_stock());
     assert_eq!(shared.stats.charged.load(Ordering::Relaxed), charged, "the gauge, and the ledger");
-    assert_eq!(shared.stats.away.load(Ordering::Relaxed), census.nr_away, "the gauge, and pages that are away");
+    assert_eq!(
+        shared.stats.away.load(Ordering::Relaxed),
+        census.nr_away,
+        "the gauge, and pages that are away"
+    );
     let found = machine.nr_adopted + shared.stats.pgadopt.load(Ordering::Relaxed);
     let allowed = shared.ledger.budget() + found + shared.stats.overcharged.load(Ordering::Relaxed);
-    assert!(shared.ledger.peak() <= allowed, "{} pages were charged, {allowed} are allowed", shared.ledger.peak());
+    assert!(
+        shared.ledger.peak() <= allowed,
+        "{} pages were charged, {allowed} are allowed",
+        shared.ledger.peak()
+    );
 }

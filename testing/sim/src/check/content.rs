@@ -17,12 +17,14 @@ pub(crate) fn check(machine: &Machine, engine: &Engine<SimKernel>) {
         }
         match engine.state(Machine::vpn(page)) {
             PageState::Staged { slot, .. } => {
-                let bytes = machine.slots.page(slot).unwrap_or_else(|| panic!("page {page} is in an empty {slot:?}"));
+                let bytes =
+                    machine.slots.page(slot).unwrap_or_else(|| panic!("page {page} is in an empty {slot:?}"));
                 compare(page, content, bytes, "staged");
             }
             PageState::Device { frame } => {
                 let device = &machine.devices[usize::from(frame.device)];
-                let bytes = device.bytes(frame.pfn).unwrap_or_else(|| panic!("page {page} is in an empty {frame:?}"));
+                let bytes =
+                    device.bytes(frame.pfn).unwrap_or_else(|| panic!("page {page} is in an empty {frame:?}"));
                 compare(page, content, bytes, "on a device");
             }
             // A hole; a ghost; a page whose poison the kernel has not taken yet.

@@ -88,7 +88,10 @@ fn check_frames(machine: &Machine, census: &Census) {
         for (pfn, bytes) in device.used() {
             let owner = census.frames.get(&(number, pfn));
             assert!(owner.is_some(), "{pfn:?} of device {number} is in use and nobody's");
-            assert!(bytes.is_some(), "{pfn:?} of device {number} is page {owner:?}'s and was never stored to");
+            assert!(
+                bytes.is_some(),
+                "{pfn:?} of device {number} is page {owner:?}'s and was never stored to"
+            );
         }
     }
     let nr_used: usize = machine.devices.iter().map(|device| device.used().count()).sum();

@@ -5,6 +5,7 @@ pub(crate) mod budget;
 mod content;
 mod homes;
 mod liveness;
+mod peek;
 
 use hmm_core::Engine;
 
@@ -27,6 +28,13 @@ pub(crate) fn bytes(shared: &Shared, engine: &Engine<SimKernel>) {
     let machine = shared.lock();
     if !machine.gone {
         content::check(&machine, engine);
+    }
+}
+
+/// The bytes of every page that is away, as the engine gives them to a child of a fork.
+pub(crate) fn peek(shared: &Shared, engine: &Engine<SimKernel>) {
+    if !shared.lock().gone {
+        peek::check(shared, engine);
     }
 }
 

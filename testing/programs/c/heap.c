@@ -1,0 +1,90 @@
+/*
+ * malloc, realloc and free in random order and sizes, far beyond the budget; every byte is checked.
+ *
+ *     heap MIB ROUNDS SEED [LARGEST]
+ */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define NR_BLOCKS (1u << 16)
+
+struct block {
+	unsigned char *bytes;
+	uint32_t len, tag;
+};
+
+static struct block blocks[NR_BLOCKS];
+static uint64_t state;
+
+static uint64_t next(void)
+{
+	state ^= state << 13;
+	state ^= state >> 7;
+	state ^= state << 17;
+	return state * 0x2545f4914f6cdd1dul >> 16;
+}
+
+static unsigned char byte(const struct block *b, uint32_t i)
+{
+	return b->tag >> i % 4 * 8 ^ i >> 6;
+}
+
+static void check(const struct block *b, uint32_t len)
+{
+	for (uint32_t i = 0; i < len; i++) {
+		if (b->bytes[i] != byte(b, i)) {
+			dprintf(2, "heap.c: byte %u of %u at %p (break %p): %u instead of %u\n", i, b->len,
+				(void *)(b->bytes + i), sbrk(0), b->bytes[i], byte(b, i));
+			_exit(1);
+		}
+	}
+}
+
+static void fill(struct block *b, uint32_t from)
+{
+	for (uint32_t i = from; i < b->len; i++)
+		b->bytes[i] = byte(b, i);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc < 4)
+		return 2;
+	size_t most = (size_t)atoi(argv[1]) << 20, used = 0;
+	uint64_t nr_rounds = atol(argv[2]);
+	uint32_t largest = argc > 4 ? atoi(argv[4]) : 8000;
+
+	state = atol(argv[3]) * 0x9e3779b97f4a7c15ul | 1;
+	for (uint64_t round = 0; round < nr_rounds; round++) {
+		struct block *b = &blocks[next() % NR_BLOCKS];
+		uint32_t len = 1 + next() % (next() % 4 ? 200 : largest);
+
+		if (b->bytes && next() % 3 == 0) {
+			uint32_t kept = len < b->len ? len : b->len;
+
+			used = used - b->len + len;
+			b->bytes = realloc(b->bytes, len);
+			b->len = len;
+			check(b, kept);
+			fill(b, kept);
+		} else if (b->bytes) {
+			check(b, b->len);
+			free(b->bytes);
+			used -= b->len;
+			b->bytes = NULL;
+		}
+		if (!b->bytes && used + len <= most) {
+			*b = (struct block){ malloc(len), len, next() };
+			fill(b, 0);
+			used += len;
+		}
+	}
+	for (uint32_t i = 0; i < NR_BLOCKS; i++)
+		if (blocks[i].bytes)
+			check(&blocks[i], blocks[i].len);
+	printf("%zu bytes\n", used);
+	return 0;
+}
