@@ -1,7 +1,9 @@
 /*
  * malloc, realloc and free in random order and sizes, far beyond the budget; every byte is checked.
  *
- *     heap MIB ROUNDS SEED [LARGEST]
+ *     heap MIB ROUNDS SEED [LARGEST [stack]]
+ *
+ * As a stack, blocks are freed in the reverse order, so that the heap's end goes back and forth.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -57,12 +59,24 @@ int main(int argc, char **argv)
 	uint64_t nr_rounds = atol(argv[2]);
 	uint32_t largest = argc > 4 ? atoi(argv[4]) : 8000;
 
+	int is_stack = argc > 5;
+	uint32_t top = 0, target = 0;
+
 	state = atol(argv[3]) * 0x9e3779b97f4a7c15ul | 1;
 	for (uint64_t round = 0; round < nr_rounds; round++) {
 		struct block *b = &blocks[next() % NR_BLOCKS];
+
+		if (is_stack) {
+			/* Two steps forward, one back; from the end, all the way. */
+			if (top == target)
+				target = next() % 3 ? top + next() % 400 : top - next() % (top / 2 + 1) % 400;
+			if (target >= NR_BLOCKS || (target > top && used + largest > most))
+				target = top / 8;
+			b = &blocks[target > top ? top++ : top > target ? --top : top];
+		}
 		uint32_t len = 1 + next() % (next() % 4 ? 200 : largest);
 
-		if (b->bytes && next() % 3 == 0) {
+		if (b->bytes && !is_stack && next() % 3 == 0) {
 			uint32_t kept = len < b->len ? len : b->len;
 
 			used = used - b->len + len;
@@ -76,7 +90,7 @@ int main(int argc, char **argv)
 			used -= b->len;
 			b->bytes = NULL;
 		}
-		if (!b->bytes && used + len <= most) {
+		if (!b->bytes && used + len <= most && (!is_stack || b < &blocks[top])) {
 			*b = (struct block){ malloc(len), len, next() };
 			fill(b, 0);
 			used += len;

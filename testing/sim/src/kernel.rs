@@ -101,6 +101,7 @@ impl Machine {
             }
         }
         if moved == BLOCK_PAGES && self.entropy.one_in(2) {
+            self.note(|| format!("  {bay:?} is one huge page"));
             self.slots.set_huge(bay);
         }
         // What ended the call counts more than what a page in front of that did.

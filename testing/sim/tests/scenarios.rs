@@ -26,7 +26,7 @@ fn a_huge_page_comes_home_into_a_mapping_that_was_split() {
 
         let mut ops = staged_block();
         ops.push(Op::Protect { span: Span::new(100, 10), writable: false });
-        ops.extend([50, 104, 511].map(|page| Op::Read { page, word: 0 }));
+        ops.extend([511, 104, 50].map(|page| Op::Read { page, word: 0 }));
         run(&wide(seed), &ops);
     }
 }
