@@ -3,13 +3,13 @@
 //! ```text
 //!  program's thread            control thread                     child
 //!  fork(): a, b = socketpair
-//!          ask ──────────────▶ takes b, freezes the engine
-//!          ◀──────────── ready
-//!          clone ────────────▶ reads the fork: child's uffd
-//!          │                   answers the child's faults ◀────── libc's part of fork
-//!          │                                                      starts an agent of its own
-//!          │                   sends the uffd over b ◀─────────── says so over a
-//!          ◀────────────  done, thaws
+//!          ask --------------> takes b, freezes the engine
+//!          <------------ ready
+//!          clone ------------> reads the fork: child's uffd
+//!          |                   answers the child's faults <------ libc's part of fork
+//!          |                                                      starts an agent of its own
+//!          |                   sends the uffd over b <----------- says so over a
+//!          <------------  done, thaws
 //! ```
 //!
 //! The engine, the compressed pages and staging come along in the child's copy of our memory; the userfaultfd that the

@@ -25,8 +25,21 @@ impl<K: Kernel> Engine<K> {
             // Asked again under the lock: without it a fault may have been served in between.
             let resident = present(id);
             let mut found = PageSet::EMPTY;
-            part.filter(|index| resident.contains(*index) && states.get(*index) == PageState::None)
-                .for_each(|index| found.insert(index));
+            for index in part.filter(|index| resident.contains(*index)) {
+                match states.get(index) {
+                    PageState::None => found.insert(index),
+                    PageState::Dropped { ticket, frame } => {
+                        self.leave_orphan(ticket, frame);
+                        found.insert(index);
+                    }
+                    PageState::System { .. }
+                    | PageState::Fetching { .. }
+                    | PageState::Staged { .. }
+                    | PageState::Storing { .. }
+                    | PageState::Device { .. }
+                    | PageState::Poisoned => {}
+                }
+            }
             self.charge_found(found.len());
             found.runs().flatten().for_each(|index| states.set(index, PageState::System { copy: None }));
             self.note_resident(id, &mut states);

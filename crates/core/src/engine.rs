@@ -84,6 +84,8 @@ pub struct Engine<K> {
     pub(crate) copies: CopyPolicy,
     /// Pages that the program moved while they were being fetched.
     pub(crate) moved: Mutex<Vec<Moved>>,
+    /// Frames of pages that were given up while they were being fetched, and whose place another page has taken.
+    pub(crate) orphans: Mutex<Vec<(Ticket, Frame)>>,
     /// Blocks with resident pages, the one that has been longest there in front.
     evictable: Mutex<VecDeque<BlockId>>,
     tickets: AtomicU32,
@@ -112,6 +114,7 @@ impl<K: Kernel> Engine<K> {
             jobs: Jobs::new(),
             copies: CopyPolicy::new(),
             moved: Mutex::new(Vec::new()),
+            orphans: Mutex::new(Vec::new()),
             evictable: Mutex::new(VecDeque::new()),
             tickets: AtomicU32::new(0),
             own_asked: AtomicU64::new(0),

@@ -107,8 +107,16 @@ impl<K: Kernel> Engine<K> {
             PageState::None | PageState::System { .. } | PageState::Device { .. } | PageState::Poisoned => {}
         }
         let mut states = self.table.block(to.block()).lock();
+        if let PageState::Dropped { ticket, frame } = states.get(to.index()) {
+            self.leave_orphan(ticket, frame);
+        }
         states.set(to.index(), state);
         self.note_resident(to.block(), &mut states);
+    }
+
+    /// The frame's page was given up, and its place is taken: whoever fetches frees the frame.
+    pub(crate) fn leave_orphan(&self, ticket: crate::state::Ticket, frame: crate::state::Frame) {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner).push((ticket, frame));
     }
 
     fn note_moved(&self, ticket: crate::state::Ticket, from: Vpn, to: Vpn) {

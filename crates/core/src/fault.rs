@@ -168,16 +168,14 @@ impl<K: Kernel> Engine<K> {
         }
         match stop {
             Some(Stop::Exists) => {
-                // Memory that was there before us: take it over, and look again behind it.
-                states.set(reached.index(), PageState::System { copy: None });
-                self.charge_found(1);
-                self.stats().pgadopt.fetch_add(1, Ordering::Relaxed);
+                // Memory that is about to go, or to be adopted: not ours to take.
                 if reached == page {
                     self.kernel.wake(PageRange::new(page, 1));
                     return Step::Ended(Outcome::Done);
                 }
-                Step::Again
+                self.zero(states, page, PageRange::new(page, 1))
             }
+            Some(Stop::NoMemory) => Step::NeedMemory,
             Some(stop) => Step::Ended(self.stopped(page, stop)),
             None => Step::Again,
         }
@@ -228,10 +226,15 @@ impl<K: Kernel> Engine<K> {
             | PageState::Device { .. }
             | PageState::Poisoned => false,
         };
-        let start =
-            (first..page.index()).rev().take_while(|index| in_order(*index)).last().unwrap_or(page.index());
+        let extent = self.kernel.extent(page);
+        let known = if extent.is_empty() { page.index() } else { extent.start.index() };
+        let start = (first.max(known)..page.index())
+            .rev()
+            .take_while(|index| in_order(*index))
+            .last()
+            .unwrap_or(page.index());
         let first_slot = slot.bay().slot(slot.index() - (page.index() - start));
-        let last = self.kernel.extent(page).end.0.clamp(page.0 + 1, page.block().pages().end.0);
+        let last = extent.end.0.clamp(page.0 + 1, page.block().pages().end.0);
         let last = page.index() + usize::try_from(last - page.0).unwrap_or(1);
         let nr_pages = (start..last).take_while(|index| in_order(*index)).count();
         let nr_pages = nr_pages.min(window.max(page.index() + 1 - start));
@@ -250,7 +253,9 @@ impl<K: Kernel> Engine<K> {
             return Step::Ended(Outcome::Done);
         }
         match mapped.stop {
+            Some(_) if mapped.done > 0 => Step::Again,
             Some(Stop::Exists) => self.replaced(states, page, slot),
+            Some(Stop::NoMemory) => Step::NeedMemory,
             Some(stop) => Step::Ended(self.stopped(page, stop)),
             None => Step::Again,
         }
@@ -269,7 +274,7 @@ impl<K: Kernel> Engine<K> {
 
     /// The page is being read by a store: it comes home as a copy, and the store will find that out.
     fn copy_from_store(&self, states: &mut States, page: Vpn, run: SlotRun) -> Step {
-        if !self.try_charge(1) {
+        if !self.charge_for_copy(1) {
             return Step::NeedMemory;
         }
         let range = PageRange::new(page, 1);
@@ -309,23 +314,23 @@ impl<K: Kernel> Engine<K> {
     /// Gives the pages in slots to the program, by move or by copy, whichever is set and possible: copies need memory,
     /// moves a writable mapping.
     pub(crate) fn give_home(&self, run: SlotRun, range: PageRange) -> Mapped {
-        let copy = |stop: Option<Stop>| {
-            if !self.try_charge(run.len) {
-                return Mapped { done: 0, stop, left: Left::Memory };
+        let copy = || {
+            if !self.charge_for_copy(run.len) {
+                return Mapped { done: 0, stop: Some(Stop::NoMemory), left: Left::Memory };
             }
             let progress = self.kernel.copy_home(run.start, range);
             self.uncharge(run.len - progress.done);
             Mapped { done: progress.done, stop: progress.stop, left: Left::Memory }
         };
         if self.config.home_by == HomeBy::Copy {
-            let mapped = copy(Some(Stop::NoMemory));
+            let mapped = copy();
             if mapped.done > 0 || mapped.stop != Some(Stop::NoMemory) {
                 return mapped;
             }
         }
         let progress = self.kernel.move_home(run.start, range);
         if progress.done == 0 && progress.stop == Some(Stop::Unsuited) {
-            return copy(progress.stop);
+            return copy();
         }
         Mapped { done: progress.done, stop: progress.stop, left: Left::Nothing }
     }

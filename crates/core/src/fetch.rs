@@ -122,6 +122,7 @@ impl<K: Kernel> Engine<K> {
                 Step::Ended(Outcome::Done)
             }
             Ok(_) => Step::Again,
+            Err(Stop::NoMemory) => Step::NeedMemory,
             Err(stop) => Step::Ended(self.stopped(fetch.first, stop)),
         };
         drop(states);
@@ -165,6 +166,8 @@ impl<K: Kernel> Engine<K> {
             if run.is_empty() {
                 // Not ours any more: given up or moved by the program.
                 self.end_page(states, fetch, page, Left::Memory);
+                // Who waited for it looks again.
+                self.kernel.wake(PageRange::new(page, 1));
                 page = page.add(1);
                 continue;
             }
@@ -202,10 +205,13 @@ impl<K: Kernel> Engine<K> {
 
     /// The pages from the front of `range` that are still this fetch's.
     fn own_run(&self, states: &States, fetch: &Fetch, range: PageRange) -> PageRange {
-        let ours = |state| matches!(state, PageState::Fetching { ticket, .. } if ticket == fetch.ticket);
-        let first = range.start.index();
-        let last = Vpn(range.end.0 - 1).index();
-        PageRange::new(range.start, states.run_while(first, &(first..last + 1), ours) as u64)
+        // The program may have moved another page of this fetch here: its bytes are in another slot.
+        let ours = |page: &Vpn| {
+            let pfn = fetch.frames[page.index() - fetch.first.index()];
+            matches!(states.get(page.index()), PageState::Fetching { ticket, frame }
+                if ticket == fetch.ticket && frame.pfn == pfn)
+        };
+        PageRange::new(range.start, range.iter().take_while(ours).count() as u64)
     }
 
     /// Maps a run of fetched pages. Returns how far it came, and why not further.
@@ -246,6 +252,7 @@ impl<K: Kernel> Engine<K> {
         let page = fetch.first;
         if self.own_run(states, fetch, PageRange::new(page, 1)).is_empty() {
             self.end_page(states, fetch, page, Left::Memory);
+            self.kernel.wake(PageRange::new(page, 1));
             return;
         }
         let PageState::Fetching { frame, .. } = states.get(page.index()) else { return };
@@ -326,6 +333,12 @@ impl<K: Kernel> Engine<K> {
     /// Ends the hold on pages that moved away meanwhile, one block at a time. The caller holds the gate, so they do not
     /// move on, but no block.
     fn end_moved(&self, ticket: Ticket) {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, frame)| {
+            if *of == ticket {
+                self.forget_frame(*frame);
+            }
+            *of != ticket
+        });
         while let Some(page) = self.take_moved(ticket) {
             self.end_state(&mut self.table.block(page.block()).lock(), ticket, page);
             self.kernel.wake(PageRange::new(page, 1));

@@ -12,7 +12,7 @@
 //!   staging to a device;
 //! - **events** ([`Engine::events`]) say that the program gave pages up or moved them.
 //!
-//! Locks, always taken in this order: *gate* → block → staging, queues → device. The gate is a read-write lock: whoever
+//! Locks, always taken in this order: *gate* -> block -> staging, queues -> device. The gate is a read-write lock: whoever
 //! changes the program's mappings by what the states say holds it for reading; events are *read from the kernel* and
 //! applied while it is held for writing. The kernel holds a program that unmaps until its event is read, so under the
 //! gate the states never speak of a mapping that is not there any more.

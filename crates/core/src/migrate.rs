@@ -1,9 +1,9 @@
 //! Migration of staged pages to a device, page by page, best effort (Linux: `migrate_vma_setup`, `_pages`, `_finalize`).
 //!
 //! ```text
-//!     Staged ──collect──▶ Migration<Collected> ──copy──▶ Migration<Copied> ──commit──▶ Device, slot free
-//!        ▲                        │                             │
-//!        └────────── drop ────────┴──────────── drop ───────────┘
+//!     Staged --collect--> Migration<Collected> --copy--> Migration<Copied> --commit--> Device, slot free
+//!        ^                        |                             |
+//!        +---------- drop --------+------------ drop -----------+
 //! ```
 //!
 //! While a migration holds pages they are `Storing`: a fault gets a copy of the slot, whose bytes change no more, and

@@ -100,13 +100,15 @@ impl<K: Kernel> Engine<K> {
         let mut evicted = 0;
         for (id, _, part) in self.table.used_blocks(range) {
             let Some(bay) = self.empty_bay() else { break };
+            self.evictable().retain(|queued| *queued != id);
             evicted += self.evict_to(id, part, bay);
         }
         evicted
     }
 
     fn evict(&self) -> bool {
-        for _ in 0..EVICT_TRIES {
+        let tries = self.evictable().len().min(EVICT_TRIES);
+        for _ in 0..tries {
             let Some(id) = self.evictable().pop_front() else { return false };
             let Some(bay) = self.empty_bay() else {
                 self.evictable().push_front(id);
@@ -128,6 +130,15 @@ impl<K: Kernel> Engine<K> {
             let surplus = self.staging.take_surplus(true)?;
             self.release(surplus);
         }
+    }
+
+    /// Charges pages for a copy, giving stock back if need be.
+    pub(crate) fn charge_for_copy(&self, nr_pages: usize) -> bool {
+        while !self.try_charge(nr_pages) {
+            let Some(surplus) = self.staging.take_surplus(true) else { return false };
+            self.release(surplus);
+        }
+        true
     }
 
     fn release(&self, run: SlotRun) {
@@ -240,13 +251,24 @@ impl<K: Kernel> Engine<K> {
     }
 }
 
-/// The runs of the block's pages that may be moved out.
+/// The runs of the block's pages that may be moved out, each in one call.
 fn unpinned_runs(
     states: &States,
     part: std::ops::Range<usize>,
 ) -> impl Iterator<Item = std::ops::Range<usize>> {
     let mut movable = PageSet::EMPTY;
-    part.filter(|index| !states.is_pinned(*index)).for_each(|index| movable.insert(index));
+    // Over pages that are elsewhere one move can go on: they are holes. What was given up may still be there for a moment,
+    // until the program's call drops it; taken out, it would come back instead of zeroes.
+    let passable = |state| match state {
+        PageState::System { .. }
+        | PageState::Device { .. }
+        | PageState::Staged { .. }
+        | PageState::Storing { .. }
+        | PageState::Fetching { .. } => true,
+        PageState::None | PageState::Dropped { .. } | PageState::Poisoned => false,
+    };
+    part.filter(|index| !states.is_pinned(*index) && passable(states.get(*index)))
+        .for_each(|index| movable.insert(index));
     let mut from = 0;
     std::iter::from_fn(move || {
         let run = movable.runs().find(|run| run.start >= from)?;

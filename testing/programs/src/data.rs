@@ -41,3 +41,13 @@ pub fn write_text(path: &Path, bytes: u64) {
     }
     file.flush().expect("there is room for temporary files");
 }
+
+/// A file of bytes that nobody can compress.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn write_noise(path: &Path, bytes: u64) {
+    let mut random = Random::new(2);
+    let noise: Vec<u8> = (0..bytes / 8).flat_map(|_| random.next_u64().to_le_bytes()).collect();
+    std::fs::write(path, noise).expect("there is room for temporary files");
+}

@@ -131,7 +131,7 @@ impl Device for SimDevice {
     }
 
     fn store(&self, run: Store<'_>) -> Transfer {
-        self.shared.intervene();
+        self.shared.begin_transfer();
         let mut machine = self.shared.lock();
         let transfer = machine.plan_transfer(self.number, DeviceVerb::Store, run.frames.len());
         let (pages, rest) = run.bytes.as_chunks::<PAGE_SIZE>();
@@ -146,7 +146,7 @@ impl Device for SimDevice {
     }
 
     fn fetch(&self, run: Fetch<'_>) -> Transfer {
-        self.shared.intervene();
+        self.shared.begin_transfer();
         let mut machine = self.shared.lock();
         let transfer = machine.plan_transfer(self.number, DeviceVerb::Fetch, run.frames.len());
         let (pages, rest) = run.bytes.as_chunks_mut::<PAGE_SIZE>();

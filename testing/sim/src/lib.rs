@@ -38,5 +38,5 @@ mod world;
 pub use device::DeviceSetup;
 pub use failure::{DeviceVerb, Failure, Made, Verb};
 pub use run::{ops_of, run, seeds};
-pub use setup::{Noise, Setup};
+pub use setup::{Meanwhile, Noise, Setup};
 pub use world::{Report, World};

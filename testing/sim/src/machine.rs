@@ -56,6 +56,8 @@ pub(crate) struct Machine {
     pub(crate) rounds: u32,
     /// The engine has put a fault off: others go first.
     pub(crate) put_off: bool,
+    /// Transfers of devices that have begun.
+    pub(crate) nr_transfers: usize,
     /// How deep in each other the calls of the engine are.
     pub(crate) depth: u32,
     pub(crate) entropy: Seeded,
@@ -85,6 +87,7 @@ impl Machine {
             unreadable: HashSet::new(),
             rounds: 0,
             put_off: false,
+            nr_transfers: 0,
             depth: 0,
             entropy: Seeded::new(setup.seed),
             trace: Trace::default(),

@@ -4,13 +4,13 @@ use hmm_core::addr::BlockId;
 use hmm_core::bits::PageSet;
 use hmm_core::state::PageState;
 use hmm_core::{Engine, Outcome};
-use hmm_model::{Entropy, Span};
+use hmm_model::{Entropy, Op, Span};
 
 use crate::events::Event;
 use crate::kernel::SimKernel;
 use crate::machine::Machine;
 use crate::program::Wait;
-use crate::setup::Setup;
+use crate::setup::{Noise, Setup};
 use crate::shared::Shared;
 
 type SimEngine = Engine<SimKernel>;
@@ -70,6 +70,26 @@ pub(crate) fn pump(shared: &Shared, engine: &SimEngine) -> bool {
     true
 }
 
+/// Begins the operations one after the other, reads their events, and lets everybody go on as far as they come without
+/// whoever waits for us.
+pub(crate) fn meanwhile(shared: &Shared, engine: &SimEngine, ops: &[Op]) {
+    for op in ops {
+        match *op {
+            Op::Reclaim { steps } => (0..steps).for_each(|_| reclaim(shared, engine)),
+            Op::ReadAhead { steps } => (0..steps).for_each(|_| read_ahead(shared, engine)),
+            _ => drop(shared.lock().start(op)),
+        }
+        while !shared.lock().events.is_empty() {
+            read_events(shared, engine);
+        }
+    }
+    for _ in 0..MAX_ROUNDS {
+        if !pump(shared, engine) {
+            break;
+        }
+    }
+}
+
 /// Lets everything that is under way come to its end.
 pub(crate) fn settle(shared: &Shared, engine: &SimEngine) {
     while !shared.lock().gone && pump(shared, engine) {}
@@ -88,7 +108,8 @@ pub(crate) fn reclaim(shared: &Shared, engine: &SimEngine) {
         let nr_pages = machine.arena().nr_pages;
         let first = machine.entropy.below(nr_pages);
         let len = 1 + machine.entropy.below(nr_pages - first);
-        machine.entropy.one_in(6).then_some(Span::new(first, len))
+        let noisy = machine.setup.noise != Noise::NONE;
+        (noisy && machine.entropy.one_in(6)).then_some(Span::new(first, len))
     };
     if let Some(span) = evict {
         let evicted = engine.evict_range(Machine::range(span));

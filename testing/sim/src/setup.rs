@@ -3,7 +3,7 @@
 use hmm_core::kernel::Stop;
 use hmm_core::{Config, HomeBy};
 use hmm_device::DeviceError;
-use hmm_model::{Arena, Entropy, Seeded};
+use hmm_model::{Arena, Entropy, Op, Seeded};
 
 use crate::device::DeviceSetup;
 use crate::failure::Failure;
@@ -20,6 +20,16 @@ pub struct Noise {
 impl Noise {
     /// One thing after the other.
     pub const NONE: Self = Self { program: 0, engine: 0 };
+}
+
+/// What other threads do in the middle of one transfer of a device.
+#[derive(Clone, Debug)]
+pub struct Meanwhile {
+    /// The transfer, counted from the first of the run, from 0.
+    pub transfer: usize,
+    /// Begun one after the other. Events are read at once, and the program's threads go on when all are begun: a discard
+    /// has been told of then, and its pages are still there.
+    pub ops: Vec<Op>,
 }
 
 /// Everything that a run depends on but the operations.
@@ -41,6 +51,8 @@ pub struct Setup {
     pub kernel_failures: Vec<Failure<Stop>>,
     /// Calls of devices that fail.
     pub device_failures: Vec<Failure<DeviceError>>,
+    /// What happens in the middle of transfers, on order.
+    pub meanwhile: Vec<Meanwhile>,
     /// Once in so many calls that can fail, one does by chance; 0 is never.
     pub failure_rarity: u32,
 }
@@ -65,6 +77,7 @@ impl Setup {
             noise: Noise::NONE,
             kernel_failures: Vec::new(),
             device_failures: Vec::new(),
+            meanwhile: Vec::new(),
             failure_rarity: 0,
         }
     }
@@ -117,6 +130,7 @@ impl Setup {
             noise,
             kernel_failures: Vec::new(),
             device_failures: Vec::new(),
+            meanwhile: Vec::new(),
             failure_rarity: 0,
         }
     }

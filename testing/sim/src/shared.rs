@@ -52,19 +52,55 @@ impl Shared {
         assert!(first, "a world has one engine");
     }
 
+    /// A transfer begins: what was ordered for its time happens, and what comes by chance.
+    pub(crate) fn begin_transfer(&self) {
+        let ordered = {
+            let mut machine = self.lock();
+            let number = machine.nr_transfers;
+            machine.nr_transfers += 1;
+            let setup = &machine.setup;
+            setup
+                .meanwhile
+                .iter()
+                .find(|ordered| ordered.transfer == number)
+                .map(|ordered| ordered.ops.clone())
+        };
+        if let (Some(ops), Some(engine)) = (ordered, self.engine()) {
+            self.deepen();
+            runtime::meanwhile(self, &engine, &ops);
+            self.surface();
+        }
+        self.intervene();
+    }
+
+    fn engine(&self) -> Option<Arc<Engine<SimKernel>>> {
+        self.engine.get().and_then(Weak::upgrade)
+    }
+
+    fn deepen(&self) {
+        let mut machine = self.lock();
+        machine.depth += 1;
+        machine.note(|| "{".to_owned());
+    }
+
+    fn surface(&self) {
+        let mut machine = self.lock();
+        machine.depth -= 1;
+        machine.note(|| "}".to_owned());
+    }
+
     /// Other threads of the runtime call the engine while it is in a call that it makes without locks.
     pub(crate) fn intervene(&self) {
-        let Some(engine) = self.engine.get().and_then(Weak::upgrade) else { return };
+        let Some(engine) = self.engine() else { return };
         let nr_steps = {
             let mut machine = self.lock();
             let rarity = machine.setup.noise.engine;
             if rarity == 0 || machine.depth == MAX_DEPTH || !machine.entropy.one_in(rarity) {
                 return;
             }
-            machine.depth += 1;
-            machine.note(|| "{".to_owned());
             1 + machine.entropy.below(6)
         };
+        self.deepen();
         for _ in 0..nr_steps {
             let choice = self.lock().entropy.below(8);
             match choice {
@@ -74,8 +110,6 @@ impl Shared {
                 _ => drop(runtime::pump(self, &engine)),
             }
         }
-        let mut machine = self.lock();
-        machine.depth -= 1;
-        machine.note(|| "}".to_owned());
+        self.surface();
     }
 }

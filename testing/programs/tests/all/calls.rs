@@ -59,3 +59,25 @@ fn forks_while_threads_write() {
 fn stacks_and_signal_stacks_that_are_away() {
     check("stacks", &["64"], 16 * MIB);
 }
+
+/// Faults of mappings that may only be read go another way, and need memory like others.
+#[test]
+fn memory_that_may_only_be_read() {
+    check("readonly", &["64"], 16 * MIB);
+}
+
+#[test]
+fn blocks_of_the_heap_in_random_order() {
+    check("heap", &["96", "300000", "1"], 24 * MIB);
+}
+
+#[test]
+fn large_blocks_of_the_heap() {
+    check("heap", &["96", "60000", "2", "300000"], 24 * MIB);
+}
+
+/// The break goes back and forth.
+#[test]
+fn a_heap_that_is_trimmed() {
+    check("heap", &["96", "1000000", "3", "8000", "stack"], 16 * MIB);
+}

@@ -16,11 +16,11 @@ fn dictionaries_and_lists() {
 import random
 r = random.Random(3)
 words = {}
-for i in range(350000 * scale):
-    words.setdefault('key %x' % r.getrandbits(19 + scale.bit_length()), []).append(i)
+for i in range(100000 * scale):
+    words.setdefault('key %x' % r.getrandbits(16 + scale.bit_length()) + 700 * ' ', []).append(i)
 print(len(words), sum(map(len, words.values())))
 for key in sorted(words, key=lambda key: (len(words[key]), key))[-1000:]:
-    print(key, words[key])
+    print(key.strip(), words[key])
 for key in list(words)[::2]: del words[key]
 print(len(words), sum(sum(places) for places in words.values()))
 ",

@@ -30,10 +30,17 @@ impl Server {
         let words = ["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"];
         let job =
             Job::new("redis-server").args(words).arg(dir.join("socket")).args(["--dir"]).arg(dir.path());
-        let server = Self { child: job.spawn_under(&Hmm::ram(ram), &dir), dir };
+        let mut server = Self { child: job.spawn_under(&Hmm::ram(ram), &dir), dir };
         let start = Instant::now();
         while !server.dir.join("socket").exists() {
-            assert!(start.elapsed() < PATIENCE, "redis-server does not start: {}", server.log("stdout"));
+            let ended = server.child.try_wait().unwrap();
+            let waits = ended.is_none() && start.elapsed() < PATIENCE;
+            assert!(
+                waits,
+                "redis-server does not start: {ended:?} {} {}",
+                server.log("stdout"),
+                server.log("stderr")
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         server

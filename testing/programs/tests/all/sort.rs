@@ -3,10 +3,10 @@
 use hmm_programs::data::write_text;
 use hmm_programs::{Job, MIB, TempDir, can_run, same_within_budgets, scale};
 
-/// Bytes of text that make a working set of about 100 MiB.
+/// Bytes of text that make a working set of about 70 MiB.
 fn text(dir: &TempDir) -> String {
     let path = dir.join("text");
-    write_text(&path, 48 * MIB * scale());
+    write_text(&path, 32 * MIB * scale());
     path.display().to_string()
 }
 
