@@ -77,7 +77,18 @@ pub(crate) fn meanwhile(shared: &Shared, engine: &SimEngine, ops: &[Op]) {
         match *op {
             Op::Reclaim { steps } => (0..steps).for_each(|_| reclaim(shared, engine)),
             Op::ReadAhead { steps } => (0..steps).for_each(|_| read_ahead(shared, engine)),
-            _ => drop(shared.lock().start(op)),
+            Op::Map { .. }
+            | Op::Adopt { .. }
+            | Op::Unmap { .. }
+            | Op::DontNeed { .. }
+            | Op::Remap { .. }
+            | Op::Protect { .. }
+            | Op::Write { .. }
+            | Op::Fill { .. }
+            | Op::Read { .. }
+            | Op::Scan { .. }
+            | Op::Hold { .. }
+            | Op::Release { .. } => drop(shared.lock().start(op)),
         }
         while !shared.lock().events.is_empty() {
             read_events(shared, engine);

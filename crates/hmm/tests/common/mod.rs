@@ -6,10 +6,10 @@ use std::time::Duration;
 use hmm::AddressSpace;
 use hmm::device::Device;
 
-pub const MIB: usize = 1 << 20;
+pub(crate) const MIB: usize = 1 << 20;
 
 /// Runs the test on a thread of its own: a fault that is never served must fail the test, not hang it.
-pub fn within(seconds: u64, test: impl FnOnce() + Send + 'static) {
+pub(crate) fn within(seconds: u64, test: impl FnOnce() + Send + 'static) {
     let (done, wait) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         test();
@@ -22,6 +22,6 @@ pub fn within(seconds: u64, test: impl FnOnce() + Send + 'static) {
 }
 
 /// An address space with a budget of `ram` bytes.
-pub fn space(ram: usize, device: Arc<dyn Device>) -> AddressSpace {
+pub(crate) fn space(ram: usize, device: Arc<dyn Device>) -> AddressSpace {
     AddressSpace::builder().ram(ram as u64).device(device).build().expect("userfaultfd can be had")
 }
