@@ -1,15 +1,16 @@
 //! Functions of libc that the agent stands in front of, to learn of new memory before the program uses much of it.
 //!
 //! They are a short cut, not the source of truth: the control thread finds by itself what comes about otherwise. glibc's
-//! `malloc` maps memory without calling `mmap`, so its entry points are covered, too: each calls glibc's own and then
+//! `malloc` maps memory without calling `mmap`, so its entry points are covered, too: each calls the program's own and then
 //! looks whether the heap has grown, or the block lies in a part of the address space not seen before. That costs two
 //! loads and two comparisons where nothing is new.
 
 #![expect(unreachable_pub, reason = "called through the dynamic symbol table")]
 
-use std::ffi::{c_int, c_long, c_void};
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::ffi::{CStr, c_int, c_long, c_void};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
+use hmm::core::kernel::Kernel;
 use hmm::uapi::AddrRange;
 
 use crate::MANAGED;
@@ -18,7 +19,7 @@ use crate::mailbox::MAILBOX;
 
 /// Blocks from here on may have a mapping of their own: glibc's smallest threshold is larger.
 const LARGE_BYTES: usize = 64 << 10;
-/// New memory of this size, or more than is free, is waited for; smaller is managed soon.
+/// New memory of this size is waited for, and any when memory is short; else it is managed soon.
 const WAIT_BYTES: u64 = 1 << 20;
 /// glibc's secondary heaps are aligned to their size, 64 MiB.
 const HEAP_SHIFT: u32 = 26;
@@ -27,6 +28,40 @@ const NR_HEAPS: usize = 1 << (47 - HEAP_SHIFT);
 /// One bit for each 64 MiB of addresses in which a small block was seen.
 static SEEN: [AtomicU8; NR_HEAPS / 8] = [const { AtomicU8::new(0) }; NR_HEAPS / 8];
 static LAST_BREAK: AtomicUsize = AtomicUsize::new(0);
+
+/// A function of the allocator that the program would use without us: glibc's, or one that it brought along, whose `free`
+/// knows nothing of glibc's blocks.
+struct Next {
+    name: &'static CStr,
+    found: AtomicPtr<c_void>,
+}
+
+/// Set while a function is looked up, in case that allocates.
+static LOOKING: AtomicBool = AtomicBool::new(false);
+
+impl Next {
+    const fn new(name: &'static CStr) -> Self {
+        Self { name, found: AtomicPtr::new(std::ptr::null_mut()) }
+    }
+
+    /// The function; null while it is being looked up.
+    fn get(&self) -> *mut c_void {
+        let found = self.found.load(Ordering::Acquire);
+        if !found.is_null() || LOOKING.swap(true, Ordering::Acquire) {
+            return found;
+        }
+        // SAFETY: looks a function up by a name that ends with a zero.
+        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        self.found.store(found, Ordering::Release);
+        LOOKING.store(false, Ordering::Release);
+        found
+    }
+}
+
+static NEXT_MALLOC: Next = Next::new(c"malloc");
+static NEXT_CALLOC: Next = Next::new(c"calloc");
+static NEXT_REALLOC: Next = Next::new(c"realloc");
+static NEXT_MEMALIGN: Next = Next::new(c"memalign");
 
 unsafe extern "C" {
     static __curbrk: *mut c_void;
@@ -40,8 +75,11 @@ unsafe extern "C" {
 fn tell(start: usize, len: usize) {
     let range = AddrRange::new(start as u64, len as u64);
     let number = MAILBOX.ask(range);
-    let free = runtime().map_or(0, |runtime| runtime.engine().free_pages() * 4096);
-    if range.len() >= WAIT_BYTES || range.len() > free {
+    let is_short = runtime().is_none_or(|runtime| {
+        let engine = runtime.engine();
+        engine.free_pages() < engine.kernel().ledger().budget() / 4
+    });
+    if range.len() >= WAIT_BYTES || is_short {
         MAILBOX.wait(number);
     }
 }
@@ -87,15 +125,31 @@ fn new_memory(block: *mut c_void, size: usize, heap_end: usize) {
 /// See `malloc(3)`.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc(size: usize) -> *mut c_void {
-    // SAFETY: glibc's malloc, for which any size is good.
-    check(unsafe { __libc_malloc(size) }, size)
+    let next = NEXT_MALLOC.get();
+    let block = if next.is_null() {
+        // SAFETY: glibc's malloc, for which any size is good.
+        unsafe { __libc_malloc(size) }
+    } else {
+        // SAFETY: the function of that name has this type.
+        let next: extern "C" fn(usize) -> *mut c_void = unsafe { std::mem::transmute(next) };
+        next(size)
+    };
+    check(block, size)
 }
 
 /// See `calloc(3)`.
 #[unsafe(no_mangle)]
 pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
-    // SAFETY: glibc's calloc, which checks the product.
-    check(unsafe { __libc_calloc(count, size) }, count.saturating_mul(size))
+    let next = NEXT_CALLOC.get();
+    let block = if next.is_null() {
+        // SAFETY: glibc's calloc, which checks the product.
+        unsafe { __libc_calloc(count, size) }
+    } else {
+        // SAFETY: the function of that name has this type.
+        let next: extern "C" fn(usize, usize) -> *mut c_void = unsafe { std::mem::transmute(next) };
+        next(count, size)
+    };
+    check(block, count.saturating_mul(size))
 }
 
 /// See `realloc(3)`.
@@ -104,15 +158,33 @@ pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
 /// `old` is null or a block of `malloc`'s.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn realloc(old: *mut c_void, size: usize) -> *mut c_void {
-    // SAFETY: the caller's promise.
-    check(unsafe { __libc_realloc(old, size) }, size)
+    let next = NEXT_REALLOC.get();
+    let block = if next.is_null() {
+        // SAFETY: the caller's promise.
+        unsafe { __libc_realloc(old, size) }
+    } else {
+        // SAFETY: the function of that name has this type.
+        let next: unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void =
+            unsafe { std::mem::transmute(next) };
+        // SAFETY: the caller's promise.
+        unsafe { next(old, size) }
+    };
+    check(block, size)
 }
 
 /// See `memalign(3)`.
 #[unsafe(no_mangle)]
 pub extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
-    // SAFETY: glibc's memalign, which checks the alignment.
-    check(unsafe { __libc_memalign(align, size) }, size)
+    let next = NEXT_MEMALIGN.get();
+    let block = if next.is_null() {
+        // SAFETY: glibc's memalign, which checks the alignment.
+        unsafe { __libc_memalign(align, size) }
+    } else {
+        // SAFETY: the function of that name has this type.
+        let next: extern "C" fn(usize, usize) -> *mut c_void = unsafe { std::mem::transmute(next) };
+        next(align, size)
+    };
+    check(block, size)
 }
 
 /// See `aligned_alloc(3)`.

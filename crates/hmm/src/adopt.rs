@@ -55,9 +55,13 @@ pub fn discover(engine: &Engine<Mm>, within: AddrRange, exclude: &[AddrRange]) -
         if !is_manageable(&vma) {
             continue;
         }
-        let mut range = vma.range();
+        let range = vma.range();
         if range.start == end_of_file {
-            range.start = (range.start + DATA_TAIL_BYTES).min(range.end);
+            if range.len() <= DATA_TAIL_BYTES {
+                continue;
+            }
+            // Data and other memory in one mapping: all of it or nothing, or else the program could not mremap it.
+            engine.pin(PageRange::of_bytes(range.start, range.start + DATA_TAIL_BYTES), true);
         }
         for_parts_outside(range, exclude, &mut |part| take_over(engine, part, &mut found));
     }
@@ -82,30 +86,59 @@ fn for_parts_outside(range: AddrRange, exclude: &[AddrRange], each: &mut dyn FnM
 }
 
 /// Registers what is not registered of a mapping (or a part of one), and adopts what is resident there.
-fn take_over(engine: &Engine<Mm>, vma: AddrRange, found: &mut Found) {
-    let mm = engine.kernel();
-    let pages = PageRange::of_bytes(vma.start, vma.end);
-    let Some(mut gap) = mm.extents().first_gap(pages) else {
-        if mm.extents().covering(pages.start) != Some(pages) {
-            mm.extents().set_vma(pages);
-        }
-        return;
-    };
-    loop {
-        match register(engine, gap) {
-            Ok(()) => {
+fn take_over(engine: &Engine<Mm>, part: AddrRange, found: &mut Found) {
+    let pages = PageRange::of_bytes(part.start, part.end);
+    let mut at = pages.start;
+    while at < pages.end {
+        let rest = PageRange { start: at, end: pages.end };
+        let Some(gap) = engine.kernel().extents().first_gap(rest) else { break };
+        at = gap.end;
+        match register_found(engine, gap) {
+            Some(gap) => {
                 found.ranges += 1;
                 found.resident_pages += adopt_resident(engine, gap);
             }
-            Err(_) => found.refused += 1,
-        }
-        let rest = PageRange { start: gap.end, end: pages.end };
-        match mm.extents().first_gap(rest) {
-            Some(next) if !rest.is_empty() => gap = next,
-            _ => break,
+            None => found.refused += 1,
         }
     }
-    if mm.extents().first_gap(pages).is_none() {
+    merge(engine, pages);
+}
+
+/// Registers a part of the program's memory, which may be changing: memory that is not registered yet goes and comes
+/// without an event. So the mapping is looked at under the guard, and again after it was registered. What is one mapping
+/// then is registered as a whole, because it would not be one otherwise; and from then on changes send events, which
+/// nobody reads before the guard is gone. Everything else is left for the next look.
+fn register_found(engine: &Engine<Mm>, gap: PageRange) -> Option<PageRange> {
+    let mm = engine.kernel();
+    let events = engine.events();
+    let gap = gap.intersect(one_mapping(mm, gap)?);
+    events.removed(gap);
+    // SAFETY: as in `register`.
+    unsafe { mm.uffd().register(range_of(gap), Modes::MISSING) }.ok()?;
+    let now = one_mapping(mm, gap)?;
+    if gap.intersect(now) != gap {
+        return None;
+    }
+    mm.extents().set_vma(gap);
+    Some(gap)
+}
+
+/// The manageable mapping that the range begins in.
+fn one_mapping(mm: &Mm, range: PageRange) -> Option<PageRange> {
+    let vma = mm.maps().next_vma(range.start.addr()).ok()??;
+    let pages = PageRange::of_bytes(vma.start, vma.end);
+    (is_manageable(&vma) && pages.contains(range.start)).then_some(pages)
+}
+
+/// Makes one extent of the extents of one mapping.
+fn merge(engine: &Engine<Mm>, pages: PageRange) {
+    let mm = engine.kernel();
+    if mm.extents().covering(pages.start) == Some(pages) {
+        return;
+    }
+    let _events = engine.events();
+    let one = one_mapping(mm, pages).map(|now| now.intersect(pages));
+    if one == Some(pages) && mm.extents().first_gap(pages).is_none() {
         mm.extents().set_vma(pages);
     }
 }
