@@ -158,6 +158,7 @@ fn read_events(shared: &Shared, engine: &SimEngine) {
             Event::Unmapped(span) | Event::Discarded(span) => events.removed(Machine::range(span)),
             Event::Remapped { from, to } => {
                 events.remapped(Machine::range(from), Machine::vpn(to));
+                note_taken_along(shared, engine, from, to);
                 note_strangers(shared, engine, Span::new(to, from.len));
             }
         }
@@ -180,6 +181,18 @@ fn note_strangers(shared: &Shared, engine: &SimEngine, span: Span) {
             machine.strangers.insert(page);
         } else {
             machine.strangers.remove(&page);
+        }
+    }
+}
+
+/// A page of a fresh mapping was adopted at the old address before the engine heard of the move: the move took its state
+/// along, to a hole.
+fn note_taken_along(shared: &Shared, engine: &SimEngine, from: Span, to: u32) {
+    let mut machine = shared.lock();
+    for (old, new) in from.pages().zip(to..) {
+        let is_known = matches!(engine.state(Machine::vpn(new)), PageState::System { .. });
+        if is_known && machine.memory.is_hole(new) && machine.memory.is_present(old) {
+            machine.ghosts.insert(new);
         }
     }
 }

@@ -2,8 +2,9 @@
 
 #![cfg(test)]
 
+use hmm_core::Config;
 use hmm_model::{Arena, Op, Pattern, Span};
-use hmm_sim::{DeviceVerb, Meanwhile, Noise, Report, Setup, run, seeds};
+use hmm_sim::{DeviceSetup, DeviceVerb, Meanwhile, Noise, Report, Setup, run, seeds};
 
 const ARENA: Arena = Arena { nr_pages: 600 };
 const ALL: Op = Op::Map { span: ARENA.all() };
@@ -106,5 +107,22 @@ fn pages_that_are_about_to_go_stay_where_they_are() {
         // The event has been read, and the pages have not gone yet.
         while_fetching(seed, &[discard, Op::Reclaim { steps: 3 }]);
         while_fetching(seed, &[discard, Op::Read { page: HOLE, word: 0 }]);
+    }
+}
+
+#[test]
+fn pages_come_home_when_the_device_and_staging_are_full() {
+    let data = Span::new(0, 1536);
+    for seed in seeds(8) {
+        let calm = Setup::small(seed, Noise::NONE);
+        let setup = Setup {
+            arena: Arena { nr_pages: 1600 },
+            budget_pages: 1600,
+            config: Config { nr_bays: 2, ..calm.config },
+            devices: vec![DeviceSetup { capacity_pages: 40, keeps_copies: true }],
+            ..calm
+        };
+        let map = Op::Map { span: setup.arena.all() };
+        run(&setup, &[map, fill(data), Op::Reclaim { steps: 64 }, Op::Scan { span: data }]);
     }
 }
