@@ -2,15 +2,15 @@
 //!
 //! # The protocol
 //!
-//! Before `main`, [`init`] finds the supervisor's control page by the environment, starts the agent's threads and waits
+//! Before `main`, `init` finds the supervisor's control page by the environment, starts the agent's threads and waits
 //! until they manage the memory that is there. From then on three things happen:
 //!
 //! - *handlers* and the *reclaimer* do the engine's work ([`hmm::runtime::Runtime`]);
-//! - the *control thread* ([`control`]) looks for new memory, when an interposed function has said that there is some
-//!   ([`interpose`]) and now and then without being asked, and arranges forks ([`fork`]).
+//! - the *control thread* (`control`) looks for new memory, when an interposed function has said that there is some
+//!   (`interpose`) and now and then without being asked, and arranges forks (`fork`).
 //!
 //! What all of this stands on is out of the program's reach, and never managed (I6): the threads are raw, with stacks
-//! of ours, all signals blocked and a descriptor table of their own; memory comes from our own allocator ([`alloc`]).
+//! of ours, all signals blocked and a descriptor table of their own; memory comes from our own allocator (`alloc`).
 //! No thread-local is used on any of them. The program's exit, crash or exec needs nothing from us.
 
 mod alloc;
