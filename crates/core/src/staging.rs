@@ -123,24 +123,15 @@ impl Staging {
     }
 
     /// Lends a run of up to `want` blank slots, at least one. The caller has charged `want` pages.
-    /// The last empty bay is kept for eviction.
+    /// The last empty bay is kept for eviction as long as there is anything else.
     pub(crate) fn take_blank(&self, want: usize) -> Option<SlotRun> {
         let mut inner = self.lock();
         let nr_empty = inner.bays.iter().filter(|bay| bay.is_empty()).count();
-        let mut best: Option<SlotRun> = None;
-        for (number, bay) in inner.bays.iter().enumerate().filter(|(_, bay)| !bay.reserved && !bay.huge) {
-            let empty = bay.is_empty();
-            if empty && (nr_empty <= 1 || best.is_some_and(|best| best.len >= want)) {
-                continue;
-            }
-            for run in bay.blank.runs() {
-                let len = run.len().min(want);
-                if best.is_none_or(|best| len > best.len) {
-                    best = Some(SlotRun { start: bay_number(number).slot(run.start), len });
-                }
-            }
-        }
-        let run = best?;
+        let used = inner.longest_blank(want, false);
+        let run = match used {
+            Some(run) if run.len >= want || nr_empty <= 1 => run,
+            shorter => inner.longest_blank(want, true).or(shorter)?,
+        };
         let bay = inner.bay(run.start.bay());
         indices(run).for_each(|index| bay.blank.remove(index));
         Some(run)
@@ -258,6 +249,22 @@ impl Staging {
 }
 
 impl Inner {
+    /// The longest run, up to `want`, of blank slots in bays that are empty, or in bays that are not.
+    fn longest_blank(&self, want: usize, in_empty: bool) -> Option<SlotRun> {
+        let mut best: Option<SlotRun> = None;
+        let bays = self.bays.iter().enumerate();
+        for (number, bay) in bays.filter(|(_, bay)| !bay.reserved && !bay.huge && bay.is_empty() == in_empty)
+        {
+            for run in bay.blank.runs() {
+                let len = run.len().min(want);
+                if best.is_none_or(|best| len > best.len) {
+                    best = Some(SlotRun { start: bay_number(number).slot(run.start), len });
+                }
+            }
+        }
+        best
+    }
+
     fn bay(&mut self, bay: Bay) -> &mut BayState {
         &mut self.bays[bay.0 as usize]
     }

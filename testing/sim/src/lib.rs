@@ -14,7 +14,8 @@
 //! transfer of a device, which the engine starts without locks, the runtime's other threads may serve faults, read
 //! events and reclaim. Any call can be made to fail ([`Failure`]): tests let each in turn.
 //!
-//! `HMM_SIM_SEEDS=1000` runs more seeds than usual, `HMM_SIM_SEED=17` that one alone.
+//! `HMM_SIM_SEEDS=1000` runs more seeds than usual, `HMM_SIM_SEED=17` that one alone, and `HMM_SIM_TRACE=100000` shows
+//! more of what happened in front of a failure.
 
 #![forbid(unsafe_code)]
 

@@ -59,6 +59,8 @@ impl Mapping {
 pub(crate) struct Memory {
     mappings: Vec<Option<Mapping>>,
     entries: Vec<Option<Entry>>,
+    /// Entries that are there.
+    nr_entries: usize,
     nr_mappings: u32,
 }
 
@@ -71,6 +73,7 @@ impl Memory {
         Self {
             mappings: vec![None; nr_pages as usize],
             entries: vec![None; nr_pages as usize],
+            nr_entries: 0,
             nr_mappings: 0,
         }
     }
@@ -153,15 +156,23 @@ impl Memory {
 
     /// Takes the pages away and leaves the mapping.
     pub(crate) fn zap(&mut self, span: Span) {
-        self.entries[indices(span)].fill(None);
+        span.pages().for_each(|page| drop(self.take(page)));
     }
 
     pub(crate) fn put(&mut self, page: u32, entry: Entry) {
-        self.entries[page as usize] = Some(entry);
+        let before = self.entries[page as usize].replace(entry);
+        self.nr_entries += usize::from(before.is_none());
     }
 
     pub(crate) fn take(&mut self, page: u32) -> Option<Entry> {
-        self.entries[page as usize].take()
+        let taken = self.entries[page as usize].take();
+        self.nr_entries -= usize::from(taken.is_some());
+        taken
+    }
+
+    /// Pages that are present or poisoned.
+    pub(crate) const fn nr_entries(&self) -> usize {
+        self.nr_entries
     }
 
     /// Moves a mapping and its pages. The destination is free.

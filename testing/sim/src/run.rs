@@ -12,8 +12,11 @@ use crate::setup::Setup;
 use crate::shared::Shared;
 use crate::world::{Report, World};
 
-/// A world that takes longer is stuck: the engine waits for a lock that it holds.
+/// A world in which nothing happens for so long is stuck: the engine waits for a lock that it holds.
 const STUCK: Duration = Duration::from_secs(30);
+/// Tries to look at a world that is at work.
+const LOOKS: u32 = 1000;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The operations that follow from a seed.
 pub fn ops_of(setup: &Setup, nr_ops: usize) -> Vec<Op> {
@@ -53,14 +56,30 @@ pub fn seeds(default: u64) -> std::ops::Range<u64> {
 fn watch(setup: Setup, shared: Arc<Shared>) -> Sender<()> {
     let (alive, watch) = channel();
     std::thread::spawn(move || {
-        if watch.recv_timeout(STUCK) == Err(RecvTimeoutError::Timeout) {
-            // Not by `eprintln`, whose lines a test's harness keeps to itself until the test ends.
-            let report = format!("{}\nthe world is stuck\n", report(&setup, &shared));
-            let _ = std::io::stderr().write_all(report.as_bytes());
-            std::process::abort();
+        let mut before = 0;
+        while watch.recv_timeout(STUCK) == Err(RecvTimeoutError::Timeout) {
+            let now = nr_lines(&shared);
+            if now.is_none_or(|now| now == before) {
+                // Not by `eprintln`, whose lines a test's harness keeps to itself until the test ends.
+                let report = format!("{}\nthe world is stuck\n", report(&setup, &shared));
+                let _ = std::io::stderr().write_all(report.as_bytes());
+                std::process::abort();
+            }
+            before = now.unwrap_or(0);
         }
     });
     alive
+}
+
+/// How much has happened. `None`: the world is locked, and stays so.
+fn nr_lines(shared: &Shared) -> Option<usize> {
+    (0..LOOKS).find_map(|_| {
+        let lines = shared.try_lock().map(|machine| machine.trace.nr_lines());
+        if lines.is_none() {
+            std::thread::sleep(PAUSE);
+        }
+        lines
+    })
 }
 
 fn report(setup: &Setup, shared: &Shared) -> String {

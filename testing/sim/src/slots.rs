@@ -28,13 +28,18 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Slots {
     slots: Vec<State>,
+    nr_present: usize,
     /// Bays that received a whole huge page and have not given any of it back.
     huge: BTreeSet<u32>,
 }
 
 impl Slots {
     pub(crate) fn new(nr_bays: u32) -> Self {
-        Self { slots: vec![State::default(); nr_bays as usize * BLOCK_PAGES], huge: BTreeSet::new() }
+        Self {
+            slots: vec![State::default(); nr_bays as usize * BLOCK_PAGES],
+            nr_present: 0,
+            huge: BTreeSet::new(),
+        }
     }
 
     fn state(&mut self, slot: Slot) -> &mut State {
@@ -46,8 +51,8 @@ impl Slots {
     }
 
     /// How many hold a page.
-    pub(crate) fn nr_present(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.page.is_some()).count()
+    pub(crate) const fn nr_present(&self) -> usize {
+        self.nr_present
     }
 
     /// A page comes from the program.
@@ -56,6 +61,7 @@ impl Slots {
         assert_eq!(state.lent, Lent::No, "a page is moved to {slot:?} while its bytes are in use");
         assert!(state.page.is_none(), "a page is moved to {slot:?}, which holds another");
         state.page = Some(page);
+        self.nr_present += 1;
     }
 
     /// A page goes to the program.
@@ -63,6 +69,7 @@ impl Slots {
         let state = self.state(slot);
         assert_eq!(state.lent, Lent::No, "{slot:?} is moved away while its bytes are in use");
         let page = state.page.take();
+        self.nr_present -= usize::from(page.is_some());
         self.split(slot.bay());
         page
     }
@@ -78,7 +85,8 @@ impl Slots {
         for slot in slots_of(run) {
             let state = self.state(slot);
             assert_eq!(state.lent, Lent::No, "{slot:?} is released while its bytes are in use");
-            state.page = None;
+            let page = state.page.take();
+            self.nr_present -= usize::from(page.is_some());
         }
         self.split(run.start.bay());
     }
@@ -135,8 +143,10 @@ impl Slots {
             let state = self.state(slot);
             assert_eq!(state.lent, Lent::No, "{slot:?} is written while its bytes are in use");
             state.lent = Lent::Write;
+            let was_empty = state.page.is_none();
             let page = state.page.get_or_insert_with(crate::memory::zeroes);
             bytes.extend_from_slice(&page[..]);
+            self.nr_present += usize::from(was_empty);
         }
         bytes
     }

@@ -3,6 +3,9 @@
 /// Lines that a report has, unless `HMM_SIM_TRACE` says otherwise.
 const DEFAULT_LINES: usize = 400;
 
+/// More happens in no world that works.
+const MAX_LINES: usize = 10_000_000;
+
 /// All that happened, a line each.
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
@@ -11,7 +14,13 @@ pub(crate) struct Trace {
 
 impl Trace {
     pub(crate) fn push(&mut self, line: String) {
+        assert!(self.lines.len() < MAX_LINES, "this goes on for ever");
         self.lines.push(line);
+    }
+
+    /// How much happened.
+    pub(crate) const fn nr_lines(&self) -> usize {
+        self.lines.len()
     }
 
     /// The last lines.

@@ -12,6 +12,11 @@ use crate::shared::Shared;
 /// At any time, also in the middle of the engine's work: what is resident is charged. Not counted are pages that the
 /// engine has been told to be gone, and will be, and such that came behind its back.
 pub(crate) fn check_resident(shared: &Shared, machine: &Machine) {
+    let staged = machine.slots.nr_present();
+    let charged = shared.ledger.charged();
+    if (machine.memory.nr_entries() + staged) as u64 <= charged {
+        return;
+    }
     let counts = |page: &u32| {
         machine.memory.is_managed(*page)
             && machine.memory.is_present(*page)
@@ -19,8 +24,6 @@ pub(crate) fn check_resident(shared: &Shared, machine: &Machine) {
             && !machine.dropping.iter().any(|span| span.contains(*page))
     };
     let mapped = machine.arena().all().pages().filter(counts).count();
-    let staged = machine.slots.nr_present();
-    let charged = shared.ledger.charged();
     assert!(
         (mapped + staged) as u64 <= charged,
         "{mapped} pages mapped, {staged} in staging, {charged} charged"
