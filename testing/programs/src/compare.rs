@@ -32,7 +32,10 @@ pub fn same_within_budgets(job: &Job) {
         assert_healthy(&managed, ram);
         // What does not fit has left at least once. Not all of a program's memory is managed, and a peak is short.
         let stored = managed.stats().count("pgstore") * 4096;
-        let excess = alone.peak_anonymous - ram;
+        // Several processes may have their peaks at the same time alone and one after the other under hmm: then nothing
+        // says how much did not fit, only that some did not.
+        let is_one_process = managed.stats().get("processes") == 1;
+        let excess = if is_one_process { alone.peak_anonymous - ram } else { 2 * 4096 };
         assert!(stored >= excess / 2, "{stored} bytes left, {excess} did not fit: {}", managed.stats());
     }
 }
