@@ -14,7 +14,6 @@ use hmm::uapi::sys::{Scope, futex_wait, futex_wake, set_thread_name};
 use hmm::uapi::uffd::{Access, Features};
 
 use crate::books::{RunPolicy, SharedBooks};
-use crate::fork::EVERYTHING;
 use crate::mailbox::MAILBOX;
 use crate::{alloc, devices, fork, threads};
 
@@ -26,6 +25,8 @@ const TICK_SHORT: Duration = Duration::from_millis(10);
 const TICK_LONG: Duration = Duration::from_millis(320);
 /// The longest that the start may take.
 const START_PATIENCE: Duration = Duration::from_secs(10);
+
+const EVERYTHING: AddrRange = AddrRange { start: 0, end: u64::MAX };
 
 static SETUP: OnceLock<(Control, &'static Slot)> = OnceLock::new();
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();

@@ -19,17 +19,17 @@
 //! The kernel reports forks only to those who may trace (`CAP_SYS_PTRACE`). For others a fork is refused (`EAGAIN`) while
 //! pages are away; else the child registers its memory anew.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 
 use hmm::control::{SlotState, VerdictKind};
 use hmm::core::kernel::Kernel;
 use hmm::runtime::{Runtime, open_files};
+use hmm::uapi::Fd;
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
 use hmm::uapi::uffd::{Access, EventBuffer, Features, Userfaultfd};
-use hmm::uapi::{AddrRange, Fd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -38,6 +38,7 @@ use rustix::net::{
 
 use crate::books::SharedBooks;
 use crate::mailbox::MAILBOX;
+use crate::next::Next;
 use crate::{MANAGED, control, fail, threads};
 
 /// How a fork stands, for the thread that forks.
@@ -62,7 +63,6 @@ static FORKING: AtomicBool = AtomicBool::new(false);
 static ARRANGED_BY: AtomicI32 = AtomicI32::new(0);
 static CHILD_END: AtomicI32 = AtomicI32::new(-1);
 static PARENT_END: AtomicI32 = AtomicI32::new(-1);
-static LIBC_FORK: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 /// In the child: 0 until its agent has started (1) or failed (2).
 static CHILD_STARTED: AtomicU32 = AtomicU32::new(0);
 
@@ -70,11 +70,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Copies of the engine that may turn out useless before the fork is given up.
 const MAX_TRIES: usize = 16;
 
+type Fork = extern "C" fn() -> libc::pid_t;
+
+// SAFETY: the type is that of fork(2).
+static FORK: Next<Fork> = unsafe { Next::new(c"fork", refuse) };
+// SAFETY: the type is that of _Fork(3).
+static BARE_FORK: Next<Fork> = unsafe { Next::new(c"_Fork", refuse) };
+
 /// Called once, on the program's main thread.
 pub(crate) fn install() {
-    // SAFETY: looks a function of libc up.
-    let libc_fork = unsafe { libc::dlsym(libc::RTLD_NEXT, c"fork".as_ptr()) };
-    LIBC_FORK.store(libc_fork, Ordering::Release);
     // SAFETY: the three functions do what such handlers may, on the thread that forks.
     unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
 }
@@ -83,19 +87,32 @@ pub(crate) fn install() {
 #[expect(unreachable_pub, reason = "called through the dynamic symbol table")]
 #[unsafe(no_mangle)]
 pub extern "C" fn fork() -> libc::pid_t {
-    let libc_fork = LIBC_FORK.load(Ordering::Acquire);
-    if libc_fork.is_null() {
-        // Called by a constructor that ran before ours.
-        // SAFETY: looks a function of libc up.
-        let early = unsafe { libc::dlsym(libc::RTLD_NEXT, c"fork".as_ptr()) };
-        return call(early);
-    }
+    arranged(|| FORK.get()())
+}
+
+/// See `_Fork(3)`: a fork without the handlers that libc runs, ours among them.
+#[expect(unreachable_pub, reason = "called through the dynamic symbol table")]
+#[unsafe(no_mangle)]
+pub extern "C" fn _Fork() -> libc::pid_t {
+    arranged(|| {
+        let pid = BARE_FORK.get()();
+        if pid == 0 {
+            child()
+        } else {
+            parent()
+        }
+        pid
+    })
+}
+
+/// Forks with the engine at rest, again if the copy was of no use. Here there is a way back, which there is not in
+/// `prepare`.
+fn arranged(fork: impl Fn() -> libc::pid_t) -> libc::pid_t {
     for _ in 0..MAX_TRIES {
-        // Here, where there is a way back, and not in `prepare`.
         if MANAGED.load(Ordering::Acquire) && !arrange() {
             break;
         }
-        let pid = call(libc_fork);
+        let pid = fork();
         if pid <= 0 || STATE.load(Ordering::Acquire) != AGAIN {
             return pid;
         }
@@ -105,44 +122,13 @@ pub extern "C" fn fork() -> libc::pid_t {
     refuse()
 }
 
-/// See `_Fork(3)`: a fork without the handlers that libc runs, ours among them.
-#[expect(unreachable_pub, reason = "called through the dynamic symbol table")]
-#[unsafe(no_mangle)]
-pub extern "C" fn _Fork() -> libc::pid_t {
-    // SAFETY: looks a function of libc up.
-    let libc_fork = unsafe { libc::dlsym(libc::RTLD_NEXT, c"_Fork".as_ptr()) };
-    for _ in 0..MAX_TRIES {
-        if MANAGED.load(Ordering::Acquire) && !arrange() {
-            break;
-        }
-        let pid = call(libc_fork);
-        if pid == 0 {
-            child();
-            return 0;
-        }
-        parent();
-        if pid < 0 || STATE.load(Ordering::Acquire) != AGAIN {
-            return pid;
-        }
-        // SAFETY: waits for a child that was never seen by the program.
-        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
-    }
-    refuse()
-}
-
 /// What a fork gives that cannot be.
-fn refuse() -> libc::pid_t {
+extern "C" fn refuse() -> libc::pid_t {
     // SAFETY: gives this thread's errno.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: valid as long as the thread lives.
     unsafe { errno.write(libc::EAGAIN) };
     -1
-}
-
-fn call(function: *mut c_void) -> libc::pid_t {
-    // SAFETY: the pointer is that of libc's `fork`.
-    let function: extern "C" fn() -> libc::pid_t = unsafe { std::mem::transmute(function) };
-    function()
 }
 
 fn any_absent(runtime: &Runtime) -> bool {
@@ -421,6 +407,3 @@ fn finish(end: &Fd, child: Option<&Userfaultfd>) -> u32 {
     }
     DONE
 }
-
-/// Everything there is.
-pub(crate) const EVERYTHING: AddrRange = AddrRange { start: 0, end: u64::MAX };

@@ -7,8 +7,8 @@
 
 #![expect(unreachable_pub, reason = "called through the dynamic symbol table")]
 
-use std::ffi::{CStr, c_int, c_long, c_void};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering};
+use std::ffi::{c_int, c_long, c_void};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use hmm::core::kernel::Kernel;
 use hmm::uapi::AddrRange;
@@ -16,6 +16,7 @@ use hmm::uapi::AddrRange;
 use crate::MANAGED;
 use crate::control::runtime;
 use crate::mailbox::MAILBOX;
+use crate::next::Next;
 
 /// Blocks from here on may have a mapping of their own: glibc's smallest threshold is larger.
 const LARGE_BYTES: usize = 64 << 10;
@@ -29,46 +30,34 @@ const NR_HEAPS: usize = 1 << (47 - HEAP_SHIFT);
 static SEEN: [AtomicU8; NR_HEAPS / 8] = [const { AtomicU8::new(0) }; NR_HEAPS / 8];
 static LAST_BREAK: AtomicUsize = AtomicUsize::new(0);
 
-/// A function of the allocator that the program would use without us: glibc's, or one that it brought along, whose `free`
-/// knows nothing of glibc's blocks.
-struct Next {
-    name: &'static CStr,
-    found: AtomicPtr<c_void>,
-}
-
-/// Set while a function is looked up, in case that allocates.
-static LOOKING: AtomicBool = AtomicBool::new(false);
-
-impl Next {
-    const fn new(name: &'static CStr) -> Self {
-        Self { name, found: AtomicPtr::new(std::ptr::null_mut()) }
-    }
-
-    /// The function; null while it is being looked up.
-    fn get(&self) -> *mut c_void {
-        let found = self.found.load(Ordering::Acquire);
-        if !found.is_null() || LOOKING.swap(true, Ordering::Acquire) {
-            return found;
-        }
-        // SAFETY: looks a function up by a name that ends with a zero.
-        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
-        self.found.store(found, Ordering::Release);
-        LOOKING.store(false, Ordering::Release);
-        found
-    }
-}
-
-static NEXT_MALLOC: Next = Next::new(c"malloc");
-static NEXT_CALLOC: Next = Next::new(c"calloc");
-static NEXT_REALLOC: Next = Next::new(c"realloc");
-static NEXT_MEMALIGN: Next = Next::new(c"memalign");
-
 unsafe extern "C" {
     static __curbrk: *mut c_void;
     fn __libc_malloc(size: usize) -> *mut c_void;
     fn __libc_calloc(count: usize, size: usize) -> *mut c_void;
     fn __libc_realloc(old: *mut c_void, size: usize) -> *mut c_void;
     fn __libc_memalign(align: usize, size: usize) -> *mut c_void;
+}
+
+type Malloc = unsafe extern "C" fn(usize) -> *mut c_void;
+type TwoSizes = unsafe extern "C" fn(usize, usize) -> *mut c_void;
+type Realloc = unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void;
+
+// The allocator is the program's: one that it brought along has a `free` that knows nothing of glibc's blocks.
+// SAFETY: the type is that of malloc(3).
+static MALLOC: Next<Malloc> = unsafe { Next::new(c"malloc", __libc_malloc) };
+// SAFETY: the type is that of calloc(3).
+static CALLOC: Next<TwoSizes> = unsafe { Next::new(c"calloc", __libc_calloc) };
+// SAFETY: the type is that of realloc(3).
+static REALLOC: Next<Realloc> = unsafe { Next::new(c"realloc", __libc_realloc) };
+// SAFETY: the type is that of memalign(3).
+static MEMALIGN: Next<TwoSizes> = unsafe { Next::new(c"memalign", __libc_memalign) };
+
+/// Looks the program's allocator up, while there is only one thread: two that did it at once would mix allocators.
+pub(crate) fn install() {
+    MALLOC.get();
+    CALLOC.get();
+    REALLOC.get();
+    MEMALIGN.get();
 }
 
 /// Tells the control thread of new memory.
@@ -125,31 +114,15 @@ fn new_memory(block: *mut c_void, size: usize, heap_end: usize) {
 /// See `malloc(3)`.
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc(size: usize) -> *mut c_void {
-    let next = NEXT_MALLOC.get();
-    let block = if next.is_null() {
-        // SAFETY: glibc's malloc, for which any size is good.
-        unsafe { __libc_malloc(size) }
-    } else {
-        // SAFETY: the function of that name has this type.
-        let next: extern "C" fn(usize) -> *mut c_void = unsafe { std::mem::transmute(next) };
-        next(size)
-    };
-    check(block, size)
+    // SAFETY: any size is good.
+    check(unsafe { MALLOC.get()(size) }, size)
 }
 
 /// See `calloc(3)`.
 #[unsafe(no_mangle)]
 pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
-    let next = NEXT_CALLOC.get();
-    let block = if next.is_null() {
-        // SAFETY: glibc's calloc, which checks the product.
-        unsafe { __libc_calloc(count, size) }
-    } else {
-        // SAFETY: the function of that name has this type.
-        let next: extern "C" fn(usize, usize) -> *mut c_void = unsafe { std::mem::transmute(next) };
-        next(count, size)
-    };
-    check(block, count.saturating_mul(size))
+    // SAFETY: calloc checks the product.
+    check(unsafe { CALLOC.get()(count, size) }, count.saturating_mul(size))
 }
 
 /// See `realloc(3)`.
@@ -158,33 +131,15 @@ pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
 /// `old` is null or a block of `malloc`'s.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn realloc(old: *mut c_void, size: usize) -> *mut c_void {
-    let next = NEXT_REALLOC.get();
-    let block = if next.is_null() {
-        // SAFETY: the caller's promise.
-        unsafe { __libc_realloc(old, size) }
-    } else {
-        // SAFETY: the function of that name has this type.
-        let next: unsafe extern "C" fn(*mut c_void, usize) -> *mut c_void =
-            unsafe { std::mem::transmute(next) };
-        // SAFETY: the caller's promise.
-        unsafe { next(old, size) }
-    };
-    check(block, size)
+    // SAFETY: the caller's promise.
+    check(unsafe { REALLOC.get()(old, size) }, size)
 }
 
 /// See `memalign(3)`.
 #[unsafe(no_mangle)]
 pub extern "C" fn memalign(align: usize, size: usize) -> *mut c_void {
-    let next = NEXT_MEMALIGN.get();
-    let block = if next.is_null() {
-        // SAFETY: glibc's memalign, which checks the alignment.
-        unsafe { __libc_memalign(align, size) }
-    } else {
-        // SAFETY: the function of that name has this type.
-        let next: extern "C" fn(usize, usize) -> *mut c_void = unsafe { std::mem::transmute(next) };
-        next(align, size)
-    };
-    check(block, size)
+    // SAFETY: memalign checks the alignment.
+    check(unsafe { MEMALIGN.get()(align, size) }, size)
 }
 
 /// See `aligned_alloc(3)`.

@@ -20,6 +20,7 @@ mod devices;
 mod fork;
 mod interpose;
 mod mailbox;
+mod next;
 mod threads;
 
 use std::os::unix::ffi::OsStrExt;
@@ -40,6 +41,7 @@ static INIT: extern "C" fn() = init;
 
 /// Called by the dynamic loader before the program's `main`, on its only thread.
 extern "C" fn init() {
+    interpose::install();
     let Some(path) = std::env::var_os(CONTROL_ENV) else { return };
     let control = match Control::open(Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()))) {
         Ok(control) => control,

@@ -14,7 +14,8 @@ use rustix::io::Errno;
 
 use crate::mm::{Mm, range_of};
 
-/// Bytes behind a file's mapping that are taken for the tail of its data.
+/// Bytes behind a file's mapping that are taken for the tail of its data: a mapping of that size is left alone, in a
+/// larger one they stay resident.
 const DATA_TAIL_BYTES: u64 = 1 << 20;
 
 /// Whether the mapping is of a kind that can be managed.

@@ -39,6 +39,11 @@ const GROW_PAGES: u64 = 256;
 /// How often the reclaimer looks without being asked: other processes may share the budget.
 const RECLAIM_TICK: Duration = Duration::from_millis(20);
 
+/// What woke a handler.
+const FAULTS: u64 = 0;
+const HELP: u64 = 1;
+const ALARM: u64 = 2;
+
 /// What a process does when no device takes another page.
 pub trait Policy: Send + Sync + std::fmt::Debug {
     /// What the user asked for.
@@ -220,9 +225,9 @@ impl Runtime {
     fn waiter(&self) -> Result<OwnedFd, Errno> {
         let waiter = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let exclusive = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
-        epoll::add(&waiter, self.engine.kernel().uffd(), epoll::EventData::new_u64(0), exclusive)?;
-        epoll::add(&waiter, &self.help, epoll::EventData::new_u64(2), exclusive)?;
-        epoll::add(&waiter, &self.alarm, epoll::EventData::new_u64(1), epoll::EventFlags::IN)?;
+        epoll::add(&waiter, self.engine.kernel().uffd(), epoll::EventData::new_u64(FAULTS), exclusive)?;
+        epoll::add(&waiter, &self.help, epoll::EventData::new_u64(HELP), exclusive)?;
+        epoll::add(&waiter, &self.alarm, epoll::EventData::new_u64(ALARM), epoll::EventFlags::IN)?;
         Ok(waiter)
     }
 
@@ -237,9 +242,11 @@ impl Runtime {
         self.sleeping.fetch_add(1, Ordering::Relaxed);
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); 2];
         // EINTR is impossible with signals blocked, and harmless without.
-        let _ = epoll::wait(waiter, &mut events, None);
+        let woken = epoll::wait(waiter, &mut events, None);
         self.sleeping.fetch_sub(1, Ordering::Relaxed);
-        let _ = rustix::io::read(&self.help, &mut [0u8; 8]);
+        if woken.is_ok_and(|(events, _)| events.iter().any(|event| event.data.u64() == HELP)) {
+            let _ = rustix::io::read(&self.help, &mut [0u8; 8]);
+        }
     }
 
     /// Reads messages, applies the events among them, and returns the number of faults.

@@ -74,21 +74,8 @@ pub(crate) fn pump(shared: &Shared, engine: &SimEngine) -> bool {
 /// whoever waits for us.
 pub(crate) fn meanwhile(shared: &Shared, engine: &SimEngine, ops: &[Op]) {
     for op in ops {
-        match *op {
-            Op::Reclaim { steps } => (0..steps).for_each(|_| reclaim(shared, engine)),
-            Op::ReadAhead { steps } => (0..steps).for_each(|_| read_ahead(shared, engine)),
-            Op::Map { .. }
-            | Op::Adopt { .. }
-            | Op::Unmap { .. }
-            | Op::DontNeed { .. }
-            | Op::Remap { .. }
-            | Op::Protect { .. }
-            | Op::Write { .. }
-            | Op::Fill { .. }
-            | Op::Read { .. }
-            | Op::Scan { .. }
-            | Op::Hold { .. }
-            | Op::Release { .. } => drop(shared.lock().start(op)),
+        if !background(shared, engine, op) {
+            let _ = shared.lock().start(op);
         }
         while !shared.lock().events.is_empty() {
             read_events(shared, engine);
@@ -110,6 +97,19 @@ pub(crate) fn settle(shared: &Shared, engine: &SimEngine) {
         "everybody waits for somebody: {:?}",
         machine.threads
     );
+}
+
+/// Does what the engine's own threads do, if the operation is of that kind; says whether it was.
+pub(crate) fn background(shared: &Shared, engine: &SimEngine, op: &Op) -> bool {
+    if let Op::Reclaim { steps } = *op {
+        (0..steps).for_each(|_| reclaim(shared, engine));
+        true
+    } else if let Op::ReadAhead { steps } = *op {
+        (0..steps).for_each(|_| read_ahead(shared, engine));
+        true
+    } else {
+        false
+    }
 }
 
 /// One step of the evictor.

@@ -94,29 +94,18 @@ impl World {
     }
 
     fn op(&self, op: &Op) {
-        match *op {
-            Op::Reclaim { steps } => (0..steps).for_each(|_| runtime::reclaim(&self.shared, &self.engine)),
-            Op::ReadAhead { steps } => {
-                (0..steps).for_each(|_| runtime::read_ahead(&self.shared, &self.engine))
+        let pin = |span, pinned| runtime::pin(&self.shared, &self.engine, span, pinned);
+        if runtime::background(&self.shared, &self.engine, op) {
+            // Done.
+        } else if let Op::Hold { span } = *op
+            && self.shared.lock().entropy.one_in(3)
+        {
+            pin(span, true);
+        } else {
+            if let Op::Release { span } = *op {
+                pin(span, false);
             }
-            Op::Hold { span } if self.shared.lock().entropy.one_in(3) => {
-                runtime::pin(&self.shared, &self.engine, span, true);
-            }
-            Op::Release { span } => {
-                runtime::pin(&self.shared, &self.engine, span, false);
-                self.start(op);
-            }
-            Op::Map { .. }
-            | Op::Adopt { .. }
-            | Op::Unmap { .. }
-            | Op::DontNeed { .. }
-            | Op::Remap { .. }
-            | Op::Protect { .. }
-            | Op::Write { .. }
-            | Op::Fill { .. }
-            | Op::Read { .. }
-            | Op::Scan { .. }
-            | Op::Hold { .. } => self.start(op),
+            self.start(op);
         }
         runtime::settle(&self.shared, &self.engine);
     }

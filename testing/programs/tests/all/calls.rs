@@ -21,34 +21,34 @@ fn check(name: &str, args: &[&str], ram: u64) {
 
 /// Threads, MiB in all, rounds, seed.
 fn calls(nr_threads: u64, mib: u64, rounds: u64, seed: u64) {
-    let args = [nr_threads, mib * scale(), rounds, seed].map(|number| number.to_string());
-    check("calls", &args.each_ref().map(String::as_str), mib * scale() * MIB / 4);
-}
-
-#[test]
-fn one_thread_maps_and_unmaps() {
     if hmm_programs::skip::is_known_gap("mremap of a mapping that was registered in parts fails with EFAULT")
     {
         return;
     }
+    let args = [nr_threads, mib * scale(), rounds, seed].map(|number| number.to_string());
+    check("calls", &args.each_ref().map(String::as_str), mib * scale() * MIB / 4);
+}
+
+/// Arguments of the program, and its budget.
+fn heap(args: &[&str], ram: u64) {
+    if hmm_programs::skip::is_known_gap("memory that the heap gains is found late, the budget is exceeded") {
+        return;
+    }
+    check("heap", args, ram);
+}
+
+#[test]
+fn one_thread_maps_and_unmaps() {
     calls(1, 64, 3000, 1);
 }
 
 #[test]
 fn four_threads_map_and_unmap() {
-    if hmm_programs::skip::is_known_gap("mremap of a mapping that was registered in parts fails with EFAULT")
-    {
-        return;
-    }
     calls(4, 96, 1500, 2);
 }
 
 #[test]
 fn eight_threads_map_and_unmap() {
-    if hmm_programs::skip::is_known_gap("mremap of a mapping that was registered in parts fails with EFAULT")
-    {
-        return;
-    }
     calls(8, 128, 600, 3);
 }
 
@@ -89,25 +89,16 @@ fn memory_that_may_only_be_read() {
 
 #[test]
 fn blocks_of_the_heap_in_random_order() {
-    if hmm_programs::skip::is_known_gap("memory that the heap gains is found late, the budget is exceeded") {
-        return;
-    }
-    check("heap", &["96", "300000", "1"], 24 * MIB);
+    heap(&["96", "300000", "1"], 24 * MIB);
 }
 
 #[test]
 fn large_blocks_of_the_heap() {
-    if hmm_programs::skip::is_known_gap("memory that the heap gains is found late, the budget is exceeded") {
-        return;
-    }
-    check("heap", &["96", "60000", "2", "300000"], 24 * MIB);
+    heap(&["96", "60000", "2", "300000"], 24 * MIB);
 }
 
 /// The break goes back and forth.
 #[test]
 fn a_heap_that_is_trimmed() {
-    if hmm_programs::skip::is_known_gap("memory that the heap gains is found late, the budget is exceeded") {
-        return;
-    }
-    check("heap", &["96", "1000000", "3", "8000", "stack"], 16 * MIB);
+    heap(&["96", "1000000", "3", "8000", "stack"], 16 * MIB);
 }
