@@ -10,6 +10,7 @@ use crate::addr::{BlockId, SlotRun, Vpn};
 use crate::copies::CopyPolicy;
 use crate::fetch::Moved;
 use crate::kernel::Kernel;
+use crate::notifier::Notifiers;
 use crate::read_ahead::Jobs;
 use crate::staging::Staging;
 use crate::state::{Frame, PageState, Ticket};
@@ -77,6 +78,7 @@ pub struct Engine<K> {
     pub(crate) devices: Vec<Arc<dyn Device>>,
     pub(crate) config: Config,
     pub(crate) gate: RwLock<()>,
+    pub(crate) notifiers: Arc<Notifiers>,
     pub(crate) table: Table,
     pub(crate) staging: Staging,
     pub(crate) streams: Streams,
@@ -108,6 +110,7 @@ impl<K: Kernel> Engine<K> {
             devices,
             config,
             gate: RwLock::new(()),
+            notifiers: Arc::default(),
             table: Table::new(),
             staging: Staging::new(config.nr_bays),
             streams: Streams::new(config.max_window),
@@ -130,6 +133,11 @@ impl<K: Kernel> Engine<K> {
     /// The devices, in the order in which they are filled.
     pub fn devices(&self) -> &[Arc<dyn Device>] {
         &self.devices
+    }
+
+    /// The drivers that mirror the address space.
+    pub fn notifiers(&self) -> &Arc<Notifiers> {
+        &self.notifiers
     }
 
     /// Its configuration.

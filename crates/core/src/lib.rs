@@ -26,6 +26,7 @@ pub mod addr;
 pub mod bits;
 pub mod kernel;
 pub mod ledger;
+pub mod notifier;
 pub mod state;
 pub mod stats;
 
@@ -40,6 +41,7 @@ mod read_ahead;
 mod reclaim;
 mod staging;
 mod stream;
+mod sync;
 mod table;
 
 pub use engine::{Config, Engine, HomeBy, Peeked};
