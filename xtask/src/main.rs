@@ -2,6 +2,7 @@
 
 mod cargo;
 mod ci;
+mod interleavings;
 mod test;
 mod tidy;
 
@@ -10,9 +11,10 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  test [ARGS]  all tests, with a count of those that could not run here and why; ARGS go to cargo test
-  tidy         the rules of the source tree that no compiler checks
-  ci           everything that must hold before a change is taken: tidy, format, lints, documentation, tests";
+  test [ARGS]    all tests, with a count of those that could not run here and why; ARGS go to cargo test
+  interleavings  the parts that work without locks between them, in all orders (loom) or very many (shuttle)
+  tidy           the rules of the source tree that no compiler checks
+  ci             everything that must hold before a change is taken: tidy, format, lints, documentation, tests";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
     let rest: Vec<String> = args.collect();
     let result = match command.as_deref() {
         Some("test") => test::run(&rest),
+        Some("interleavings") if rest.is_empty() => interleavings::run(),
         Some("tidy") if rest.is_empty() => tidy::run(),
         Some("ci") if rest.is_empty() => ci::run(),
         _ => {

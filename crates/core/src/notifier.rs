@@ -332,6 +332,9 @@ impl<W: Watch> Drop for Notifier<W> {
     }
 }
 
+#[cfg(any(loom, shuttle))]
 #[cfg(test)]
-#[path = "notifier/tests.rs"]
+mod interleavings;
+#[cfg(not(any(loom, shuttle)))]
+#[cfg(test)]
 mod tests;
