@@ -49,7 +49,8 @@ pub(crate) trait Attempt<T> {
 }
 
 impl<T, E: fmt::Display> Attempt<T> for Result<T, E> {
+    // The alternate form: errors with a chain of causes print all of it.
     fn attempt(self, what: impl fmt::Display) -> Result<T, Failure> {
-        self.map_err(|error| Failure::of_hmm(format_args!("cannot {what}: {error}")))
+        self.map_err(|error| Failure::of_hmm(format_args!("cannot {what}: {error:#}")))
     }
 }

@@ -39,7 +39,7 @@ pub struct Config {
     pub high_pages: u64,
     /// How pages come home.
     pub home_by: HomeBy,
-    /// Largest run that a stream is fetched ahead by, in pages.
+    /// Largest run that a stream is fetched ahead by, in pages; 0 means 1.
     pub max_window: u32,
     /// Pages that the first touch of a place brings, a power of two.
     pub first_touch_pages: u32,

@@ -44,7 +44,7 @@ pub(crate) struct Hit {
 
 impl Streams {
     pub(crate) fn new(max_window: u32) -> Self {
-        Self { inner: Mutex::default(), max_window }
+        Self { inner: Mutex::default(), max_window: max_window.max(1) }
     }
 
     /// A fault at `page`. A new stream begins with a window of `initial` pages.
@@ -57,7 +57,7 @@ impl Streams {
             stream.window > 0 && stream.next <= page.0 && page.0 < stream.next + SLACK_PAGES
         });
         let (id, window) = match hit {
-            Some(id) => (id, (inner.streams[id].window * 4).clamp(4, max_window)),
+            Some(id) => (id, inner.streams[id].window.saturating_mul(4).clamp(max_window.min(4), max_window)),
             None => {
                 let oldest = (0..NR_STREAMS).min_by_key(|id| inner.streams[*id].last_used).unwrap_or(0);
                 (oldest, initial.min(max_window))
@@ -77,6 +77,15 @@ impl Streams {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_window_is_a_limit_like_any_other() {
+        for max_window in 0..4 {
+            let streams = Streams::new(max_window);
+            assert!(streams.fault(Vpn(7), 16).window >= 1);
+            assert_eq!(streams.fault(Vpn(8), 16).window, max_window.max(1) as usize);
+        }
+    }
 
     #[test]
     fn a_stream_grows_and_random_faults_do_not() {

@@ -144,7 +144,7 @@ fn sysctl(granted: bool) -> Fact {
 }
 
 /// Features, and what hmm is without each.
-const WANTED: [(&str, Features, Status, &str); 8] = [
+const WANTED: [(&str, Features, Status, &str); 7] = [
     ("UFFDIO_MOVE", Features::MOVE, Status::Missing, "pages cannot be taken from the program"),
     (
         "UFFDIO_POISON",
@@ -153,12 +153,6 @@ const WANTED: [(&str, Features, Status, &str); 8] = [
         "a page lost with its device cannot be told by SIGBUS",
     ),
     ("write protection", Features::PAGEFAULT_FLAG_WP, Status::Missing, "staging cannot be registered"),
-    (
-        "asynchronous write protection",
-        Features::WP_ASYNC,
-        Status::Degraded,
-        "nothing, as this version does without it",
-    ),
     (
         "event of munmap",
         Features::EVENT_UNMAP,
