@@ -38,6 +38,11 @@ impl PageSet {
         range.for_each(|index| self.insert(index));
     }
 
+    /// The pages that are in both sets.
+    pub fn and(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] & other.0[word]))
+    }
+
     /// How many pages are in it.
     pub fn len(&self) -> usize {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
@@ -59,6 +64,11 @@ impl PageSet {
             index = (index / 64 + 1) * 64;
         }
         None
+    }
+
+    /// The first page at or behind `from` that is not in the set.
+    pub(crate) fn next_outside(&self, from: usize) -> Option<usize> {
+        Some(self.run_end(from)).filter(|end| *end < BLOCK_PAGES)
     }
 
     /// The end of the run of pages that begins at `from`.

@@ -45,7 +45,8 @@ impl CopyPolicy {
 impl<K: Kernel> Engine<K> {
     /// Whether the next page that comes home from the device keeps its frame there.
     pub(crate) fn keeps_copy(&self, device: u8) -> bool {
-        let device = &self.devices[usize::from(device)];
+        // A driver's device has its frames to itself.
+        let Some(device) = self.devices().get(usize::from(device)) else { return false };
         device.caps().keeps_copies && self.copies.wants() && {
             let usage = device.usage();
             usage.used_bytes * 100 < usage.capacity_bytes * FULL_PERCENT

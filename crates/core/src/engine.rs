@@ -10,8 +10,9 @@ use crate::addr::{BlockId, SlotRun, Vpn};
 use crate::copies::CopyPolicy;
 use crate::fetch::Moved;
 use crate::kernel::Kernel;
-use crate::notifier::Notifiers;
+use crate::notifier::{Cause, Change, Notifiers};
 use crate::read_ahead::Jobs;
+use crate::registry::{Held, MAX_DEVICES, Registry};
 use crate::staging::Staging;
 use crate::state::{Frame, PageState, Ticket};
 use crate::stats::Stats;
@@ -75,7 +76,7 @@ pub enum Peeked {
 #[derive(Debug)]
 pub struct Engine<K> {
     pub(crate) kernel: K,
-    pub(crate) devices: Vec<Arc<dyn Device>>,
+    pub(crate) registry: Registry,
     pub(crate) config: Config,
     pub(crate) gate: RwLock<()>,
     pub(crate) notifiers: Arc<Notifiers>,
@@ -97,17 +98,25 @@ pub struct Engine<K> {
     pub(crate) others_asked: AtomicU64,
 }
 
+/// Drivers that still watch learn that there is nothing to mirror any more.
+impl<K> Drop for Engine<K> {
+    fn drop(&mut self) {
+        let range = crate::addr::PageRange { start: Vpn(0), end: crate::table::END };
+        drop(self.notifiers.invalidate(Change { range, cause: Cause::Release, owner: None }));
+    }
+}
+
 impl<K: Kernel> Engine<K> {
-    /// An engine that manages nothing yet.
+    /// An engine that manages nothing yet. `tiers` are the devices that reclaim evicts to; without any it cannot evict.
     ///
     /// # Panics
-    /// Without a device, with more than sixteen, or with fewer than two bays.
-    pub fn new(kernel: K, devices: Vec<Arc<dyn Device>>, config: Config) -> Self {
-        assert!((1..=16).contains(&devices.len()), "an engine has one to sixteen devices");
+    /// With more than sixteen devices, or with fewer than two bays.
+    pub fn new(kernel: K, tiers: Vec<Arc<dyn Device>>, config: Config) -> Self {
+        assert!(tiers.len() <= MAX_DEVICES, "an engine has at most sixteen devices");
         assert!(config.nr_bays >= 2, "staging has at least two bays");
         Self {
             kernel,
-            devices,
+            registry: Registry::new(tiers),
             config,
             gate: RwLock::new(()),
             notifiers: Arc::default(),
@@ -130,9 +139,9 @@ impl<K: Kernel> Engine<K> {
         &self.kernel
     }
 
-    /// The devices, in the order in which they are filled.
+    /// The tiers, in the order in which they are filled.
     pub fn devices(&self) -> &[Arc<dyn Device>] {
-        &self.devices
+        self.registry.tiers()
     }
 
     /// The drivers that mirror the address space.
@@ -156,7 +165,8 @@ impl<K: Kernel> Engine<K> {
         match self.state(page) {
             PageState::Device { frame } | PageState::Fetching { frame, .. } => {
                 let request = hmm_device::Fetch { frames: &[frame.pfn], bytes };
-                if self.device(frame).fetch(request).stop.is_none() { Peeked::Bytes } else { Peeked::Lost }
+                let fetched = self.device(frame).is_some_and(|device| device.fetch(request).stop.is_none());
+                if fetched { Peeked::Bytes } else { Peeked::Lost }
             }
             PageState::Staged { slot, .. } | PageState::Storing { slot } => {
                 self.kernel
@@ -202,7 +212,7 @@ impl<K: Kernel> Engine<K> {
     /// Brings the gauges that are too dear to keep at all times up to date.
     pub fn refresh_gauges(&self) {
         let (mut used, mut capacity) = (0, 0);
-        for device in &self.devices {
+        for device in self.devices() {
             let usage = device.usage();
             used += usage.used_bytes;
             capacity += usage.capacity_bytes;
@@ -251,18 +261,21 @@ impl<K: Kernel> Engine<K> {
         self.stats().away.fetch_sub(pages as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn device(&self, frame: Frame) -> &dyn Device {
-        &*self.devices[usize::from(frame.device)]
+    /// The device that a frame is on. `None`: it is not there any more.
+    pub(crate) fn device(&self, frame: Frame) -> Option<Held<'_>> {
+        self.registry.get(frame.device)
     }
 
     pub(crate) fn free_frame(&self, frame: Frame) {
-        self.device(frame).free(&[frame.pfn]);
+        self.free_frames(frame.device, &[frame.pfn]);
     }
 
     /// Frees frames of one device.
     pub(crate) fn free_frames(&self, device: u8, frames: &[DevicePfn]) {
-        if !frames.is_empty() {
-            self.devices[usize::from(device)].free(frames);
+        if !frames.is_empty()
+            && let Some(device) = self.registry.get(device)
+        {
+            device.free(frames);
         }
     }
 

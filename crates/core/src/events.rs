@@ -9,6 +9,7 @@ use crate::addr::{PageRange, SlotRun, Vpn};
 use crate::engine::Engine;
 use crate::fetch::Moved;
 use crate::kernel::Kernel;
+use crate::notifier::{Cause, Change};
 use crate::staging::Left;
 use crate::state::PageState;
 use crate::table::{States, covers};
@@ -38,19 +39,32 @@ impl<K: Kernel> Engine<K> {
 }
 
 impl<K: Kernel> Events<'_, K> {
-    /// The program gave the range up: munmap, or madvise that discards. What it reads there next are zeroes.
+    /// The program discarded the range: madvise. What it reads there next are zeroes.
     pub fn removed(&self, range: PageRange) {
+        self.forget(range, Cause::Clear);
+    }
+
+    /// The program unmapped the range.
+    pub fn unmapped(&self, range: PageRange) {
+        self.forget(range, Cause::Unmap);
+    }
+
+    fn forget(&self, range: PageRange, cause: Cause) {
+        let change = self.engine.notifiers.invalidate(Change { range, cause, owner: None });
         for (_, block, part) in self.engine.table.used_blocks(range) {
             let mut states = block.lock();
             for index in part {
                 self.engine.forget(&mut states, index);
             }
         }
+        drop(change);
     }
 
     /// The program moved the range to `to`.
     pub fn remapped(&self, from: PageRange, to: Vpn) {
-        self.removed(PageRange::new(to, from.nr_pages()));
+        self.unmapped(PageRange::new(to, from.nr_pages()));
+        let change =
+            self.engine.notifiers.invalidate(Change { range: from, cause: Cause::Unmap, owner: None });
         for (id, block, part) in self.engine.table.used_blocks(from) {
             for index in part {
                 let page = id.page(index);
@@ -64,6 +78,7 @@ impl<K: Kernel> Events<'_, K> {
                 self.engine.arrive(page, to.add(page.0 - from.start.0), state);
             }
         }
+        drop(change);
     }
 }
 

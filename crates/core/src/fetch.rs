@@ -6,12 +6,14 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use hmm_device::{DeviceError, DevicePfn, Fetch as Request, Transfer};
+use hmm_device::{Device, DeviceError, DevicePfn, Fetch as Request, Transfer};
 
 use crate::addr::{BLOCK_PAGES, PAGE_SIZE, PageRange, SlotRun, Vpn};
 use crate::engine::Engine;
 use crate::fault::{Outcome, Step};
 use crate::kernel::{Kernel, Stop};
+use crate::notifier::{Cause, Change};
+use crate::registry::Held;
 use crate::staging::Left;
 use crate::state::{Frame, PageState, Ticket};
 use crate::stream::Hit;
@@ -132,22 +134,16 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn transfer(&self, fetch: &Fetch) -> Transfer {
-        let device = &self.devices[usize::from(fetch.device)];
-        let frames = &fetch.frames[..fetch.slots.len];
-        let mut transfer = Transfer::complete(0);
-        for _ in 0..IO_TRIES {
-            let done = transfer.done;
-            let rest = SlotRun { start: fetch.slots.start.add(done), len: fetch.slots.len - done };
-            self.kernel.with_slots_mut(rest, &mut |bytes| {
-                debug_assert_eq!(bytes.len(), rest.len * PAGE_SIZE, "slots are pages");
-                let more = device.fetch(Request { frames: &frames[done..], bytes });
-                transfer = Transfer { done: done + more.done, stop: more.stop };
-            });
-            if transfer.stop != Some(DeviceError::Io) {
-                break;
-            }
+        let Some(device) = self.registry.get(fetch.device) else {
+            return Transfer::stopped(0, DeviceError::Lost);
+        };
+        if let Held::Driver(_) = device {
+            // The device may have mapped its frames, and its driver takes no part in this: so it is not told as of a
+            // migration of its own. From here on the pages are nobody's to map; the change is made.
+            let change = Change { range: fetch.range(), cause: Cause::Clear, owner: None };
+            drop(self.notifiers.invalidate(change));
         }
-        transfer
+        transfer_home(&self.kernel, &*device, &fetch.frames[..fetch.slots.len], fetch.slots)
     }
 
     /// Maps what was fetched, puts back what was not. Returns the end of the pages that need no more care, or why the
@@ -309,7 +305,7 @@ impl<K: Kernel> Engine<K> {
         self.staging.put(SlotRun { start: fetch.slot_of(page), len: 1 }, left);
     }
 
-    fn end_state(&self, states: &mut States, ours: Ticket, page: Vpn) {
+    pub(crate) fn end_state(&self, states: &mut States, ours: Ticket, page: Vpn) {
         match states.get(page.index()) {
             PageState::Fetching { ticket, frame } if ticket == ours => {
                 states.set(page.index(), PageState::Device { frame });
@@ -332,7 +328,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Ends the hold on pages that moved away meanwhile, one block at a time. The caller holds the gate, so they do not
     /// move on, but no block.
-    fn end_moved(&self, ticket: Ticket) {
+    pub(crate) fn end_moved(&self, ticket: Ticket) {
         self.orphans.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, frame)| {
             if *of == ticket {
                 self.forget_frame(*frame);
@@ -350,6 +346,29 @@ impl<K: Kernel> Engine<K> {
         let mine = moved.iter().position(|moved| moved.ticket == ticket)?;
         Some(moved.swap_remove(mine).to)
     }
+}
+
+/// Has a device fill slots from frames; what fails for the moment is tried again.
+pub(crate) fn transfer_home(
+    kernel: &impl Kernel,
+    device: &dyn Device,
+    frames: &[DevicePfn],
+    slots: SlotRun,
+) -> Transfer {
+    let mut transfer = Transfer::complete(0);
+    for _ in 0..IO_TRIES {
+        let done = transfer.done;
+        let rest = SlotRun { start: slots.start.add(done), len: slots.len - done };
+        kernel.with_slots_mut(rest, &mut |bytes| {
+            debug_assert_eq!(bytes.len(), rest.len * PAGE_SIZE, "slots are pages");
+            let more = device.fetch(Request { frames: &frames[done..], bytes });
+            transfer = Transfer { done: done + more.done, stop: more.stop };
+        });
+        if transfer.stop != Some(DeviceError::Io) {
+            break;
+        }
+    }
+    transfer
 }
 
 impl Vpn {

@@ -7,7 +7,7 @@
 //! - Calls make progress page by page from the front; [`Progress::done`] pages are done, whatever `stop` says.
 //! - Staging is memory of this process that nobody else touches: after `move_out` a slot's bytes change no more.
 
-use crate::addr::{Bay, PageRange, Slot, SlotRun, Vpn};
+use crate::addr::{Bay, BlockId, PageRange, Slot, SlotRun, Vpn};
 use crate::bits::PageSet;
 use crate::ledger::Ledger;
 use crate::stats::Stats;
@@ -78,6 +78,9 @@ pub trait Kernel: Send + Sync {
 
     /// Wakes who waits for a page of the range, so that it faults again or goes on.
     fn wake(&self, range: PageRange);
+
+    /// Which pages of a block are there. Asked under the block's lock, so that no registered hole is filled meanwhile.
+    fn present(&self, block: BlockId) -> PageSet;
 
     /// Which slots of a bay hold a page.
     fn scan_bay(&self, bay: Bay) -> BayScan;

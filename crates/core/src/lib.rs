@@ -24,6 +24,7 @@
 
 pub mod addr;
 pub mod bits;
+pub mod driver;
 pub mod kernel;
 pub mod ledger;
 pub mod notifier;
@@ -39,6 +40,7 @@ mod fetch;
 mod migrate;
 mod read_ahead;
 mod reclaim;
+mod registry;
 mod staging;
 mod stream;
 mod sync;
@@ -48,3 +50,4 @@ pub use engine::{Config, Engine, HomeBy, Peeked};
 pub use events::Events;
 pub use fault::Outcome;
 pub use reclaim::Reclaimed;
+pub use registry::{DeviceId, MAX_DEVICES, TooManyDevices};

@@ -136,7 +136,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
     fn recognise(&mut self, number: usize) {
         let entry = &mut self.entries[number];
         let Some(frame) = entry.copy.take() else { return };
-        let device = self.engine.device(frame);
+        let Some(device) = self.engine.device(frame) else { return };
         let mut same = false;
         self.engine.kernel.with_slots(SlotRun { start: entry.slot, len: 1 }, &mut |bytes| {
             same = device.holds(frame.pfn, bytes)
@@ -165,7 +165,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
     /// Stores a run, on the first device that takes it.
     fn copy_run(&mut self, first: usize, end: usize) {
         let mut next = first;
-        for device in 0..self.engine.devices.len() {
+        for device in 0..self.engine.devices().len() {
             next = self.copy_to(device, next, end);
             if next == end {
                 return;
@@ -176,7 +176,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
     /// Stores pages on one device until it refuses; returns the first that it did not take.
     #[expect(clippy::cast_possible_truncation, reason = "at most sixteen devices")]
     fn copy_to(&mut self, number: usize, first: usize, end: usize) -> usize {
-        let device = &self.engine.devices[number];
+        let device = &self.engine.devices()[number];
         let mut frames = [DevicePfn::default(); MIGRATE_PAGES];
         let frames = &mut frames[..end - first];
         let nr_frames = device.alloc(frames);
@@ -262,7 +262,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Gives a page that is being stored from `slot` another state. False when it went home or was given up.
     /// The caller holds the gate, so the page does not move meanwhile.
-    fn end_storing(&self, slot: Slot, state: PageState) -> bool {
+    pub(crate) fn end_storing(&self, slot: Slot, state: PageState) -> bool {
         let owner: Vpn = self.staging.owner(slot);
         let Some(block) = self.table.get(owner.block()) else { return false };
         let mut states = block.lock();

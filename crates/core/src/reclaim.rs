@@ -12,6 +12,7 @@ use crate::engine::{Engine, HomeBy};
 use crate::fetch::FETCH_PAGES;
 use crate::kernel::{BayScan, Kernel, Stop};
 use crate::migrate::Migration;
+use crate::notifier::{Cause, Change};
 use crate::staging::Left;
 use crate::state::PageState;
 use crate::table::States;
@@ -141,7 +142,7 @@ impl<K: Kernel> Engine<K> {
         true
     }
 
-    fn release(&self, run: SlotRun) {
+    pub(crate) fn release(&self, run: SlotRun) {
         self.kernel.release(run);
         self.staging.put(run, Left::Nothing);
         self.uncharge(run.len);
@@ -158,6 +159,8 @@ impl<K: Kernel> Engine<K> {
 
     /// Takes the block's pages at `part` out of the program. The block leaves the queue, or goes to its end.
     fn evict_to(&self, id: BlockId, part: std::ops::Range<usize>, bay: Bay) -> usize {
+        let range = PageRange { start: id.page(part.start), end: id.page(part.end) };
+        let change = self.notifiers.invalidate(Change { range, cause: Cause::Clear, owner: None });
         let gate = self.gate();
         let block = self.table.block(id);
         let mut states = block.lock();
@@ -175,6 +178,7 @@ impl<K: Kernel> Engine<K> {
         self.note_resident(id, &mut states);
         drop(states);
         drop(gate);
+        drop(change);
         let moved = staged.len();
         self.stats().pgsteal.fetch_add(moved as u64, Ordering::Relaxed);
         if moved == 0 && stop == Some(Stop::Busy) {
@@ -184,7 +188,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Brings the states up to what the bay was found to hold.
-    fn account_moved(
+    pub(crate) fn account_moved(
         &self,
         states: &mut States,
         scan: &BayScan,
@@ -233,7 +237,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Migrates some pages of the bay that has waited longest.
-    fn store(&self) -> Reclaimed {
+    pub(crate) fn store(&self) -> Reclaimed {
         let Some(bay) = self.staging.next_loaded() else { return Reclaimed::Nothing };
         let collected = Migration::collect(self, bay);
         if collected.len() == 0 {

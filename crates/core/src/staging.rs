@@ -6,7 +6,8 @@
 //! - `blank`: no memory behind it;
 //! - `stock`: memory without meaning, charged: the destination of the next page that comes home;
 //! - `staged`: a page of the program (states `Staged` and `Storing`), whose owner is noted;
-//! - lent: handed to a fetch by [`take`](Staging::take); comes back by [`put`](Staging::put).
+//! - lent: handed to a fetch or to a driver's migration; comes back by [`put`](Staging::put) or
+//!   [`stage`](Staging::stage).
 //!
 //! A move empties a slot, so pages that come home by move turn stock into blank, and nothing is allocated, zeroed or
 //! freed in the kernel. Memory of a huge page is never lent in parts: taking one page out of it costs a split.
@@ -159,6 +160,45 @@ impl Staging {
         let number = inner.bays.iter().position(BayState::is_empty)?;
         inner.bays[number].reserved = true;
         Some(bay_number(number))
+    }
+
+    /// Takes the blank slots at `part` of a bay, as places for pages that a driver migrates; bays that are in use anyway
+    /// come first. End with [`lend_part`](Self::lend_part).
+    pub(crate) fn reserve_part(&self, part: std::ops::Range<usize>) -> Option<Bay> {
+        let mut inner = self.lock();
+        let fits = |bay: &BayState| {
+            !bay.reserved && !bay.huge && bay.blank.next_outside(part.start).is_none_or(|out| out >= part.end)
+        };
+        let used = inner.bays.iter().position(|bay| !bay.is_empty() && fits(bay));
+        let number = used.or_else(|| inner.bays.iter().position(fits))?;
+        part.for_each(|index| inner.bays[number].blank.remove(index));
+        Some(bay_number(number))
+    }
+
+    /// Says what became of places from [`reserve_part`](Self::reserve_part): those in `filled` hold pages of the block
+    /// that begins at `first_page`, and are lent to whoever migrates them.
+    pub(crate) fn lend_part(
+        &self,
+        bay: Bay,
+        part: std::ops::Range<usize>,
+        filled: &PageSet,
+        first_page: Vpn,
+    ) {
+        let mut inner = self.lock();
+        let state = inner.bay(bay);
+        for index in part {
+            if filled.contains(index) {
+                state.owners[index] = first_page.add(index as u64);
+            } else {
+                state.blank.insert(index);
+            }
+        }
+    }
+
+    /// Lends the slot of a staged page to whoever migrates it. Comes back by [`put`](Self::put) or
+    /// [`stage`](Self::stage).
+    pub(crate) fn lend(&self, slot: Slot) {
+        self.lock().bay(slot.bay()).staged.remove(slot.index());
     }
 
     /// Ends a reservation: the slots in `staged` hold the pages of the block that begins at `first_page`.

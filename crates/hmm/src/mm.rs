@@ -285,6 +285,10 @@ impl Kernel for Mm {
         let _ = self.files.uffd.wake(range_of(range));
     }
 
+    fn present(&self, block: BlockId) -> PageSet {
+        Self::present(self, block)
+    }
+
     fn scan_bay(&self, bay: Bay) -> BayScan {
         self.scan(self.slot_range(SlotRun { start: bay.slot(0), len: BLOCK_PAGES }))
     }

@@ -268,7 +268,7 @@ impl Runtime {
                 }
                 Event::Remove(range) => events.removed(pages_of(range)),
                 Event::Unmap(range) => {
-                    events.removed(pages_of(range));
+                    events.unmapped(pages_of(range));
                     mm.extents().remove(pages_of(range));
                 }
                 Event::Remap { from, to, len } => {

@@ -358,7 +358,7 @@ impl Drop for Region {
         // Under the guard nobody acts on the pages; unregistered, unmapping sends no event that somebody had to read.
         let events = engine.events();
         let _ = engine.kernel().uffd().unregister(range_of(pages));
-        events.removed(pages);
+        events.unmapped(pages);
         engine.kernel().extents().remove(pages);
     }
 }

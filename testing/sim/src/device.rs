@@ -66,7 +66,7 @@ impl Frames {
         nr_frames
     }
 
-    fn store(&mut self, frame: DevicePfn, bytes: &[u8; PAGE_SIZE]) {
+    pub(crate) fn store(&mut self, frame: DevicePfn, bytes: &[u8; PAGE_SIZE]) {
         let place =
             self.used.get_mut(&frame.0).unwrap_or_else(|| panic!("store to {frame:?}, which is free"));
         assert!(place.is_none(), "second store to {frame:?}");
@@ -76,6 +76,12 @@ impl Frames {
     fn stored(&self, frame: DevicePfn) -> &Bytes {
         let place = self.used.get(&frame.0).unwrap_or_else(|| panic!("{frame:?} is read and free"));
         place.as_ref().unwrap_or_else(|| panic!("{frame:?} is read and was never stored to"))
+    }
+
+    /// The device itself changes what is in a frame.
+    pub(crate) fn bytes_mut(&mut self, frame: DevicePfn) -> &mut Bytes {
+        let place = self.used.get_mut(&frame.0).unwrap_or_else(|| panic!("{frame:?} is mapped and free"));
+        place.as_mut().unwrap_or_else(|| panic!("{frame:?} is mapped and was never stored to"))
     }
 
     fn free(&mut self, frame: DevicePfn) {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use hmm_core::addr::{BLOCK_PAGES, Bay, PageRange, Slot, SlotRun, Vpn};
+use hmm_core::addr::{BLOCK_PAGES, Bay, BlockId, PageRange, Slot, SlotRun, Vpn};
+use hmm_core::bits::PageSet;
 use hmm_core::kernel::{BayScan, Kernel, Progress, Stop};
 use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
@@ -192,6 +193,10 @@ impl Kernel for SimKernel {
         machine.note(|| format!("  Wake {span:?}"));
         machine.wake(span);
         machine.interleave();
+    }
+
+    fn present(&self, block: BlockId) -> PageSet {
+        crate::runtime::present(&self.0.lock(), block)
     }
 
     fn scan_bay(&self, bay: Bay) -> BayScan {

@@ -22,6 +22,7 @@
 mod check;
 mod deeds;
 mod device;
+mod driver;
 mod events;
 mod failure;
 mod kernel;

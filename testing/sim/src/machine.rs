@@ -70,7 +70,7 @@ impl Machine {
             model: Model::new(setup.arena),
             memory: Memory::new(setup.arena.nr_pages),
             slots: Slots::new(setup.config.nr_bays),
-            devices: setup.devices.iter().copied().map(Frames::new).collect(),
+            devices: setup.devices.iter().chain(&setup.drivers).copied().map(Frames::new).collect(),
             events: Events::default(),
             threads: BTreeMap::new(),
             nr_threads: 0,
@@ -209,6 +209,11 @@ impl Machine {
             }
             None => Transfer::complete(nr_pages),
         }
+    }
+
+    /// The devices that the engine evicts to.
+    pub(crate) fn tiers(&self) -> &[Frames] {
+        &self.devices[..self.setup.devices.len()]
     }
 
     /// The device could not give these bytes back: their page may be lost.

@@ -226,7 +226,7 @@ impl Machine {
         assert_eq!(found, expected, "page {page} word {word} reads {found:#x} instead of {expected:#x}");
     }
 
-    fn check_page(&self, page: u32, bytes: &Bytes) {
+    pub(crate) fn check_page(&self, page: u32, bytes: &Bytes) {
         let content =
             self.model.content(page).unwrap_or_else(|| panic!("page {page} is readable and was lost"));
         if let Some(difference) = content.difference(bytes) {

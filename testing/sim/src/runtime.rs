@@ -155,7 +155,8 @@ fn read_events(shared: &Shared, engine: &SimEngine) {
         // The guard is taken first: reading lets the program go on.
         let Some(event) = shared.lock().read_event() else { return };
         match event {
-            Event::Unmapped(span) | Event::Discarded(span) => events.removed(Machine::range(span)),
+            Event::Unmapped(span) => events.unmapped(Machine::range(span)),
+            Event::Discarded(span) => events.removed(Machine::range(span)),
             Event::Remapped { from, to } => {
                 events.remapped(Machine::range(from), Machine::vpn(to));
                 note_taken_along(shared, engine, from, to);
@@ -218,7 +219,7 @@ fn manage(shared: &Shared, engine: &SimEngine, thread: u32, span: Span) {
     }
 }
 
-fn present(machine: &Machine, block: BlockId) -> PageSet {
+pub(crate) fn present(machine: &Machine, block: BlockId) -> PageSet {
     let mut present = PageSet::EMPTY;
     for vpn in block.pages().iter() {
         if machine.page(vpn).is_some_and(|page| machine.memory.is_present(page)) {
@@ -270,7 +271,7 @@ fn serve(shared: &Shared, engine: &SimEngine, thread: u32, page: u32, number: u6
         }
         Outcome::Unmanaged => machine.wake(Span::new(page, 1)),
         Outcome::Full => {
-            let full = machine.devices.iter().any(|device| device.is_full() || device.is_lost());
+            let full = machine.tiers().iter().any(|device| device.is_full() || device.is_lost());
             assert!(full || machine.may_fail(), "page {page} finds no memory, and the devices have room");
             grow(shared);
             machine.set_read(thread, number, false);

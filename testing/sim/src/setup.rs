@@ -45,6 +45,8 @@ pub struct Setup {
     pub config: Config,
     /// The devices, in the engine's order.
     pub devices: Vec<DeviceSetup>,
+    /// Devices of drivers, each with a driver of its own that migrates pages of the program there and back.
+    pub drivers: Vec<DeviceSetup>,
     /// How much happens at the same time.
     pub noise: Noise,
     /// Calls of the kernel door that fail.
@@ -74,6 +76,7 @@ impl Setup {
                 first_touch_pages: 4,
             },
             devices: vec![DeviceSetup { capacity_pages: 4096, keeps_copies: true }],
+            drivers: Vec::new(),
             noise: Noise::NONE,
             kernel_failures: Vec::new(),
             device_failures: Vec::new(),
@@ -121,12 +124,18 @@ impl Setup {
             _ => vec![roomy],
         };
         let noise = Noise { program: pick(&[0, 3, 10, 40]), engine: pick(&[0, 1, 3, 10]) };
+        let drivers = match pick(&[0, 1, 2]) {
+            0 => vec![],
+            1 => vec![roomy],
+            _ => vec![roomy, tight],
+        };
         Self {
             seed,
             arena,
             budget_pages,
             config,
             devices,
+            drivers,
             noise,
             kernel_failures: Vec::new(),
             device_failures: Vec::new(),

@@ -7,6 +7,7 @@ use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
 use hmm_model::Entropy;
 
+use crate::driver::{self, Driver};
 use crate::kernel::SimKernel;
 use crate::machine::Machine;
 use crate::runtime;
@@ -22,6 +23,7 @@ pub(crate) struct Shared {
     pub(crate) ledger: Ledger,
     pub(crate) stats: Stats,
     engine: OnceLock<Weak<Engine<SimKernel>>>,
+    drivers: OnceLock<Vec<Driver>>,
 }
 
 impl Shared {
@@ -31,6 +33,7 @@ impl Shared {
             stats: Stats::default(),
             machine: Mutex::new(Machine::new(setup)),
             engine: OnceLock::new(),
+            drivers: OnceLock::new(),
         }
     }
 
@@ -50,6 +53,15 @@ impl Shared {
     pub(crate) fn set_engine(&self, engine: &Arc<Engine<SimKernel>>) {
         let first = self.engine.set(Arc::downgrade(engine)).is_ok();
         assert!(first, "a world has one engine");
+    }
+
+    pub(crate) fn set_drivers(&self, drivers: Vec<Driver>) {
+        let first = self.drivers.set(drivers).is_ok();
+        assert!(first, "drivers come once");
+    }
+
+    pub(crate) fn drivers(&self) -> &[Driver] {
+        self.drivers.get().map_or(&[], Vec::as_slice)
     }
 
     /// A transfer begins: what was ordered for its time happens, and what comes by chance.
@@ -102,8 +114,14 @@ impl Shared {
         };
         self.deepen();
         for _ in 0..nr_steps {
-            let choice = self.lock().entropy.below(8);
+            let choice = {
+                let mut machine = self.lock();
+                // A driver's own steps are many: not in the middle of the middle.
+                let with_drivers = !self.drivers().is_empty() && machine.depth == 1;
+                machine.entropy.below(if with_drivers { 10 } else { 8 })
+            };
             match choice {
+                8.. => driver::act(self, &engine),
                 0 => self.lock().start_any(),
                 1 => runtime::reclaim(self, &engine),
                 2 => runtime::read_ahead(self, &engine),

@@ -7,6 +7,7 @@ use hmm_device::Device;
 use hmm_model::{Entropy, Op, Span};
 
 use crate::device::SimDevice;
+use crate::driver::{self, Driver};
 use crate::failure::{DeviceVerb, Made, Verb};
 use crate::kernel::SimKernel;
 use crate::machine::Machine;
@@ -38,12 +39,15 @@ pub struct World {
 impl World {
     /// A world in which nothing is mapped.
     pub fn new(setup: Setup) -> Self {
-        let (config, nr_devices) = (setup.config, setup.devices.len());
+        let (config, nr_devices, nr_drivers) = (setup.config, setup.devices.len(), setup.drivers.len());
         let shared = Arc::new(Shared::new(setup));
         let device = |number| Arc::new(SimDevice::new(Arc::clone(&shared), number)) as Arc<dyn Device>;
         let devices = (0..nr_devices).map(device).collect();
         let engine = Arc::new(Engine::new(SimKernel(Arc::clone(&shared)), devices, config));
         shared.set_engine(&engine);
+        let first = u8::try_from(nr_devices).expect("few devices");
+        let drivers = (first..).zip(0..nr_drivers);
+        shared.set_drivers(drivers.map(|(number, _)| Driver::new(&shared, &engine, number)).collect());
         Self { shared, engine }
     }
 
@@ -94,6 +98,9 @@ impl World {
     }
 
     fn op(&self, op: &Op) {
+        if !self.shared.drivers().is_empty() && !self.shared.lock().gone {
+            driver::act(&self.shared, &self.engine);
+        }
         let pin = |span, pinned| runtime::pin(&self.shared, &self.engine, span, pinned);
         if runtime::background(&self.shared, &self.engine, op) {
             // Done.

@@ -9,6 +9,7 @@ mod peek;
 
 use hmm_core::Engine;
 
+use crate::driver;
 use crate::kernel::SimKernel;
 use crate::shared::Shared;
 
@@ -18,6 +19,7 @@ pub(crate) fn all(shared: &Shared, engine: &Engine<SimKernel>) {
     if machine.gone {
         return;
     }
+    driver::check(shared, &machine, engine);
     liveness::check(&machine);
     let census = homes::census(&machine, engine);
     budget::check(shared, &machine, engine, &census);

@@ -1,0 +1,262 @@
+//! `pages`, `finalize`, and dropping at any stage: every page that was collected ends here, and every frame and slot that
+//! was lent for it.
+
+use std::marker::PhantomData;
+
+use crate::addr::{PageRange, Slot, SlotRun, Vpn};
+use crate::bits::PageSet;
+use crate::driver::{Collected, Committed, Destination, Entry, Migration, Source};
+use crate::engine::Engine;
+use crate::kernel::{Kernel, Stop};
+use crate::notifier::{Cause, Change};
+use crate::staging::Left;
+use crate::state::{Frame, PageState, Ticket};
+use crate::table::States;
+
+/// A page whose bytes are in a slot, and that goes back to the program.
+#[derive(Clone, Copy)]
+struct Homing {
+    page: Vpn,
+    slot: Slot,
+    /// A frame on a tier that may still hold it.
+    copy: Option<Frame>,
+}
+
+impl Homing {
+    /// Whether the two can be mapped in one call.
+    fn is_followed_by(self, next: Self) -> bool {
+        next.page == self.page.add(1) && next.slot == self.slot.add(1) && next.slot.bay() == self.slot.bay()
+    }
+}
+
+/// What is left to do for a page.
+enum Settled {
+    Done,
+    Home(Homing),
+    Elsewhere,
+}
+
+impl<'e, K: Kernel> Migration<'e, K, Collected> {
+    /// Makes the destinations the pages' homes, as far as nobody overtook the migration: see
+    /// [`Entry::is_migrated`]. Faults on those wait until [`finalize`](Migration::finalize). All copying is done by now.
+    pub fn pages(mut self) -> Migration<'e, K, Committed> {
+        let engine = self.engine;
+        let fills_hole = |entry: &Entry| entry.source == Source::Hole && entry.has_destination();
+        // Since setup somebody may have read that there is nothing.
+        let change = self.entries.iter().any(fills_hole).then(|| {
+            let change = Change { range: self.range, cause: Cause::Migrate, owner: Some(self.owner) };
+            engine.notifiers.invalidate(change)
+        });
+        let gate = engine.gate();
+        let ticket = self.ticket;
+        for chunk in self.entries.chunk_by_mut(same_block) {
+            let id = chunk[0].page.block();
+            let mut states = engine.table.block(id).lock();
+            let present =
+                if chunk.iter().any(fills_hole) { engine.kernel.present(id) } else { PageSet::EMPTY };
+            for entry in chunk {
+                entry.migrated = engine.commit_page(&mut states, entry, ticket, &present);
+            }
+        }
+        drop(gate);
+        drop(change);
+        let entries = std::mem::take(&mut self.entries);
+        Migration { engine, range: self.range, owner: self.owner, ticket, entries, stage: PhantomData }
+    }
+}
+
+impl<K: Kernel> Migration<'_, K, Committed> {
+    /// Ends the migration: everybody may use the pages. Returns how many migrated.
+    pub fn finalize(self) -> usize {
+        self.nr_migrated()
+    }
+}
+
+impl<K: Kernel, Stage> Drop for Migration<'_, K, Stage> {
+    fn drop(&mut self) {
+        if self.entries.is_empty() {
+            return;
+        }
+        let engine = self.engine;
+        let gate = engine.gate();
+        for chunk in self.entries.chunk_by(same_block) {
+            engine.settle_block(chunk, self.ticket);
+        }
+        engine.end_moved(self.ticket);
+        drop(gate);
+    }
+}
+
+fn same_block(a: &Entry, b: &Entry) -> bool {
+    a.page.block() == b.page.block()
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Gives one page its new home. False: it was overtaken, or has nowhere to go.
+    fn commit_page(&self, states: &mut States, entry: &Entry, ticket: Ticket, present: &PageSet) -> bool {
+        let index = entry.page.index();
+        let frame = match (entry.destination, entry.source) {
+            (Destination::Device(frame), _) => frame,
+            // It goes home when the migration is finalized; until then its frame keeps its bytes.
+            (Destination::System(_), Source::Private(old) | Source::Coherent(old)) => {
+                return is_fetching(states, index, ticket, old);
+            }
+            (Destination::Stay | Destination::System(_), _) => return false,
+        };
+        let is_ours = match entry.source {
+            Source::System => {
+                matches!(states.get(index), PageState::Storing { slot } if slot == entry.slot)
+                    && self.staging.owner(entry.slot) == entry.page
+            }
+            Source::Hole => {
+                states.get(index) == PageState::None
+                    && !present.contains(index)
+                    && self.kernel.extent(entry.page).contains(entry.page)
+            }
+            Source::Private(old) | Source::Coherent(old) => is_fetching(states, index, ticket, old),
+            Source::Skipped(_) => false,
+        };
+        if !is_ours {
+            return false;
+        }
+        match entry.source {
+            Source::System => {
+                self.add_away(1);
+                entry.copy.inspect(|copy| self.free_frame(*copy));
+                self.staging.put(SlotRun { start: entry.slot, len: 1 }, Left::Memory);
+            }
+            Source::Hole => self.add_away(1),
+            Source::Private(old) | Source::Coherent(old) => self.free_frame(old),
+            Source::Skipped(_) => {}
+        }
+        states.set(index, PageState::Fetching { ticket, frame });
+        true
+    }
+
+    /// Ends the hold on pages of one block. The caller holds the gate.
+    fn settle_block(&self, chunk: &[Entry], ticket: Ticket) {
+        let id = chunk[0].page.block();
+        let mut states = self.table.block(id).lock();
+        let mut run: Vec<Homing> = Vec::new();
+        let mut elsewhere: Vec<&Entry> = Vec::new();
+        for entry in chunk {
+            match self.settle_page(&mut states, entry, ticket) {
+                Settled::Done => {}
+                Settled::Elsewhere => elsewhere.push(entry),
+                Settled::Home(homing) => {
+                    if run.last().is_some_and(|last| !last.is_followed_by(homing)) {
+                        self.bring_home(&mut states, &run);
+                        run.clear();
+                    }
+                    run.push(homing);
+                }
+            }
+        }
+        self.bring_home(&mut states, &run);
+        self.note_resident(id, &mut states);
+        drop(states);
+        // Whoever waits for one of the pages looks again.
+        for run in chunk.chunk_by(|a, b| waits(a) && waits(b) && b.page.0 == a.page.0 + 1) {
+            if waits(&run[0]) {
+                self.kernel.wake(PageRange::new(run[0].page, run.len() as u64));
+            }
+        }
+        elsewhere.into_iter().for_each(|entry| self.settle_elsewhere(entry));
+    }
+
+    /// Ends the hold on one page. What goes from a slot to the program is `Storing` still.
+    fn settle_page(&self, states: &mut States, entry: &Entry, ticket: Ticket) -> Settled {
+        let index = entry.page.index();
+        let destination = entry.destination;
+        match entry.source {
+            Source::Skipped(_) => {}
+            Source::System if !entry.migrated => {
+                self.give_back(destination);
+                if !matches!(states.get(index), PageState::Storing { slot } if slot == entry.slot) {
+                    return Settled::Elsewhere;
+                }
+                return Settled::Home(Homing { page: entry.page, slot: entry.slot, copy: entry.copy });
+            }
+            Source::Hole if !entry.migrated => self.give_back(destination),
+            Source::Private(old) | Source::Coherent(old) => {
+                if let (Destination::System(slot), true) = (destination, entry.migrated)
+                    && is_fetching(states, index, ticket, old)
+                {
+                    // From here on the slot is where its bytes are.
+                    self.forget_frame(old);
+                    states.set(index, PageState::Storing { slot });
+                    return Settled::Home(Homing { page: entry.page, slot, copy: None });
+                }
+                if !entry.migrated || matches!(destination, Destination::System(_)) {
+                    self.give_back(destination);
+                }
+                self.end_state(states, ticket, entry.page);
+            }
+            // They are where they should be; or the program gave them up.
+            Source::System | Source::Hole => self.end_state(states, ticket, entry.page),
+        }
+        Settled::Done
+    }
+
+    /// Takes back what a page that did not migrate had been promised.
+    fn give_back(&self, destination: Destination) {
+        match destination {
+            Destination::Stay => {}
+            Destination::Device(frame) => self.free_frame(frame),
+            Destination::System(slot) => self.staging.put(SlotRun { start: slot, len: 1 }, Left::Memory),
+        }
+    }
+
+    /// Gives a run of pages from slots to the program. What cannot be mapped now waits in staging.
+    fn bring_home(&self, states: &mut States, run: &[Homing]) {
+        let mut rest = run;
+        while let Some(first) = rest.first() {
+            let extent = self.kernel.extent(first.page);
+            let within = rest.iter().take_while(|homing| extent.contains(homing.page)).count().max(1);
+            let slots = SlotRun { start: first.slot, len: within };
+            let mapped = self.give_home(slots, PageRange::new(first.page, within as u64));
+            for homing in &rest[..mapped.done] {
+                states.set(homing.page.index(), PageState::System { copy: homing.copy });
+            }
+            self.staging.put(SlotRun { start: first.slot, len: mapped.done }, mapped.left);
+            rest = &rest[mapped.done..];
+            let (Some(stopped), Some(stop)) = (rest.first(), mapped.stop) else { continue };
+            if stop == Stop::Exists {
+                // The program has a page there that we know nothing of; what it maps is the truth.
+                states.set(stopped.page.index(), PageState::System { copy: stopped.copy });
+                self.staging.put(SlotRun { start: stopped.slot, len: 1 }, Left::Memory);
+                self.charge_found(1);
+                self.kernel.wake(PageRange::new(stopped.page, 1));
+                rest = &rest[1..];
+                continue;
+            }
+            for homing in rest {
+                let Homing { page, slot, copy } = *homing;
+                states.set(page.index(), PageState::Staged { slot, copy });
+                self.staging.stage(slot, page);
+            }
+            return;
+        }
+    }
+
+    /// Ends the hold on a system page that is not where it was: the program moved it, and it waits in staging; or it
+    /// went home or was given up, and the slot is free. The caller holds the gate, but no block.
+    fn settle_elsewhere(&self, entry: &Entry) {
+        let slot = entry.slot;
+        if self.end_storing(slot, PageState::Staged { slot, copy: entry.copy }) {
+            self.staging.stage(slot, self.staging.owner(slot));
+        } else {
+            entry.copy.inspect(|copy| self.free_frame(*copy));
+            self.staging.put(SlotRun { start: slot, len: 1 }, Left::Memory);
+        }
+    }
+}
+
+/// Whether somebody may wait for the page until the migration ends.
+fn waits(entry: &Entry) -> bool {
+    entry.migrated || matches!(entry.source, Source::Private(_) | Source::Coherent(_))
+}
+
+fn is_fetching(states: &States, index: usize, ours: Ticket, of: Frame) -> bool {
+    matches!(states.get(index), PageState::Fetching { ticket, frame } if ticket == ours && frame == of)
+}

@@ -1,0 +1,215 @@
+//! Between setup and `pages`: the driver reads what was collected, and says where each page goes.
+
+use hmm_device::{Access, DevicePfn, PAGE_SIZE, Store, Transfer};
+
+use crate::addr::{BLOCK_PAGES, SlotRun};
+use crate::driver::{Collected, Destination, Entry, Migration, Source};
+use crate::fetch::{FETCH_PAGES, transfer_home};
+use crate::kernel::Kernel;
+use crate::reclaim::Reclaimed;
+use crate::registry::DeviceId;
+use crate::staging::Left;
+use crate::state::Frame;
+
+/// Pages of one transfer to a device.
+const STORE_PAGES: usize = 64;
+/// Holes of one transfer.
+const HOLE_PAGES: usize = 16;
+/// What they are filled with.
+static ZEROES: [u8; HOLE_PAGES * PAGE_SIZE] = [0; HOLE_PAGES * PAGE_SIZE];
+
+/// Why a page does not go there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RefusedDestination {
+    /// The page was not collected, or has a destination already, or its source does not allow this one.
+    #[error("the page has no use for this destination: look at its entry's source first")]
+    NotWanted,
+    /// The device was removed, or is another owner's.
+    #[error("the device is not one of this driver's: use what `add_device` returned, before `remove_device`")]
+    NotYours,
+    /// There is no system memory left.
+    #[error(
+        "no system memory is left for a page that comes home: migrate fewer pages, or leave it on the device"
+    )]
+    NoMemory,
+}
+
+impl<K: Kernel> Migration<'_, K, Collected> {
+    /// Lends the bytes of a page that was in system memory. Returns false if entry `index` is none, else what was read
+    /// does not change any more.
+    pub fn with_bytes(&self, index: usize, read: &mut dyn FnMut(&[u8])) -> bool {
+        let Some(Entry { source: Source::System, slot, .. }) = self.entries.get(index) else { return false };
+        self.engine.kernel.with_slots(SlotRun { start: *slot, len: 1 }, read);
+        true
+    }
+
+    /// Sends a page to a frame of a device of the driver's, to which the driver has copied the page's bytes, or will
+    /// before [`pages`](Self::pages). From here on the frame is the engine's.
+    ///
+    /// # Errors
+    /// See [`RefusedDestination`]; then the frame is still the caller's.
+    pub fn set_frame(
+        &mut self,
+        index: usize,
+        device: DeviceId,
+        pfn: DevicePfn,
+    ) -> Result<(), RefusedDestination> {
+        let member = self.engine.registry.member(device.0);
+        if member.is_none_or(|member| member.owner != self.owner) {
+            return Err(RefusedDestination::NotYours);
+        }
+        let entry = self.entries.get_mut(index).ok_or(RefusedDestination::NotWanted)?;
+        if !entry.is_collected() || entry.has_destination() {
+            return Err(RefusedDestination::NotWanted);
+        }
+        entry.destination = Destination::Device(Frame { device: device.0, pfn });
+        Ok(())
+    }
+
+    /// Sends a page that is on a device to system memory, which `fill` fills with its bytes.
+    ///
+    /// # Errors
+    /// See [`RefusedDestination`].
+    pub fn fill_system(
+        &mut self,
+        index: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), RefusedDestination> {
+        let entry = self.entries.get(index).ok_or(RefusedDestination::NotWanted)?;
+        let is_away = matches!(entry.source, Source::Private(_) | Source::Coherent(_));
+        if !is_away || entry.has_destination() {
+            return Err(RefusedDestination::NotWanted);
+        }
+        let run = self.take_slots(1).ok_or(RefusedDestination::NoMemory)?;
+        self.engine.kernel.with_slots_mut(run, fill);
+        self.entries[index].destination = Destination::System(run.start);
+        Ok(())
+    }
+
+    /// Staging memory for pages that come home; makes room if need be.
+    fn take_slots(&self, want: usize) -> Option<SlotRun> {
+        loop {
+            if let Some(run) = self.engine.take_slots(want) {
+                return Some(run);
+            }
+            if self.engine.reclaim() != Reclaimed::Progress {
+                return None;
+            }
+        }
+    }
+
+    /// Has the device take what was collected of system memory, holes included: allocates frames and stores to them.
+    /// Pages that it does not take are left out. Returns how many it took.
+    ///
+    /// # Errors
+    /// [`RefusedDestination::NotYours`].
+    pub fn store(&mut self, device: DeviceId) -> Result<usize, RefusedDestination> {
+        let member = self.engine.registry.member(device.0).filter(|member| member.owner == self.owner);
+        let member = member.ok_or(RefusedDestination::NotYours)?;
+        let mut stored = 0;
+        let mut first = 0;
+        while first < self.entries.len() {
+            let end = self.store_end(first);
+            if end == first {
+                first += 1;
+                continue;
+            }
+            let mut frames = [DevicePfn::default(); STORE_PAGES];
+            let nr_frames = member.device.alloc(&mut frames[..end - first]);
+            let frames = &frames[..nr_frames];
+            let transfer = self.store_run(&*member.device, first, frames);
+            member.device.free(&frames[transfer.done..]);
+            for (entry, pfn) in self.entries[first..].iter_mut().zip(&frames[..transfer.done]) {
+                entry.destination = Destination::Device(Frame { device: device.0, pfn: *pfn });
+            }
+            stored += transfer.done;
+            first = end;
+        }
+        Ok(stored)
+    }
+
+    /// The end of the run from `first` on that is stored in one transfer; `first` itself if there is nothing to store.
+    fn store_end(&self, first: usize) -> usize {
+        let head = &self.entries[first];
+        let most = match head.source {
+            Source::Hole => HOLE_PAGES,
+            Source::System => STORE_PAGES,
+            Source::Skipped(_) | Source::Private(_) | Source::Coherent(_) => return first,
+        };
+        let belongs = |at: &usize| {
+            let entry = &self.entries[*at];
+            let offset = at - first;
+            let is_next = entry.source == Source::Hole
+                || (head.slot.index() + offset < BLOCK_PAGES && entry.slot == head.slot.add(offset));
+            entry.source == head.source && !entry.has_destination() && is_next
+        };
+        let most = self.entries.len().min(first + most);
+        (first..most).find(|at| !belongs(at)).unwrap_or(most)
+    }
+
+    fn store_run(&self, device: &dyn hmm_device::Device, first: usize, frames: &[DevicePfn]) -> Transfer {
+        if frames.is_empty() {
+            return Transfer::complete(0);
+        }
+        let access = if frames.len() == STORE_PAGES { Access::Stream } else { Access::Random };
+        if self.entries[first].source == Source::Hole {
+            return device.store(Store { frames, bytes: &ZEROES[..frames.len() * PAGE_SIZE], access });
+        }
+        let mut transfer = Transfer::complete(0);
+        let run = SlotRun { start: self.entries[first].slot, len: frames.len() };
+        self.engine.kernel.with_slots(run, &mut |bytes| {
+            transfer = device.store(Store { frames, bytes, access });
+        });
+        transfer
+    }
+
+    /// Fetches what was collected of the driver's devices into system memory. What a device does not give, or what there
+    /// is no memory for, is left out. Returns how many pages were fetched.
+    pub fn fetch(&mut self) -> usize {
+        let mut fetched = 0;
+        let mut first = 0;
+        while first < self.entries.len() {
+            let (number, end) = self.fetch_end(first);
+            if end == first {
+                first += 1;
+                continue;
+            }
+            let (Some(run), Some(device)) = (self.take_slots(end - first), self.engine.registry.get(number))
+            else {
+                return fetched;
+            };
+            let mut frames = [DevicePfn::default(); FETCH_PAGES];
+            for (pfn, entry) in frames.iter_mut().zip(&self.entries[first..first + run.len]) {
+                if let Source::Private(frame) | Source::Coherent(frame) = entry.source {
+                    *pfn = frame.pfn;
+                }
+            }
+            let transfer = transfer_home(&self.engine.kernel, &*device, &frames[..run.len], run);
+            for (number, entry) in self.entries[first..].iter_mut().take(transfer.done).enumerate() {
+                entry.destination = Destination::System(run.start.add(number));
+            }
+            let rest = SlotRun { start: run.start.add(transfer.done), len: run.len - transfer.done };
+            self.engine.staging.put(rest, Left::Memory);
+            fetched += transfer.done;
+            first += transfer.done + usize::from(transfer.stop.is_some());
+        }
+        fetched
+    }
+
+    /// The device of entry `first`, and the end of the run from there on that it holds; `first` itself if none does.
+    fn fetch_end(&self, first: usize) -> (u8, usize) {
+        let device = |entry: &Entry| match entry.source {
+            Source::Private(frame) | Source::Coherent(frame) if !entry.has_destination() => {
+                Some(frame.device)
+            }
+            Source::Private(_) | Source::Coherent(_) | Source::Hole | Source::System | Source::Skipped(_) => {
+                None
+            }
+        };
+        let Some(number) = device(&self.entries[first]) else { return (0, first) };
+        let most = self.entries.len().min(first + FETCH_PAGES);
+        let end = (first..most).find(|at| device(&self.entries[*at]) != Some(number)).unwrap_or(most);
+        (number, end)
+    }
+}

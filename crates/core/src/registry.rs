@@ -1,0 +1,140 @@
+//! The devices of an engine, in two roles.
+//!
+//! - *Tiers* are given at the start and stay: reclaim evicts to them, in their order. Nobody can map their frames.
+//! - *Drivers' devices* come and go at run time. Only their driver migrates pages there, and each has its driver's
+//!   [`Owner`]: frames are shown to nobody else.
+//!
+//! A page's state names a device by a number below sixteen. A tier is found by its number without a lock, because faults
+//! and reclaim do so for every page; a driver's device is held by whoever works with it ([`Held`]), so that its number
+//! is given to another one only when nobody does any more.
+
+use std::ops::Deref;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use hmm_device::{Device, MemKind};
+
+use crate::engine::Engine;
+use crate::kernel::Kernel;
+use crate::notifier::Owner;
+use crate::state::Frame;
+
+/// Devices that an engine can have: their numbers have four bits.
+pub const MAX_DEVICES: usize = 16;
+
+/// Names a driver's device in its engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeviceId(pub(crate) u8);
+
+impl DeviceId {
+    /// The number by which [`Frame::device`] names it.
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// The engine has as many devices as it can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there are {MAX_DEVICES} devices already: remove one that is not needed any more")]
+pub struct TooManyDevices;
+
+/// A driver's device.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) owner: Owner,
+    pub(crate) kind: MemKind,
+}
+
+/// A device in use: it is not removed meanwhile.
+pub(crate) enum Held<'e> {
+    Tier(&'e dyn Device),
+    Driver(Arc<Member>),
+}
+
+impl<'e> Deref for Held<'e> {
+    type Target = dyn Device + 'e;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Tier(device) => *device,
+            Self::Driver(member) => &*member.device,
+        }
+    }
+}
+
+/// All devices.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    tiers: Vec<Arc<dyn Device>>,
+    /// By number; those of the tiers are empty.
+    drivers: RwLock<[Option<Arc<Member>>; MAX_DEVICES]>,
+}
+
+impl Registry {
+    pub(crate) fn new(tiers: Vec<Arc<dyn Device>>) -> Self {
+        Self { tiers, drivers: RwLock::default() }
+    }
+
+    pub(crate) fn tiers(&self) -> &[Arc<dyn Device>] {
+        &self.tiers
+    }
+
+    /// The device with that number. `None`: there is none any more.
+    pub(crate) fn get(&self, number: u8) -> Option<Held<'_>> {
+        match self.tiers.get(usize::from(number)) {
+            Some(tier) => Some(Held::Tier(&**tier)),
+            None => self.member(number).map(Held::Driver),
+        }
+    }
+
+    /// The driver's device with that number.
+    pub(crate) fn member(&self, number: u8) -> Option<Arc<Member>> {
+        let drivers = self.drivers.read().unwrap_or_else(PoisonError::into_inner);
+        drivers.get(usize::from(number))?.clone()
+    }
+
+    /// Whose device it is; nobody's is a tier.
+    pub(crate) fn owner(&self, number: u8) -> Option<Owner> {
+        if usize::from(number) < self.tiers.len() {
+            return None;
+        }
+        self.member(number).map(|member| member.owner)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "at most sixteen devices")]
+    fn add(&self, member: Member) -> Result<DeviceId, TooManyDevices> {
+        let mut drivers = self.drivers.write().unwrap_or_else(PoisonError::into_inner);
+        let free = |number: &usize| drivers[*number].is_none();
+        let number = (self.tiers.len()..MAX_DEVICES).find(free).ok_or(TooManyDevices)?;
+        drivers[number] = Some(Arc::new(member));
+        Ok(DeviceId(number as u8))
+    }
+
+    /// Takes a driver's device out if nobody else holds it, and `is_unused` says so while nobody can begin to. False:
+    /// somebody does.
+    pub(crate) fn remove(&self, id: DeviceId, is_unused: impl FnOnce() -> bool) -> bool {
+        let mut drivers = self.drivers.write().unwrap_or_else(PoisonError::into_inner);
+        let place = &mut drivers[usize::from(id.0)];
+        let is_idle = place.as_ref().is_none_or(|member| Arc::strong_count(member) == 1) && is_unused();
+        if is_idle {
+            *place = None;
+        }
+        is_idle
+    }
+}
+
+impl<K: Kernel> Engine<K> {
+    /// Adds a driver's device. Reclaim never evicts to it, and its frames are shown to nobody but `owner`.
+    ///
+    /// # Errors
+    /// [`TooManyDevices`].
+    pub fn add_device(&self, device: Arc<dyn Device>, owner: Owner) -> Result<DeviceId, TooManyDevices> {
+        let kind = device.caps().kind;
+        self.registry.add(Member { device, owner, kind })
+    }
+
+    /// The owner of a frame's device; `None` for a tier, whose frames nobody can map.
+    pub fn owner_of(&self, frame: Frame) -> Option<Owner> {
+        self.registry.owner(frame.device)
+    }
+}

@@ -1,0 +1,273 @@
+//! A driver with a device of its own: it mirrors the arena, migrates pages to its device and back, and its device reads
+//! and writes the program's memory through a page table of its own.
+//!
+//! The driver is a thread like the runtime's others: between any two of its steps everybody else may come first. It may
+//! leave pages out, and drop a migration at any stage.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, Weak};
+
+use hmm_core::addr::{PageRange, Vpn};
+use hmm_core::driver::{Collected, MAX_PAGES, Migration, Select, Source};
+use hmm_core::notifier::{Cause, Change, Notifier, Owner, Pass, Sequence, Watch};
+use hmm_core::state::{Frame, PageState};
+use hmm_core::{DeviceId, Engine};
+use hmm_device::{Device, DevicePfn, PAGE_SIZE};
+use hmm_model::{Entropy, Generator, Mix, Op, Span};
+
+use crate::device::SimDevice;
+use crate::kernel::SimKernel;
+use crate::machine::Machine;
+use crate::shared::Shared;
+
+type SimEngine = Engine<SimKernel>;
+/// The device's page table.
+type Table = BTreeMap<Vpn, Frame>;
+
+/// Drops entries when it is told to.
+#[derive(Debug)]
+struct Mirror {
+    owner: Owner,
+}
+
+impl Watch for Mirror {
+    type Table = Table;
+
+    fn ignores(&self, change: &Change) -> bool {
+        change.cause == Cause::Migrate && change.owner == Some(self.owner)
+    }
+
+    fn invalidate(&self, table: &mut Table, change: &Change) -> Pass {
+        drop_entries(table, change.range);
+        Pass::Done
+    }
+}
+
+fn drop_entries(table: &mut Table, range: PageRange) {
+    table.retain(|page, _| !range.contains(*page));
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    id: DeviceId,
+    owner: Owner,
+    /// The engine has it; it has the world, which has the driver.
+    device: Weak<SimDevice>,
+    notifier: Notifier<Mirror>,
+}
+
+impl Driver {
+    /// The driver of device `number`.
+    pub(crate) fn new(shared: &Arc<Shared>, engine: &SimEngine, number: u8) -> Self {
+        let owner = Owner(u64::from(number));
+        let device = Arc::new(SimDevice::new(Arc::clone(shared), usize::from(number)));
+        let weak = Arc::downgrade(&device);
+        let id = engine.add_device(device, owner).expect("there are few devices");
+        assert_eq!(id.number(), number, "devices are numbered in the order in which they come");
+        let arena = Machine::range(shared.lock().arena().all());
+        let table = Arc::new(Mutex::new(Table::new()));
+        let notifier =
+            Notifier::new(engine.notifiers(), arena, table, Mirror { owner }).expect("an arena has pages");
+        Self { id, owner, device: weak, notifier }
+    }
+}
+
+/// A driver does something.
+pub(crate) fn act(shared: &Shared, engine: &SimEngine) {
+    let (driver, range, choice) = {
+        let mut machine = shared.lock();
+        let nr_drivers = u32::try_from(shared.drivers().len()).expect("few drivers");
+        let driver = &shared.drivers()[machine.entropy.below(nr_drivers) as usize];
+        (driver, any_range(&mut machine), machine.entropy.below(6))
+    };
+    match choice {
+        0 | 1 => driver.migrate_to_device(shared, engine, range),
+        2 => driver.migrate_to_system(shared, engine, range),
+        3 => driver.map_frames(engine, range),
+        _ => driver.access(shared, range),
+    }
+}
+
+/// A run of pages such as programs like.
+fn any_range(machine: &mut Machine) -> PageRange {
+    let generator = Generator { arena: machine.arena(), mix: Mix::PROGRAM };
+    let span = loop {
+        if let Some(span) = generator.op(&mut machine.entropy).span() {
+            break span;
+        }
+    };
+    // What happens in the middle of something else is short.
+    let most = if machine.depth == 0 { MAX_PAGES } else { 16 };
+    let most = u32::try_from(most).expect("a block is small");
+    Machine::range(Span::new(span.first, span.len.min(most)))
+}
+
+impl Driver {
+    fn migrate_to_device(&self, shared: &Shared, engine: &SimEngine, range: PageRange) {
+        let seq = self.notifier.read_begin();
+        let mut migration = engine.migrate_setup(range, Select::SYSTEM, self.owner).expect("a short range");
+        shared.lock().note(|| format!("{:?} takes {} of {range:?}", self.owner, migration.nr_collected()));
+        shared.intervene();
+        if self.gives_up(shared) {
+            return;
+        }
+        if shared.lock().entropy.one_in(2) {
+            migration.store(self.id).expect("the device is ours");
+        } else {
+            self.store_some(shared, &mut migration);
+        }
+        shared.intervene();
+        if self.gives_up(shared) {
+            return;
+        }
+        let migration = migration.pages();
+        shared.intervene();
+        let frames: Vec<(Vpn, Frame)> =
+            migration.entries().iter().filter_map(|entry| Some((entry.page(), entry.frame()?))).collect();
+        shared.lock().note(|| format!("{:?} has {} pages of {range:?}", self.owner, frames.len()));
+        self.install(seq, &frames);
+        shared.intervene();
+        if !self.gives_up(shared) {
+            assert_eq!(migration.finalize(), frames.len(), "what migrated went to frames");
+        }
+    }
+
+    /// The driver ends a migration where it is.
+    fn gives_up(&self, shared: &Shared) -> bool {
+        let mut machine = shared.lock();
+        let gives_up = machine.entropy.one_in(10);
+        if gives_up {
+            machine.note(|| format!("{:?} drops its migration", self.owner));
+        }
+        gives_up
+    }
+
+    /// Copies page by page, and leaves some out.
+    fn store_some(&self, shared: &Shared, migration: &mut Migration<'_, SimKernel, Collected>) {
+        let device = self.device.upgrade().expect("the engine keeps it");
+        for index in 0..migration.entries().len() {
+            let source = migration.entries()[index].source();
+            if !matches!(source, Source::Hole | Source::System) || shared.lock().entropy.one_in(4) {
+                continue;
+            }
+            let mut page = [0; PAGE_SIZE];
+            let has_bytes = migration.with_bytes(index, &mut |bytes| page.copy_from_slice(bytes));
+            assert_eq!(has_bytes, source == Source::System, "only pages have bytes");
+            let mut frames = [DevicePfn::default()];
+            if device.alloc(&mut frames) == 0 {
+                return;
+            }
+            shared.lock().devices[self.index()].store(frames[0], &page);
+            migration.set_frame(index, self.id, frames[0]).expect("it was collected");
+            let again = migration.set_frame(index, self.id, frames[0]);
+            assert!(again.is_err(), "a page has one destination");
+        }
+    }
+
+    fn migrate_to_system(&self, shared: &Shared, engine: &SimEngine, range: PageRange) {
+        let select =
+            if shared.lock().entropy.one_in(3) { Select::PRIVATE | Select::SYSTEM } else { Select::PRIVATE };
+        let mut migration = engine.migrate_setup(range, select, self.owner).expect("a short range");
+        // The device lets go of the frames before they are read: the driver is not told of its own migrations.
+        drop_entries(&mut self.notifier.table(), range);
+        shared.intervene();
+        if self.gives_up(shared) {
+            return;
+        }
+        let fetched = if shared.lock().entropy.one_in(2) {
+            migration.fetch()
+        } else {
+            self.fetch_some(shared, &mut migration)
+        };
+        shared.lock().note(|| format!("{:?} fetched {fetched} of {range:?}", self.owner));
+        shared.intervene();
+        if self.gives_up(shared) {
+            return;
+        }
+        let migration = migration.pages();
+        shared.intervene();
+        assert!(migration.nr_migrated() <= fetched, "what was not fetched stays");
+        migration.finalize();
+    }
+
+    /// Copies page by page, and leaves some out.
+    fn fetch_some(&self, shared: &Shared, migration: &mut Migration<'_, SimKernel, Collected>) -> usize {
+        let mut nr_filled = 0;
+        for index in 0..migration.entries().len() {
+            let Source::Private(frame) = migration.entries()[index].source() else { continue };
+            if shared.lock().entropy.one_in(4) {
+                continue;
+            }
+            let content = shared.lock().devices[self.index()].bytes(frame.pfn).cloned();
+            let content = content.expect("a collected frame holds bytes");
+            nr_filled += usize::from(
+                migration.fill_system(index, &mut |bytes| bytes.copy_from_slice(&content[..])).is_ok(),
+            );
+        }
+        nr_filled
+    }
+
+    fn index(&self) -> usize {
+        usize::from(self.id.number())
+    }
+
+    fn install(&self, seq: Sequence, frames: &[(Vpn, Frame)]) -> bool {
+        self.notifier.install(seq, |table| table.extend(frames.iter().copied())).is_ok()
+    }
+
+    /// What a fault of the device does: maps those pages of the range that are on the device.
+    fn map_frames(&self, engine: &SimEngine, range: PageRange) {
+        let seq = self.notifier.read_begin();
+        let frames: Vec<(Vpn, Frame)> = range
+            .iter()
+            .filter_map(|page| match engine.state(page) {
+                PageState::Device { frame } if engine.owner_of(frame) == Some(self.owner) => {
+                    Some((page, frame))
+                }
+                _ => None,
+            })
+            .collect();
+        self.install(seq, &frames);
+    }
+
+    /// The device reads and writes pages that its table maps.
+    fn access(&self, shared: &Shared, range: PageRange) {
+        let table = self.notifier.table();
+        let mut machine = shared.lock();
+        // Of an unmapping the engine hears when it is over.
+        if machine.devices[self.index()].is_lost() || machine.events.is_changing() {
+            return;
+        }
+        for (page, frame) in table.range(range.start..range.end) {
+            let number = machine.page(*page).expect("the arena is mirrored");
+            let bytes = machine.devices[self.index()].bytes_mut(frame.pfn).clone();
+            machine.check_page(number, &bytes);
+            let (word, value) = (7, machine.entropy.bits());
+            let write = Op::Write { page: number, word, value };
+            if machine.entropy.one_in(2) && machine.model.check(&write).is_ok() {
+                machine.note(|| format!("{:?} writes {value:#x} to page {number}", self.owner));
+                let at = usize::from(word) * 8;
+                let bytes = machine.devices[self.index()].bytes_mut(frame.pfn);
+                Arc::make_mut(bytes)[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+                machine.apply(&write);
+            }
+        }
+    }
+}
+
+/// What a device's table maps is where the page is (I2).
+pub(crate) fn check(shared: &Shared, machine: &Machine, engine: &SimEngine) {
+    for driver in shared.drivers() {
+        for (page, frame) in driver.notifier.table().iter() {
+            let state = engine.state(*page);
+            let number = machine.page(*page);
+            assert_eq!(
+                state,
+                PageState::Device { frame: *frame },
+                "{:?} maps page {number:?}, which is elsewhere",
+                driver.owner
+            );
+        }
+    }
+}
