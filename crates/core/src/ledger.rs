@@ -81,8 +81,8 @@ impl Ledger {
         self.peak_pages.fetch_max(before + pages, Ordering::Relaxed);
     }
 
-    /// Charges pages that a fork made a second owner of: they take no more memory than before until one of the owners
-    /// writes to them, so they do not count for the peak.
+    /// Charges pages that a fork made a second owner of, and for which nothing could be set aside before: they take no
+    /// more memory than before until one of the owners writes to them, so they do not count for the peak.
     pub fn charge_shared(&self, pages: u64) {
         self.charged_pages.fetch_add(pages, Ordering::Relaxed);
     }

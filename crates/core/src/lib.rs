@@ -41,6 +41,7 @@ mod migrate;
 mod read_ahead;
 mod reclaim;
 mod registry;
+mod reserve;
 mod staging;
 mod stream;
 mod sync;

@@ -58,7 +58,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Tells those who share the budget that we found no memory free.
-    pub(crate) fn ask_others(&self) {
+    pub fn ask_others(&self) {
         self.own_asked.fetch_add(1, Ordering::Relaxed);
         self.kernel.ledger().ask();
     }

@@ -64,9 +64,19 @@ impl Runtime {
         futex_wake(&self.freezing, Scope::Private, u32::MAX);
     }
 
+    /// Works on the engine, on the thread that froze the others: if the fork comes meanwhile, it has to be repeated.
+    pub fn while_busy(&self, work: impl FnOnce()) {
+        BUSY.store(true, Ordering::SeqCst);
+        work();
+        BUSY.store(false, Ordering::SeqCst);
+    }
+
     /// Serves what there is to serve, on the thread that froze the others. Gives the userfaultfds of children.
     pub fn serve_once(&self, forked: &mut dyn FnMut(Userfaultfd)) {
-        BUSY.store(true, Ordering::SeqCst);
+        self.while_busy(|| self.serve_frozen(forked));
+    }
+
+    fn serve_frozen(&self, forked: &mut dyn FnMut(Userfaultfd)) {
         let mut buffer = EventBuffer::new();
         let mut faults = [Vpn(0); MAX_EVENTS];
         let mut forks = 0;
@@ -86,7 +96,6 @@ impl Runtime {
                 self.wake_later(*page);
             }
         }
-        BUSY.store(false, Ordering::SeqCst);
     }
 
     /// In the child: whether the copy of the engine was made while it was worked on.

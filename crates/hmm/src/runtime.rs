@@ -334,7 +334,7 @@ impl Runtime {
     }
 
     /// More memory than was allowed, counted: the alternative is a program that stands still.
-    fn grow(&self) {
+    pub fn grow(&self) {
         let mm = self.engine.kernel();
         mm.ledger().grow(GROW_PAGES);
         mm.stats().overcharged.fetch_add(GROW_PAGES, Ordering::Relaxed);

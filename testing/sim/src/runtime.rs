@@ -125,10 +125,26 @@ pub(crate) fn reclaim(shared: &Shared, engine: &SimEngine) {
     if let Some(span) = evict {
         let evicted = engine.evict_range(Machine::range(span));
         shared.lock().note(|| format!("evict {span:?} = {evicted}"));
+        set_aside(shared, engine, span.len);
     } else {
         let reclaimed = engine.reclaim();
         shared.lock().note(|| format!("reclaim = {reclaimed:?}"));
     }
+}
+
+/// Sets memory aside as a fork does, and gives it back.
+fn set_aside(shared: &Shared, engine: &SimEngine, nr_pages: u32) {
+    let before = shared.ledger.charged();
+    let got = engine.reserve(u64::from(nr_pages));
+    let charged = shared.ledger.charged();
+    assert!(got <= u64::from(nr_pages), "{got} pages set aside, {nr_pages} were wanted");
+    assert!(charged <= shared.ledger.budget().max(before), "{got} pages set aside, {charged} charged");
+    assert!(
+        got == u64::from(nr_pages) || shared.ledger.free() == 0,
+        "{got} of {nr_pages}, and some are free"
+    );
+    engine.unreserve(got);
+    shared.lock().note(|| format!("set aside {nr_pages} = {got}"));
 }
 
 /// One step of read-ahead.
