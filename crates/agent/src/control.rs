@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use hmm::adopt::Found;
 use hmm::calibrate::home_by;
 use hmm::control::{Control, Slot, SlotState};
 use hmm::core::{Config, Engine};
@@ -14,7 +15,7 @@ use hmm::uapi::sys::{Scope, futex_wait, futex_wake, set_thread_name};
 use hmm::uapi::uffd::{Access, Features};
 
 use crate::books::{RunPolicy, SharedBooks};
-use crate::mailbox::MAILBOX;
+use crate::mailbox::{EVERYTHING, MAILBOX};
 use crate::{alloc, devices, fork, threads};
 
 /// Threads that answer faults.
@@ -23,10 +24,10 @@ const NR_HANDLERS: usize = 2;
 const TICK_SHORT: Duration = Duration::from_millis(10);
 /// How often when there was none for long.
 const TICK_LONG: Duration = Duration::from_millis(320);
+/// How often a range is looked at for a thread that waits, when it was changing.
+const MAX_LOOKS: usize = 4;
 /// The longest that the start may take.
 const START_PATIENCE: Duration = Duration::from_secs(10);
-
-const EVERYTHING: AddrRange = AddrRange { start: 0, end: u64::MAX };
 
 static SETUP: OnceLock<(Control, &'static Slot)> = OnceLock::new();
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -114,7 +115,7 @@ fn set_up() -> Result<(), String> {
     let _ = RUNTIME.set(runtime);
     spawn_workers()?;
     if let Some(runtime) = self::runtime() {
-        discover(runtime, EVERYTHING);
+        discover_all(runtime);
     }
     slot.set_state(SlotState::Managed);
     Ok(())
@@ -145,15 +146,27 @@ fn reclaim() {
 
 /// Looks for memory everywhere.
 pub(crate) fn discover_all(runtime: &Runtime) {
-    discover(runtime, EVERYTHING);
+    let _ = discover(runtime, EVERYTHING);
 }
 
-/// Looks for memory in a range, leaving out what is ours. Returns whether there was some.
-fn discover(runtime: &Runtime, within: AddrRange) -> bool {
+/// Looks for memory in a range, leaving out what is ours.
+fn discover(runtime: &Runtime, within: AddrRange) -> Found {
     let exclude = EXCLUDE.lock().unwrap_or_else(PoisonError::into_inner);
     runtime.set_exclude(&exclude);
     drop(exclude);
-    runtime.discover(within).ranges > 0
+    runtime.discover(within)
+}
+
+/// Does what the program's threads have asked for. Returns whether they had.
+pub(crate) fn answer(runtime: &Runtime) -> bool {
+    let (asked, range) = MAILBOX.take();
+    let requested = !range.is_empty();
+    if requested {
+        // What changes while it is looked at is refused: a neighbour that came or went.
+        let _ = (0..MAX_LOOKS).any(|_| discover(runtime, range).refused == 0);
+    }
+    MAILBOX.answer(asked);
+    requested
 }
 
 /// The control thread's life.
@@ -166,15 +179,12 @@ pub(crate) fn look_after(runtime: &Runtime) {
             MAILBOX.sleep(known, tick);
         }
         fork::serve_request(runtime);
-        let asked = MAILBOX.asked();
-        let range = MAILBOX.take();
-        let requested = !range.is_empty();
-        let found = discover(runtime, if requested { range } else { EVERYTHING });
-        if !requested {
-            tick = if found { TICK_SHORT } else { (tick * 2).min(TICK_LONG) };
+        known = MAILBOX.asked();
+        // After it was woken for something else, or for nothing, too.
+        if !answer(runtime) {
+            let found = discover(runtime, EVERYTHING);
+            tick = if found.ranges > 0 { TICK_SHORT } else { (tick * 2).min(TICK_LONG) };
             runtime.engine().refresh_gauges();
         }
-        MAILBOX.answer(asked);
-        known = asked;
     }
 }

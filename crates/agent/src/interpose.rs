@@ -1,27 +1,25 @@
 //! Functions of libc that the agent stands in front of, to learn of new memory before the program uses much of it.
 //!
-//! They are a short cut, not the source of truth: the control thread finds by itself what comes about otherwise. glibc's
-//! `malloc` maps memory without calling `mmap`, so its entry points are covered, too: each calls the program's own and then
-//! looks whether the heap has grown, or the block lies in a part of the address space not seen before. That costs two
-//! loads and two comparisons where nothing is new.
+//! They are a short cut, not the source of truth: the control thread finds by itself what comes about otherwise. But what is
+//! found so was touched before it could be charged. Therefore whoever maps memory waits until it is managed.
+//!
+//! libc's own calls of `mmap` and `brk` come here, too (`bodies`). Where they do not, the functions of `malloc` notice what
+//! they can: each calls the program's own and then looks whether the heap has grown, or the block lies in a part of the
+//! address space not seen before. By then parts of it may have been touched.
 
 #![expect(unreachable_pub, reason = "called through the dynamic symbol table")]
 
 use std::ffi::{c_int, c_long, c_void};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
-use hmm::core::kernel::Kernel;
 use hmm::uapi::AddrRange;
 
-use crate::MANAGED;
-use crate::control::runtime;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
+use crate::{MANAGED, bodies, brk};
 
 /// Blocks from here on may have a mapping of their own: glibc's smallest threshold is larger.
 const LARGE_BYTES: usize = 64 << 10;
-/// New memory of this size is waited for, and any when memory is short; else it is managed soon.
-const WAIT_BYTES: u64 = 1 << 20;
 /// glibc's secondary heaps are aligned to their size, 64 MiB.
 const HEAP_SHIFT: u32 = 26;
 const NR_HEAPS: usize = 1 << (47 - HEAP_SHIFT);
@@ -31,7 +29,6 @@ static SEEN: [AtomicU8; NR_HEAPS / 8] = [const { AtomicU8::new(0) }; NR_HEAPS / 
 static LAST_BREAK: AtomicUsize = AtomicUsize::new(0);
 
 unsafe extern "C" {
-    static __curbrk: *mut c_void;
     fn __libc_malloc(size: usize) -> *mut c_void;
     fn __libc_calloc(count: usize, size: usize) -> *mut c_void;
     fn __libc_realloc(old: *mut c_void, size: usize) -> *mut c_void;
@@ -60,25 +57,17 @@ pub(crate) fn install() {
     MEMALIGN.get();
 }
 
-/// Tells the control thread of new memory.
-fn tell(start: usize, len: usize) {
-    let range = AddrRange::new(start as u64, len as u64);
-    let number = MAILBOX.ask(range);
-    let is_short = runtime().is_none_or(|runtime| {
-        let engine = runtime.engine();
-        engine.free_pages() < engine.kernel().ledger().budget() / 4
-    });
-    if range.len() >= WAIT_BYTES || is_short {
-        MAILBOX.wait(number);
-    }
+/// Tells the control thread of new memory, and waits until it is managed.
+pub(crate) fn tell(start: usize, len: usize) {
+    let number = MAILBOX.ask(AddrRange::new(start as u64, len as u64));
+    MAILBOX.wait(number);
 }
 
 /// Looks at a block that `malloc` returns.
 #[inline]
 fn check(block: *mut c_void, size: usize) -> *mut c_void {
-    if MANAGED.load(Ordering::Relaxed) && !block.is_null() {
-        // SAFETY: glibc's own variable, a word that is read whole.
-        let heap_end = unsafe { std::ptr::addr_of!(__curbrk).read() }.addr();
+    if !bodies::are_replaced() && MANAGED.load(Ordering::Relaxed) && !block.is_null() {
+        let heap_end = brk::current_break();
         if heap_end != LAST_BREAK.load(Ordering::Relaxed) || size >= LARGE_BYTES {
             new_memory(block, size, heap_end);
         } else {
@@ -166,7 +155,8 @@ pub unsafe extern "C" fn posix_memalign(block: *mut *mut c_void, align: usize, s
     0
 }
 
-/// See `mmap(2)`.
+/// See `mmap(2)`. `MAP_POPULATE` is left out where the memory will be managed: what is populated by the kernel is resident
+/// before it can be charged. The flag is a wish, which the kernel need not fulfil either.
 ///
 /// # Safety
 /// As of `mmap(2)`.
@@ -179,10 +169,12 @@ pub unsafe extern "C" fn mmap(
     fd: c_int,
     offset: i64,
 ) -> *mut c_void {
+    let private = flags & (libc::MAP_ANONYMOUS | libc::MAP_SHARED) == libc::MAP_ANONYMOUS;
+    let managed = private && MANAGED.load(Ordering::Relaxed);
+    let flags = if managed { flags & !libc::MAP_POPULATE } else { flags };
     // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
     let result: c_long = unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, offset) };
-    let private = flags & (libc::MAP_ANONYMOUS | libc::MAP_SHARED) == libc::MAP_ANONYMOUS;
-    if private && result != -1 && MANAGED.load(Ordering::Relaxed) {
+    if managed && result != -1 {
         tell(addr_of(result), len);
     }
     std::ptr::with_exposed_provenance_mut(addr_of(result))

@@ -7,14 +7,17 @@
 //!
 //! - *handlers* and the *reclaimer* do the engine's work ([`hmm::runtime::Runtime`]);
 //! - the *control thread* (`control`) looks for new memory, when an interposed function has said that there is some
-//!   (`interpose`) and now and then without being asked, and arranges forks (`fork`).
+//!   (`interpose`, `brk`) and now and then without being asked, and arranges forks (`fork`). libc's own calls
+//!   come to the interposed functions, too (`bodies`).
 //!
 //! What all of this stands on is out of the program's reach, and never managed (I6): the threads are raw, with stacks
 //! of ours, all signals blocked and a descriptor table of their own; memory comes from our own allocator (`alloc`).
 //! No thread-local is used on any of them. The program's exit, crash or exec needs nothing from us.
 
 mod alloc;
+mod bodies;
 mod books;
+mod brk;
 mod control;
 mod devices;
 mod fork;
@@ -49,6 +52,8 @@ extern "C" fn init() {
         Err(_) => return,
     };
     let Some(slot) = control.claim_slot(std::process::id()) else { return };
+    // Before there are our threads.
+    bodies::replace();
     match control::start(control, slot) {
         Ok(()) => {
             fork::install();

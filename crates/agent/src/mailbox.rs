@@ -1,8 +1,10 @@
 //! How the program's threads tell the control thread something, and wait for the answer.
 //!
 //! A request is a number that is counted up; the answer is the number up to which requests are done. What is asked for
-//! lies beside it: the hull of the ranges with new memory. Neither side allocates, and a waiter gives up after a second:
-//! the control thread looks for itself now and then, so that nothing is lost by that.
+//! lies beside it: the hull of the ranges with new memory. It is two words, so a request is counted when it is begun, too:
+//! who takes the hull while one is being put there may have half of it, and looks everywhere. Neither side allocates or
+//! locks, because requests come from signal handlers as well. A waiter gives up after a second: the control thread looks for
+//! itself now and then, so that nothing is lost by that.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,10 +15,13 @@ use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
 /// The longest that a thread of the program waits.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+pub(crate) const EVERYTHING: AddrRange = AddrRange { start: 0, end: u64::MAX };
+
 pub(crate) static MAILBOX: Mailbox = Mailbox::new();
 
 /// See the module.
 pub(crate) struct Mailbox {
+    begun: AtomicU32,
     asked: AtomicU32,
     done: AtomicU32,
     start: AtomicU64,
@@ -26,6 +31,7 @@ pub(crate) struct Mailbox {
 impl Mailbox {
     const fn new() -> Self {
         Self {
+            begun: AtomicU32::new(0),
             asked: AtomicU32::new(0),
             done: AtomicU32::new(0),
             start: AtomicU64::new(u64::MAX),
@@ -35,19 +41,26 @@ impl Mailbox {
 
     /// In the child of a fork: what the parent's threads asked is not ours to answer.
     pub(crate) fn reset(&self) {
+        self.begun.store(self.asked(), Ordering::SeqCst);
         self.done.store(self.asked(), Ordering::Release);
     }
 
     /// Tells of new memory. The number can be waited for.
     pub(crate) fn ask(&self, range: AddrRange) -> u32 {
-        self.start.fetch_min(range.start, Ordering::Relaxed);
-        self.end.fetch_max(range.end, Ordering::Relaxed);
-        self.poke()
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.start.fetch_min(range.start, Ordering::SeqCst);
+        self.end.fetch_max(range.end, Ordering::SeqCst);
+        self.count()
     }
 
     /// Makes the control thread look at the mailbox.
     pub(crate) fn poke(&self) -> u32 {
-        let number = self.asked.fetch_add(1, Ordering::Release).wrapping_add(1);
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.count()
+    }
+
+    fn count(&self) -> u32 {
+        let number = self.asked.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
         futex_wake(&self.asked, Scope::Private, 1);
         number
     }
@@ -66,16 +79,17 @@ impl Mailbox {
         }
     }
 
-    /// The control thread's side: what was asked so far.
+    /// The control thread's side: the number of the last request.
     pub(crate) fn asked(&self) -> u32 {
-        self.asked.load(Ordering::Acquire)
+        self.asked.load(Ordering::SeqCst)
     }
 
-    /// The hull of what was asked for, empty if nothing was.
-    pub(crate) fn take(&self) -> AddrRange {
-        let start = self.start.swap(u64::MAX, Ordering::Relaxed);
-        let end = self.end.swap(0, Ordering::Relaxed);
-        AddrRange { start, end }
+    /// The number of the last request, and where to look for all of them: nowhere, if nothing was asked for.
+    pub(crate) fn take(&self) -> (u32, AddrRange) {
+        let asked = self.asked();
+        let (start, end) = (self.start.swap(u64::MAX, Ordering::SeqCst), self.end.swap(0, Ordering::SeqCst));
+        let whole = self.begun.load(Ordering::SeqCst) == asked;
+        (asked, if whole { AddrRange { start, end } } else { EVERYTHING })
     }
 
     /// Everything up to `number` is done.

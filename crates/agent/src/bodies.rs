@@ -1,0 +1,114 @@
+//! libc's own calls of `mmap` and `brk` come to us, too.
+//!
+//! `malloc`, new threads and much else in libc map memory without going through the dynamic symbol table: no function that
+//! we put in front sees that, and what is touched before we know of it is resident without having been charged (I9). But
+//! all of these calls end in libc's thin wrappers of the two system calls. So, before the program has a second thread, a
+//! jump to our function is written over the first bytes of each wrapper. Nothing of the old body is needed: ours makes the
+//! system call itself.
+//!
+//! The bytes are written by way of `/proc/self/mem`, which needs no writable mapping of code. Where that is not possible,
+//! or where a wrapper does not look as expected, libc stays as it is, and the functions of `malloc` that are put in
+//! front (`interpose`) notice what they can.
+
+use std::ffi::{CStr, c_int, c_void};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::{brk, interpose};
+
+/// When this environment variable is there, libc stays as it is: to test what holds then.
+const KEEP_ENV: &str = "HMM_KEEP_LIBC";
+/// `jmp *0(%rip)`, and behind it the address to go to.
+const JUMP: [u8; 6] = [0xff, 0x25, 0, 0, 0, 0];
+const JUMP_LEN: usize = JUMP.len() + size_of::<usize>();
+/// `syscall`
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+/// A wrapper is not larger than this: what is does more than wrap.
+const MAX_LEN: usize = 256;
+
+/// Of dladdr1(3): tell the symbol of the table.
+const RTLD_DL_SYMENT: c_int = 1;
+
+static REPLACED: AtomicBool = AtomicBool::new(false);
+
+type Dladdr1 = unsafe extern "C" fn(*const c_void, *mut libc::Dl_info, *mut *mut c_void, c_int) -> c_int;
+
+/// Whether libc's own calls come to us.
+#[inline]
+pub(crate) fn are_replaced() -> bool {
+    REPLACED.load(Ordering::Relaxed)
+}
+
+/// Puts ours in the place of libc's. To be called while the program has only one thread.
+pub(crate) fn replace() {
+    if std::env::var_os(KEEP_ENV).is_none() && cfg!(target_arch = "x86_64") && is_only_thread() {
+        REPLACED.store(try_replace().is_some(), Ordering::Relaxed);
+    }
+}
+
+/// A thread that is inside of a body must not find other instructions there.
+fn is_only_thread() -> bool {
+    std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
+}
+
+fn try_replace() -> Option<()> {
+    // Both are looked at before one is changed.
+    let wrappers = [
+        (wrapper(c"mmap")?, (interpose::mmap as *const ()).addr()),
+        (wrapper(c"brk")?, (brk::brk as *const ()).addr()),
+    ];
+    let memory = File::options().write(true).open("/proc/self/mem").ok()?;
+    for (number, (wrapper, ours)) in wrappers.into_iter().enumerate() {
+        let mut code = [0; JUMP_LEN];
+        code[..JUMP.len()].copy_from_slice(&JUMP);
+        code[JUMP.len()..].copy_from_slice(&ours.to_ne_bytes());
+        let written = memory.write_all_at(&code, wrapper.addr() as u64);
+        // A body that calls ours is right without the other one. But who thinks that all of them do would be wrong.
+        if written.is_err() && number == 0 {
+            return None;
+        }
+        written.ok()?;
+    }
+    Some(())
+}
+
+/// libc's function of that name, if it is a wrapper of a system call, and long enough for the jump.
+fn wrapper(name: &CStr) -> Option<*const u8> {
+    // SAFETY: looks for a library that is loaded, by a name that ends with a zero.
+    let libc = unsafe { libc::dlopen(c"libc.so.6".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+    if libc.is_null() {
+        return None;
+    }
+    // SAFETY: looks a function up in it.
+    let function = unsafe { libc::dlsym(libc, name.as_ptr()) };
+    let len = symbol_len(function)?;
+    if function.is_null() || !(JUMP_LEN..=MAX_LEN).contains(&len) {
+        return None;
+    }
+    // SAFETY: the function's code has that many bytes, and is never changed but by us.
+    let body = unsafe { std::slice::from_raw_parts(function.cast::<u8>(), len) };
+    body.windows(SYSCALL.len()).any(|bytes| bytes == SYSCALL).then_some(function.cast())
+}
+
+/// Bytes of the function's code, by libc's table of symbols.
+fn symbol_len(function: *mut c_void) -> Option<usize> {
+    // Old versions of libc have it in another library: looked up, so that we can be loaded there, too.
+    // SAFETY: looks a function up by a name that ends with a zero.
+    let dladdr1 = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"dladdr1".as_ptr()) };
+    if dladdr1.is_null() || function.is_null() {
+        return None;
+    }
+    // SAFETY: the type is that of dladdr1(3).
+    let dladdr1: Dladdr1 = unsafe { std::mem::transmute(dladdr1) };
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
+    let mut symbol: *mut c_void = std::ptr::null_mut();
+    // SAFETY: writes to the two places.
+    let found = unsafe { dladdr1(function, info.as_mut_ptr(), &raw mut symbol, RTLD_DL_SYMENT) };
+    if found == 0 || symbol.is_null() {
+        return None;
+    }
+    // SAFETY: with this flag the place holds a symbol of the library's table, which stays as long as libc.
+    let size = unsafe { (*symbol.cast::<libc::Elf64_Sym>()).st_size };
+    usize::try_from(size).ok()
+}
