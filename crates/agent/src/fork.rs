@@ -3,7 +3,7 @@
 //! ```text
 //!  program's thread            control thread                     child
 //!  fork(): a, b = socketpair
-//!          ask --------------> takes b, freezes the engine
+//!          ask --------------> takes b, sets memory aside for the child (`reserve`), freezes the engine
 //!          <------------ ready
 //!          clone ------------> reads the fork: child's uffd
 //!          |                   answers the child's faults <------ libc's part of fork
@@ -16,12 +16,15 @@
 //! kernel made for the child is handed over, so that there is no moment at which a page that is away could be touched
 //! and read as zeroes. Descriptors get the numbers that they have in the parent: nothing of the engine has to change.
 //!
+//! While a fork is under way the control thread does what it does otherwise, too: a thread that waits for it may hold one of
+//! libc's locks, which the forking thread needs.
+//!
 //! The kernel reports forks only to those who may trace (`CAP_SYS_PTRACE`). For others a fork is refused (`EAGAIN`) while
 //! pages are away; else the child registers its memory anew.
 
 use std::ffi::c_int;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hmm::control::{SlotState, VerdictKind};
@@ -30,7 +33,7 @@ use hmm::runtime::{Runtime, open_files};
 use hmm::uapi::Fd;
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
 use hmm::uapi::uffd::{Access, EventBuffer, Features, Userfaultfd};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
@@ -39,7 +42,7 @@ use rustix::net::{
 use crate::books::SharedBooks;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
-use crate::{MANAGED, control, fail, threads};
+use crate::{MANAGED, control, fail, reserve, threads};
 
 /// How a fork stands, for the thread that forks.
 const IDLE: u32 = 0;
@@ -63,10 +66,14 @@ static FORKING: AtomicBool = AtomicBool::new(false);
 static ARRANGED_BY: AtomicI32 = AtomicI32::new(0);
 static CHILD_END: AtomicI32 = AtomicI32::new(-1);
 static PARENT_END: AtomicI32 = AtomicI32::new(-1);
+/// In the child: pages that the parent had charged.
+static PARENT_RESIDENT: AtomicU64 = AtomicU64::new(0);
 /// In the child: 0 until its agent has started (1) or failed (2).
 static CHILD_STARTED: AtomicU32 = AtomicU32::new(0);
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at who waits for the control thread while it waits for the fork.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 /// Copies of the engine that may turn out useless before the fork is given up.
 const MAX_TRIES: usize = 16;
 
@@ -232,12 +239,12 @@ fn close_ends() {
 
 fn start_in_child() {
     let (Some(runtime), Some((page, _))) = (control::runtime(), control::setup()) else { return };
-    let inherited = runtime.engine().kernel().stats();
-    let (charged, away) = (inherited.charged.load(Ordering::Relaxed), inherited.away.load(Ordering::Relaxed));
+    // Still the parent's counters, which stand still until it has heard of us.
+    let (resident, away) =
+        (reserve::resident(runtime), runtime.engine().kernel().stats().away.load(Ordering::Relaxed));
     let Some(slot) = page.claim_slot(std::process::id()) else { end("more than 128 processes") };
     SharedBooks::set_slot(slot);
-    page.ledger().charge_shared(charged);
-    slot.stats().charged.store(charged, Ordering::Relaxed);
+    PARENT_RESIDENT.store(resident, Ordering::Relaxed);
     slot.stats().away.store(away, Ordering::Relaxed);
     runtime.reset_threads();
     MAILBOX.reset();
@@ -291,7 +298,9 @@ fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
     // SAFETY: as above.
     let end = unsafe { Fd::from_raw_fd(end) };
     closed.map_err(|_| "close_range")?;
-    let uffd = if mm.reports_forks() { receive(&end)? } else { open_own()? };
+    let received = receive(&end)?;
+    reserve::take_over(runtime, PARENT_RESIDENT.load(Ordering::Relaxed));
+    let uffd = if mm.reports_forks() { received.ok_or("no userfaultfd came")? } else { open_own()? };
     let eventfd = || rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).map_err(|_| "eventfd");
     let (alarm, help) = (Fd::from(eventfd()?), Fd::from(eventfd()?));
     let pagemap = hmm::uapi::pagemap::Pagemap::open().map_err(|_| "pagemap")?;
@@ -323,22 +332,25 @@ fn open_own() -> Result<Userfaultfd, &'static str> {
     open_files(Access::Full, Features::empty()).map(|files| files.uffd).map_err(|_| "no userfaultfd")
 }
 
-/// Tells the parent that we are ready, and gets the userfaultfd of our memory.
-fn receive(end: &Fd) -> Result<Userfaultfd, &'static str> {
+/// Tells the parent that we are ready, and gets its answer: the userfaultfd of our memory, if the kernel has made one.
+fn receive(end: &Fd) -> Result<Option<Userfaultfd>, &'static str> {
     rustix::io::write(end, &[CHILD_READY]).map_err(|_| "write")?;
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0u8];
     let mut data = [rustix::io::IoSliceMut::new(&mut byte)];
-    rustix::net::recvmsg(end, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC).map_err(|_| "recvmsg")?;
+    let answer = rustix::net::recvmsg(end, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC);
+    if answer.map_err(|_| "recvmsg")?.bytes == 0 {
+        return Err("the parent is gone");
+    }
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(mut fds) = message
             && let Some(fd) = fds.next()
         {
-            return Ok(Userfaultfd::from_fd(Fd::from(fd)));
+            return Ok(Some(Userfaultfd::from_fd(Fd::from(fd))));
         }
     }
-    Err("no userfaultfd came")
+    Ok(None)
 }
 
 /// The control thread's side: arranges a fork if one was asked for.
@@ -349,18 +361,51 @@ pub(crate) fn serve_request(runtime: &Runtime) {
     let end = hmm::uapi::sys::pidfd_open(hmm::uapi::sys::getpid())
         .and_then(|pidfd| hmm::uapi::sys::pidfd_getfd(pidfd, PARENT_END.load(Ordering::Relaxed)));
     let Ok(end) = end else { return set_state(REFUSED) };
-    if !runtime.freeze() {
-        return set_state(REFUSED);
-    }
-    if !runtime.engine().kernel().reports_forks() && any_absent(runtime) {
-        runtime.thaw();
+    if !prepare_engine(runtime) {
+        reserve::give_back(runtime);
         return set_state(REFUSED);
     }
     set_state(READY);
     let next = attend(runtime, &end);
     drop(end);
+    // What the child did not take over.
+    reserve::give_back(runtime);
     runtime.thaw();
     set_state(next);
+}
+
+/// Sets memory aside for the child, and brings the engine to rest. False when that cannot be; then it works as before.
+fn prepare_engine(runtime: &Runtime) -> bool {
+    if !runtime.engine().kernel().reports_forks() {
+        if !runtime.freeze() {
+            return false;
+        }
+        let possible = !any_absent(runtime);
+        if possible {
+            reserve::try_fill(runtime);
+        } else {
+            runtime.thaw();
+        }
+        return possible;
+    }
+    let Some((control, _)) = control::setup() else { return false };
+    let on_full = control.config().on_full;
+    let answer = || {
+        control::answer(runtime);
+    };
+    // Nearly all of it while the others work, the rest when they stand still.
+    if !reserve::fill(runtime, on_full, &mut &answer) || !runtime.freeze() {
+        return false;
+    }
+    let serve = || {
+        answer();
+        runtime.serve_once(&mut |child| runtime.poison_child(&child));
+    };
+    let is_full = !reserve::fill(runtime, on_full, &mut &serve);
+    if is_full {
+        runtime.thaw();
+    }
+    !is_full
 }
 
 /// Serves the parent until the fork, and the child until it can do without us.
@@ -371,12 +416,19 @@ fn attend(runtime: &Runtime, end: &Fd) -> u32 {
     loop {
         let uffd = child.as_ref().unwrap_or(runtime.engine().kernel().uffd());
         let mut fds = [PollFd::new(end, PollFlags::IN), PollFd::new(uffd, PollFlags::IN)];
-        if poll(&mut fds, None).is_err() {
+        // Until the child is there, others may wait for us while they hold what the forking thread needs.
+        let timeout = if child.is_none() { Some(&LOOK) } else { None };
+        let Ok(nr_ready) = poll(&mut fds, timeout) else { continue };
+        if child.is_none() && nr_ready == 0 {
+            runtime.while_busy(|| {
+                control::answer(runtime);
+                reserve::try_fill(runtime);
+            });
             continue;
         }
         let (from_child, fault) = (fds[0].revents(), fds[1].revents());
         if !from_child.is_empty() {
-            return finish(end, child.as_ref());
+            return finish(runtime, end, child.as_ref());
         }
         match &child {
             Some(child) if fault.contains(PollFlags::IN) => {
@@ -384,26 +436,37 @@ fn attend(runtime: &Runtime, end: &Fd) -> u32 {
             }
             Some(_) if !fault.is_empty() => return DONE,
             Some(_) => {}
-            None => runtime.serve_once(&mut |uffd| child = Some(uffd)),
+            None => {
+                runtime.serve_once(&mut |uffd| child = Some(uffd));
+                if child.is_none() {
+                    runtime.while_busy(|| {
+                        reserve::try_fill(runtime);
+                    });
+                }
+            }
         }
     }
 }
 
 /// The child has said something, or is not there.
-fn finish(end: &Fd, child: Option<&Userfaultfd>) -> u32 {
+fn finish(runtime: &Runtime, end: &Fd, child: Option<&Userfaultfd>) -> u32 {
     let mut byte = [0u8];
     let read = rustix::io::read(end, &mut byte).unwrap_or(0);
     if read == 1 && byte[0] == CHILD_USELESS {
         return AGAIN;
     }
-    if let (1, CHILD_READY, Some(child)) = (read, byte[0], child) {
-        let fds = [child.as_fd()];
+    if (read, byte[0]) == (1, CHILD_READY) {
+        let fds = child.map(AsFd::as_fd);
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(&fds));
+        if let Some(fd) = &fds {
+            control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
+        }
         let data = [rustix::io::IoSlice::new(&[0u8])];
         // If it fails the child notices, and ends.
-        let _ = rustix::net::sendmsg(end, &data, &mut control, SendFlags::NOSIGNAL);
+        if rustix::net::sendmsg(end, &data, &mut control, SendFlags::NOSIGNAL).is_ok() {
+            reserve::hand_over(runtime);
+        }
     }
     DONE
 }

@@ -7,7 +7,7 @@
 //!
 //! - *handlers* and the *reclaimer* do the engine's work ([`hmm::runtime::Runtime`]);
 //! - the *control thread* (`control`) looks for new memory, when an interposed function has said that there is some
-//!   (`interpose`, `brk`) and now and then without being asked, and arranges forks (`fork`). libc's own calls
+//!   (`interpose`, `brk`) and now and then without being asked, and arranges forks (`fork`, `reserve`). libc's own calls
 //!   come to the interposed functions, too (`bodies`).
 //!
 //! What all of this stands on is out of the program's reach, and never managed (I6): the threads are raw, with stacks
@@ -24,6 +24,7 @@ mod fork;
 mod interpose;
 mod mailbox;
 mod next;
+mod reserve;
 mod threads;
 
 use std::os::unix::ffi::OsStrExt;
