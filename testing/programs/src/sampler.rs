@@ -1,9 +1,11 @@
 //! A managed program's memory as the kernel counts it, independent of what hmm says.
 //!
 //! `/proc/PID/smaps` marks what is registered with a userfaultfd: for missing pages (`um`) the program's managed memory,
-//! for write protection only (`uw`) the staging area. What is resident there is what `--ram` bounds. Pages that move
-//! from one to the other while the file is being read would be counted twice, or not at all; so the process is stopped
-//! for each look, with the agent's threads, which are threads of it like others.
+//! for write protection only (`uw`) the staging area. What is resident there, in all processes of the run, is what `--ram`
+//! bounds. A page that processes share since a fork is one page, so each counts its share of it (`Pss`).
+//!
+//! Pages that move from one place to the other while the files are being read would be counted twice, or not at all; so the
+//! processes are stopped for each look, with the agent's threads, which are threads of them like others.
 //!
 //! Of the anonymous memory elsewhere (page tables aside) some is the program's: stack, data segments. The rest is what
 //! hmm costs: the device's pool, metadata, and what is fixed.
@@ -17,8 +19,12 @@ use crate::procs;
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(40);
+/// Processes of hmm's own in front of the program: the front and the supervisor.
+const NR_OWN: usize = 2;
 /// For a stop to take effect.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A process that only waits in the kernel for so long does not move: it waits for a child that shares its memory.
+const NO_MOTION: Duration = Duration::from_millis(20);
 
 /// Resident bytes at one moment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,8 +33,10 @@ pub struct Sample {
     pub managed: u64,
     /// Of staging.
     pub staging: u64,
-    /// Of other anonymous memory in the program's process.
+    /// Of other anonymous memory in the program's processes.
     pub other: u64,
+    /// Processes that had managed memory.
+    pub nr_managed: u64,
     /// Of anonymous memory in hmm's own processes.
     pub hmm: u64,
 }
@@ -51,17 +59,16 @@ impl Sampler {
             return;
         }
         self.last = Instant::now();
-        let tree = procs::tree(front);
-        if let [front, supervisor, program] = tree[..] {
-            let hmm = procs::anonymous_bytes(front) + procs::anonymous_bytes(supervisor);
-            procs::signal(program, Signal::STOP);
-            if stands_still(program)
-                && let Some(sample) = resident(program)
-            {
-                self.samples.push(Sample { hmm, ..sample });
+        let programs = stop_programs(front);
+        if programs.iter().all(|pid| stands_still(*pid)) {
+            let mut sample = resident(&programs);
+            sample.hmm = procs::tree(front).into_iter().take(NR_OWN).map(procs::anonymous_bytes).sum();
+            // Before the program is executed, and after its end, there is nothing.
+            if sample.managed > 0 {
+                self.samples.push(sample);
             }
-            procs::signal(program, Signal::CONT);
         }
+        programs.iter().for_each(|pid| procs::signal(*pid, Signal::CONT));
     }
 
     pub(crate) fn finish(self) -> Vec<Sample> {
@@ -69,15 +76,28 @@ impl Sampler {
     }
 }
 
-/// Waits until every thread of the process is stopped, or cannot be because the kernel is waiting on its behalf.
+/// Stops the program and everything that it has started, also what it starts meanwhile. Gives them.
+fn stop_programs(front: u32) -> Vec<u32> {
+    let mut programs = Vec::new();
+    loop {
+        let tree = procs::tree(front);
+        let new: Vec<_> = tree.into_iter().skip(NR_OWN).filter(|pid| !programs.contains(pid)).collect();
+        if new.is_empty() {
+            return programs;
+        }
+        new.iter().for_each(|pid| procs::signal(*pid, Signal::STOP));
+        programs.extend(new);
+    }
+}
+
+/// Waits until every thread of the process is stopped, or cannot be because the kernel is waiting on its behalf, or is gone.
 fn stands_still(pid: u32) -> bool {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
         let states: Vec<_> = procs::tasks(pid).into_iter().filter_map(procs::state).collect();
-        if states.is_empty() || states.iter().any(|state| matches!(state, 'Z' | 'X')) {
-            return false;
-        }
-        if states.iter().all(|state| matches!(state, 'T' | 'D')) && states.contains(&'T') {
+        let rests = states.iter().all(|state| matches!(state, 'T' | 'D' | 'Z' | 'X'));
+        let waits = !states.is_empty() && states.iter().all(|state| *state == 'D');
+        if rests && (!waits || start.elapsed() > NO_MOTION) {
             return true;
         }
         std::thread::sleep(Duration::from_micros(200));
@@ -85,23 +105,43 @@ fn stands_still(pid: u32) -> bool {
     false
 }
 
-fn resident(pid: u32) -> Option<Sample> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
-    let (mut sample, mut anonymous) = (Sample::default(), 0);
-    for line in text.lines() {
-        if let Some(rest) = line.strip_prefix("Anonymous:") {
-            anonymous = rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024;
+fn resident(programs: &[u32]) -> Sample {
+    let mut sum = Sample::default();
+    let mut seen: Vec<String> = Vec::new();
+    for pid in programs {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+        // After vfork two processes have the same memory.
+        if seen.contains(&text) {
+            continue;
+        }
+        add(&mut sum, &text);
+        seen.push(text);
+    }
+    sum
+}
+
+/// Adds the memory of one process.
+fn add(sample: &mut Sample, smaps: &str) {
+    let before = sample.managed;
+    let (mut share, mut anonymous) = (0, 0);
+    for line in smaps.lines() {
+        if let Some(rest) = line.strip_prefix("Pss:") {
+            share = bytes(rest);
+        } else if let Some(rest) = line.strip_prefix("Anonymous:") {
+            anonymous = bytes(rest);
         } else if let Some(flags) = line.strip_prefix("VmFlags:") {
             // The last line of a mapping.
             let has = |wanted| flags.split_whitespace().any(|flag| flag == wanted);
-            let sum = match (has("um"), has("uw")) {
-                (true, _) => &mut sample.managed,
-                (false, true) => &mut sample.staging,
-                (false, false) => &mut sample.other,
-            };
-            *sum += anonymous;
+            match (has("um"), has("uw")) {
+                (true, _) => sample.managed += share,
+                (false, true) => sample.staging += share,
+                (false, false) => sample.other += anonymous,
+            }
         }
     }
-    // Before the program is executed, and after its end, there is nothing.
-    (sample.managed > 0).then_some(sample)
+    sample.nr_managed += u64::from(sample.managed > before);
+}
+
+fn bytes(field: &str) -> u64 {
+    field.trim().strip_suffix(" kB").and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
 }

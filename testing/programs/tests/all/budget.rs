@@ -51,6 +51,44 @@ fn resident_memory_stays_within_the_budget() {
     }
 }
 
+/// The kernel copies pages that a fork shares, without asking anybody.
+#[test]
+fn what_a_fork_shares_stays_within_the_budget() {
+    if !can_run() {
+        return;
+    }
+    let (bytes, ram) = (48 * MIB * scale(), 32 * MIB * scale());
+    let job = Job::python(&format!(
+        "
+import os
+n = {bytes}
+b = bytearray(n)
+def write(add):
+    for i in range(0, n, 4096): b[i:i + 8] = (i + add).to_bytes(8, 'little')
+def check(add):
+    for i in range(0, n, 4096): assert int.from_bytes(b[i:i + 8], 'little') == i + add, i
+for k in range(8):
+    write(k)
+    pid = os.fork()
+    # From the end, which was touched last: most of it is resident.
+    for i in range(n - 4096, 0, -4096): b[i + 9] = k
+    check(k)
+    if pid == 0: os._exit(k)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == k
+print('done')
+"
+    ));
+    let (alone, done) = (job.alone(), job.under_watch(&Hmm::ram(ram)));
+    assert_same_output(&done, &alone);
+    assert_healthy(&done, ram);
+    let stats = done.stats();
+    for sample in &done.samples {
+        assert!(sample.managed + sample.staging <= ram, "of {ram} bytes: {sample:?}, {stats}");
+    }
+    let of_both = done.samples.iter().filter(|sample| sample.nr_managed > 1).count();
+    assert!(of_both >= 5, "parent and child were seen together only {of_both} times: {stats}");
+}
+
 #[test]
 fn metadata_is_at_most_a_quarter_of_a_percent() {
     if !can_run() {

@@ -83,9 +83,6 @@ check(3)
 
 #[test]
 fn subprocesses() {
-    if hmm_programs::skip::is_known_gap("pages shared by a fork are charged twice, the budget is exceeded") {
-        return;
-    }
     python(
         "
 import os, subprocess, multiprocessing

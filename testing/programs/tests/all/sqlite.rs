@@ -5,9 +5,6 @@ use hmm_programs::{Job, can_run, same_within_budgets, scale};
 
 #[test]
 fn a_database_in_memory() {
-    if hmm_programs::skip::is_known_gap("the budget is exceeded by up to two percent while the heap grows") {
-        return;
-    }
     if !can_run() || !has_programs(&["sqlite3"]) {
         return;
     }
