@@ -54,6 +54,7 @@ pub(crate) fn setup() -> Option<(Control, &'static Slot)> {
 /// Starts the agent. Called on the program's main thread, which waits.
 pub(crate) fn start(control: Control, slot: &'static Slot) -> Result<(), String> {
     let _ = SETUP.set((control, slot));
+    MAILBOX.reset();
     if alloc::range().is_none() {
         return Err("no addresses left for its own memory: raise the limit (ulimit -v)".into());
     }

@@ -3,17 +3,18 @@
 //! A request is a number that is counted up; the answer is the number up to which requests are done. What is asked for
 //! lies beside it: the hull of the ranges with new memory. It is two words, so a request is counted when it is begun, too:
 //! who takes the hull while one is being put there may have half of it, and looks everywhere. Neither side allocates or
-//! locks, because requests come from signal handlers as well. A waiter gives up after a second: the control thread looks for
-//! itself now and then, so that nothing is lost by that.
+//! locks, because requests come from signal handlers as well. A waiter gives up after some time: the control thread looks for
+//! itself now and then, so that nothing is lost by that. The child of a fork that we were not told of has nobody to wait
+//! for, and does not.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hmm::uapi::AddrRange;
-use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
+use hmm::uapi::sys::{Scope, futex_wait, futex_wake, getpid};
 
-/// The longest that a thread of the program waits.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest that a thread of the program waits: far longer than it takes on a machine with too much to do.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) const EVERYTHING: AddrRange = AddrRange { start: 0, end: u64::MAX };
 
@@ -21,6 +22,8 @@ pub(crate) static MAILBOX: Mailbox = Mailbox::new();
 
 /// See the module.
 pub(crate) struct Mailbox {
+    /// The process that the control thread is in.
+    process: AtomicI32,
     begun: AtomicU32,
     asked: AtomicU32,
     done: AtomicU32,
@@ -31,6 +34,7 @@ pub(crate) struct Mailbox {
 impl Mailbox {
     const fn new() -> Self {
         Self {
+            process: AtomicI32::new(0),
             begun: AtomicU32::new(0),
             asked: AtomicU32::new(0),
             done: AtomicU32::new(0),
@@ -39,8 +43,10 @@ impl Mailbox {
         }
     }
 
-    /// In the child of a fork: what the parent's threads asked is not ours to answer.
+    /// This process has a control thread, or is about to. In the child of a fork: what the parent's threads asked is not ours
+    /// to answer.
     pub(crate) fn reset(&self) {
+        self.process.store(getpid(), Ordering::SeqCst);
         self.begun.store(self.asked(), Ordering::SeqCst);
         self.done.store(self.asked(), Ordering::Release);
     }
@@ -67,7 +73,7 @@ impl Mailbox {
 
     /// Waits until a request is done.
     pub(crate) fn wait(&self, number: u32) {
-        loop {
+        while self.process.load(Ordering::SeqCst) == getpid() {
             let done = self.done.load(Ordering::Acquire);
             if done.wrapping_sub(number) < u32::MAX / 2 {
                 return;

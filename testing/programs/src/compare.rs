@@ -28,8 +28,9 @@ pub fn same_within_budgets(job: &Job) {
             managed.wall.as_secs_f64(),
             alone.wall.as_secs_f64()
         );
-        assert_same_output(&managed, &alone);
+        // Its message has the figures.
         assert_healthy(&managed, ram);
+        assert_same_output(&managed, &alone);
         // What does not fit has left at least once. Not all of a program's memory is managed, and a peak is short.
         let stored = managed.stats().count("pgstore") * 4096;
         // Several processes may have their peaks at the same time alone and one after the other under hmm: then nothing

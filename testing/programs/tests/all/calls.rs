@@ -14,8 +14,9 @@ fn check(name: &str, args: &[&str], ram: u64) {
     let alone = job.alone();
     assert!(alone.status.success(), "{} {}", alone.status, alone.stderr);
     let managed = job.under(&Hmm::ram(ram));
-    assert_same_output(&managed, &alone);
+    // Its message has the figures.
     assert_healthy(&managed, ram);
+    assert_same_output(&managed, &alone);
     assert!(managed.stats().count("pgstore") * 4096 >= ram, "hardly anything left: {}", managed.stats());
 }
 
