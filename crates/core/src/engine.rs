@@ -44,6 +44,8 @@ pub struct Config {
     pub max_window: u32,
     /// Pages that the first touch of a place brings, a power of two.
     pub first_touch_pages: u32,
+    /// Whether a hole that is read gets the zero page, which everybody shares, instead of memory of its own.
+    pub zero_page: bool,
 }
 
 impl Config {
@@ -59,7 +61,13 @@ impl Config {
             home_by: HomeBy::Move,
             max_window: (budget_pages / 32).clamp(16, block) as u32,
             first_touch_pages: 16,
+            zero_page: false,
         }
+    }
+
+    /// For an address space that is only mirrored: holes are filled as the kernel would fill them.
+    pub fn for_mirror(budget_pages: u64) -> Self {
+        Self { first_touch_pages: 1, zero_page: true, ..Self::for_budget(budget_pages) }
     }
 }
 

@@ -57,6 +57,54 @@ pub struct BayScan {
     pub huge: bool,
 }
 
+/// What a mapping lets a device do with its pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rights {
+    /// Nothing: there is no mapping, it is not readable, or its pages are the kernel's own.
+    #[default]
+    None,
+    /// Reading.
+    Read,
+    /// Reading and writing.
+    Write,
+}
+
+/// What the CPU's page table has of a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mapped {
+    /// Nothing.
+    #[default]
+    Absent,
+    /// The zero page.
+    Zero,
+    /// A page, of which a write makes another one, or has to be noticed by somebody first.
+    ReadOnly,
+    /// A page that can be written to.
+    Writable,
+}
+
+/// A page as the CPU has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// What its mapping allows.
+    pub rights: Rights,
+    /// What is mapped.
+    pub cpu: Mapped,
+    /// log2 of the pages of the naturally aligned run that it is mapped with.
+    pub order: u8,
+}
+
+/// Why pages could not be faulted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// An access would raise a signal.
+    Fault,
+    /// The kernel has no memory.
+    NoMemory,
+    /// A page is missing, and only accesses of the program itself are told to us (a userfaultfd of user mode only).
+    Unserved,
+}
+
 /// What the engine needs of the kernel, and of the process it works in.
 pub trait Kernel: Send + Sync {
     /// Moves the pages of `src` (inside one block) to the slots of `bay` at the same places in it, in one call as far as
@@ -72,6 +120,9 @@ pub trait Kernel: Send + Sync {
 
     /// Fills holes of the program with zeroes, in memory of their own, and wakes who waits for them.
     fn zero_home(&self, dst: PageRange) -> Progress;
+
+    /// Maps the zero page to a hole of the program, and wakes who waits for it.
+    fn zero_page_home(&self, dst: Vpn) -> Progress;
 
     /// Makes every access to the holes of the range fail with SIGBUS, and wakes who waits for them.
     fn poison(&self, dst: PageRange) -> Progress;
@@ -97,6 +148,20 @@ pub trait Kernel: Send + Sync {
 
     /// Lends the bytes of slots for writing; slots without a page get one.
     fn with_slots_mut(&self, run: SlotRun, write: &mut dyn FnMut(&mut [u8]));
+
+    /// Looks at the pages of a range, managed or not, one of `seen` for each. What changes meanwhile is seen before or after
+    /// the change. No page is brought.
+    ///
+    /// # Errors
+    /// [`Refusal::NoMemory`].
+    fn walk(&self, range: PageRange, seen: &mut [Seen]) -> Result<(), Refusal>;
+
+    /// Faults pages in, managed or not, as reading them would, or writing to them without changing a byte. Pages in front
+    /// of one that is refused are there. Waits for those who serve faults; called without any lock of the engine.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    fn populate(&self, range: PageRange, write: bool) -> Result<(), Refusal>;
 
     /// Pages of the registered mapping around `page`, cut to its block; empty when it is not managed.
     /// Read-ahead and first touches in runs stay inside.

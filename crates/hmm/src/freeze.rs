@@ -14,7 +14,7 @@ use hmm_uapi::AddrRange;
 use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
 use hmm_uapi::uffd::{CopyMode, Event, EventBuffer, MAX_EVENTS, Userfaultfd};
 
-use crate::runtime::{Pending, Retries, Runtime};
+use crate::runtime::{Pending, Retries, Runtime, Touch};
 
 /// Set while the thread that froze the others works on the engine.
 static BUSY: AtomicBool = AtomicBool::new(false);
@@ -78,7 +78,7 @@ impl Runtime {
 
     fn serve_frozen(&self, forked: &mut dyn FnMut(Userfaultfd)) {
         let mut buffer = EventBuffer::new();
-        let mut faults = [Vpn(0); MAX_EVENTS];
+        let mut faults = [Touch::NONE; MAX_EVENTS];
         let mut forks = 0;
         let nr_faults = self.read(&mut buffer, &mut faults, &mut |uffd| {
             forks += 1;
@@ -86,14 +86,14 @@ impl Runtime {
         });
         if forks == 0 {
             let mut retries = Retries::new();
-            for page in &faults[..nr_faults] {
-                self.serve_fault(Pending::new(*page), &mut retries);
+            for touch in &faults[..nr_faults] {
+                self.serve_fault(Pending::new(*touch), &mut retries);
             }
             self.send_back(&mut retries);
         } else {
             // From here on the child's pages must stay as they are; who faults now, faults again later.
-            for page in &faults[..nr_faults] {
-                self.wake_later(*page);
+            for touch in &faults[..nr_faults] {
+                self.wake_later(touch.page);
             }
         }
     }

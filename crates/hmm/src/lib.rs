@@ -23,10 +23,12 @@ pub mod calibrate;
 pub mod control;
 pub mod extents;
 mod freeze;
+pub mod mirror;
 pub mod mm;
 pub mod runtime;
 mod space;
 pub mod spec;
+mod walk;
 
 pub use hmm_core as core;
 pub use hmm_device as device;

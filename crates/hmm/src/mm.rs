@@ -7,14 +7,14 @@
 
 use hmm_core::addr::{BLOCK_PAGES, Bay, BlockId, PAGE_SIZE, PageRange, Slot, SlotRun, Vpn};
 use hmm_core::bits::PageSet;
-use hmm_core::kernel::{BayScan, Kernel, Progress, Stop};
+use hmm_core::kernel::{BayScan, Kernel, Progress, Refusal, Seen, Stop};
 use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
 use hmm_uapi::AddrRange;
 use hmm_uapi::mapping::{Advice, Mapping};
 use hmm_uapi::maps::Maps;
 use hmm_uapi::pagemap::{Categories, PageRegion, Pagemap, ScanArgs};
-use hmm_uapi::uffd::{CopyMode, Modes, MoveMode, Outcome, Userfaultfd};
+use hmm_uapi::uffd::{Access, CopyMode, Modes, MoveMode, Outcome, Userfaultfd};
 use rustix::io::Errno;
 
 use crate::adopt::is_manageable;
@@ -37,6 +37,8 @@ pub trait Books: Send + Sync + std::fmt::Debug {
 pub struct Files {
     /// Enabled, with the features of [`features`].
     pub uffd: Userfaultfd,
+    /// Whose faults it tells of.
+    pub access: Access,
     /// Whether it tells of forks, and serves the child until somebody takes that over.
     pub reports_forks: bool,
     /// This process's page table.
@@ -276,6 +278,10 @@ impl Kernel for Mm {
         progress(self.files.uffd.copy(zeroes, to.start, to.len(), CopyMode::empty()))
     }
 
+    fn zero_page_home(&self, dst: Vpn) -> Progress {
+        progress(self.files.uffd.zero(range_of(PageRange::new(dst, 1))))
+    }
+
     fn poison(&self, dst: PageRange) -> Progress {
         progress(self.files.uffd.poison(range_of(dst)))
     }
@@ -325,6 +331,14 @@ impl Kernel for Mm {
         // 1. the slots are inside of our mapping, which is writable and lives as long as `self`.
         // 2. slots lent for writing are one borrower's alone until the engine gives them back (`Staging`).
         write(unsafe { std::slice::from_raw_parts_mut(self.slot_ptr(run), run.len * PAGE_SIZE) });
+    }
+
+    fn walk(&self, range: PageRange, seen: &mut [Seen]) -> Result<(), Refusal> {
+        crate::walk::walk(self, range, seen)
+    }
+
+    fn populate(&self, range: PageRange, write: bool) -> Result<(), Refusal> {
+        crate::walk::populate(range, write, self.files.access)
     }
 
     fn extent(&self, page: Vpn) -> PageRange {

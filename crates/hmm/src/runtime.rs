@@ -17,7 +17,7 @@ use hmm_core::{Engine, Outcome, Reclaimed};
 use hmm_uapi::AddrRange;
 use hmm_uapi::maps::Maps;
 use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
-use hmm_uapi::uffd::{Event, EventBuffer, Features, MAX_EVENTS, Userfaultfd};
+use hmm_uapi::uffd::{Event, EventBuffer, FaultAccess, Features, MAX_EVENTS, Userfaultfd};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -76,16 +76,28 @@ pub struct Runtime {
     pub(crate) freezing: AtomicU32,
 }
 
+/// A fault as it was read.
+#[derive(Clone, Copy)]
+pub(crate) struct Touch {
+    pub(crate) page: Vpn,
+    reads: bool,
+}
+
+impl Touch {
+    /// What an array of them begins with.
+    pub(crate) const NONE: Self = Self { page: Vpn(0), reads: false };
+}
+
 /// A fault that has to be tried again.
 #[derive(Clone, Copy)]
 pub(crate) struct Pending {
-    page: Vpn,
+    touch: Touch,
     since: Instant,
 }
 
 impl Pending {
-    pub(crate) fn new(page: Vpn) -> Self {
-        Self { page, since: Instant::now() }
+    pub(crate) fn new(touch: Touch) -> Self {
+        Self { touch, since: Instant::now() }
     }
 }
 
@@ -179,7 +191,7 @@ impl Runtime {
     /// Sends the faults that could not be served back to fault again.
     pub(crate) fn send_back(&self, retries: &mut Retries) {
         while let Some(pending) = retries.pop() {
-            self.engine.kernel().wake(PageRange::new(pending.page, 1));
+            self.engine.kernel().wake(PageRange::new(pending.touch.page, 1));
         }
     }
 
@@ -197,14 +209,14 @@ impl Runtime {
         let waiter = self.waiter()?;
         self.running.fetch_add(1, Ordering::SeqCst);
         let mut buffer = EventBuffer::new();
-        let mut faults = [Vpn(0); MAX_EVENTS];
+        let mut faults = [Touch::NONE; MAX_EVENTS];
         let mut retries = Retries::new();
         while !self.stopping.load(Ordering::Relaxed) {
             self.park_if_frozen();
             let nr_faults = self.read(&mut buffer, &mut faults, &mut |child| self.poison_child(&child));
             let now = Instant::now();
-            for page in &faults[..nr_faults] {
-                self.serve_fault(Pending { page: *page, since: now }, &mut retries);
+            for touch in &faults[..nr_faults] {
+                self.serve_fault(Pending { touch: *touch, since: now }, &mut retries);
             }
             self.kick_if_low();
             if nr_faults > 0 {
@@ -253,7 +265,7 @@ impl Runtime {
     pub(crate) fn read(
         &self,
         buffer: &mut EventBuffer,
-        faults: &mut [Vpn; MAX_EVENTS],
+        faults: &mut [Touch; MAX_EVENTS],
         forked: &mut dyn FnMut(Userfaultfd),
     ) -> usize {
         let mm = self.engine.kernel();
@@ -262,8 +274,9 @@ impl Runtime {
         let mut nr_faults = 0;
         for message in messages {
             match message {
-                Event::Fault { addr, .. } => {
-                    faults[nr_faults] = Vpn::of_addr(addr);
+                Event::Fault { addr, access, .. } => {
+                    faults[nr_faults] =
+                        Touch { page: Vpn::of_addr(addr), reads: access == FaultAccess::Read };
                     nr_faults += 1;
                 }
                 Event::Remove(range) => events.removed(pages_of(range)),
@@ -284,8 +297,9 @@ impl Runtime {
     }
 
     pub(crate) fn serve_fault(&self, pending: Pending, retries: &mut Retries) {
-        let page = pending.page;
-        let again = match self.engine.fault(page) {
+        let Touch { page, reads } = pending.touch;
+        let outcome = if reads { self.engine.read_fault(page) } else { self.engine.fault(page) };
+        let again = match outcome {
             Outcome::Done => {
                 let took = u64::try_from(pending.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 self.engine.kernel().stats().latency.record(took);
@@ -402,6 +416,7 @@ pub fn open_files(
     let enabled = uffd.enable(crate::mm::features() | more)?;
     Ok(crate::mm::Files {
         uffd,
+        access,
         reports_forks: enabled.contains(Features::EVENT_FORK),
         pagemap: hmm_uapi::pagemap::Pagemap::open().map_err(OpenFilesError::Proc)?,
         maps: Maps::open().map_err(OpenFilesError::Proc)?,

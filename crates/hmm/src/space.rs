@@ -21,6 +21,8 @@ use crate::runtime::{OpenFilesError, Policy, Runtime, open_files};
 
 /// The smallest budget: below it staging would take most of it.
 const MIN_RAM_BYTES: u64 = 16 << 20;
+/// More pages than an address space has.
+const UNBOUNDED_PAGES: u64 = 1 << 40;
 const NR_HANDLERS: usize = 2;
 
 /// Why there is no address space.
@@ -50,7 +52,7 @@ pub enum BuildError {
 /// How an address space is to be.
 #[derive(Debug)]
 pub struct Builder {
-    ram_bytes: u64,
+    ram_bytes: Option<u64>,
     devices: Vec<Arc<dyn Device>>,
     access: Option<Access>,
     on_full: OnFull,
@@ -59,7 +61,7 @@ pub struct Builder {
 impl Builder {
     /// Bytes of managed memory that may be resident, staging included. At least 16 MiB.
     pub fn ram(mut self, bytes: u64) -> Self {
-        self.ram_bytes = bytes;
+        self.ram_bytes = Some(bytes);
         self
     }
 
@@ -88,12 +90,7 @@ impl Builder {
     /// # Errors
     /// See [`BuildError`]; nothing is left behind.
     pub fn build(self) -> Result<AddressSpace, BuildError> {
-        if self.ram_bytes < MIN_RAM_BYTES {
-            return Err(BuildError::Budget { given: self.ram_bytes });
-        }
-        if self.devices.is_empty() {
-            return Err(BuildError::NoDevice);
-        }
+        let config = self.config()?;
         let none = hmm_uapi::uffd::Features::empty();
         let (files, access) = match self.access {
             Some(access) => (open_files(access, none)?, access),
@@ -102,8 +99,7 @@ impl Builder {
                 Err(_) => (open_files(Access::UserModeOnly, none)?, Access::UserModeOnly),
             },
         };
-        let budget_pages = self.ram_bytes / PAGE_SIZE as u64;
-        let mut config = Config::for_budget(budget_pages);
+        let (budget_pages, mut config) = config;
         config.home_by = home_by(access);
         let books = Box::new(OwnBooks { ledger: Ledger::new(budget_pages), stats: Stats::default() });
         let mm = Mm::new(files, config.nr_bays, books).map_err(BuildError::Setup)?;
@@ -112,6 +108,22 @@ impl Builder {
         let runtime = Arc::new(Runtime::new(engine, policy).map_err(BuildError::Setup)?);
         let threads = start(&runtime).map_err(BuildError::Thread)?;
         Ok(AddressSpace { inner: Arc::new(Inner { runtime, threads, access }) })
+    }
+}
+
+impl Builder {
+    /// Pages that may be resident, and what follows from that. Without a budget and without devices nothing is ever
+    /// evicted: the address space is there for the drivers that mirror it, and is left as it is where they do nothing.
+    fn config(&self) -> Result<(u64, Config), BuildError> {
+        match self.ram_bytes {
+            None if self.devices.is_empty() => Ok((UNBOUNDED_PAGES, Config::for_mirror(UNBOUNDED_PAGES))),
+            Some(bytes) if bytes >= MIN_RAM_BYTES && self.devices.is_empty() => Err(BuildError::NoDevice),
+            Some(bytes) if bytes >= MIN_RAM_BYTES => {
+                let budget_pages = bytes / PAGE_SIZE as u64;
+                Ok((budget_pages, Config::for_budget(budget_pages)))
+            }
+            small => Err(BuildError::Budget { given: small.unwrap_or(0) }),
+        }
     }
 }
 
@@ -191,9 +203,15 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// Says how a space is to be.
+    /// Says how a space is to be. Without [`ram`](Builder::ram) and [`device`](Builder::device) it bounds nothing and
+    /// evicts nothing: it is for drivers, which mirror any memory of the process.
     pub fn builder() -> Builder {
-        Builder { ram_bytes: 0, devices: Vec::new(), access: None, on_full: OnFull::Grow }
+        Builder { ram_bytes: None, devices: Vec::new(), access: None, on_full: OnFull::Grow }
+    }
+
+    /// The runtime, for what is common to the library and the agent.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.inner.runtime
     }
 
     /// Which userfaultfd it uses.

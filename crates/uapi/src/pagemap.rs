@@ -109,6 +109,41 @@ impl PageRegion {
     }
 }
 
+/// A page's entry in the pagemap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageEntry(u64);
+
+impl PageEntry {
+    const fn bit(self, bit: u32) -> bool {
+        self.0 >> bit & 1 == 1
+    }
+
+    /// Mapped.
+    pub const fn is_present(self) -> bool {
+        self.bit(63)
+    }
+
+    /// In swap, on the way to somewhere, poisoned, or marked by userfaultfd while nothing is there.
+    pub const fn is_swapped(self) -> bool {
+        self.bit(62)
+    }
+
+    /// Of a file or shared memory. A page that is mapped without being this or anonymous is no ordinary page.
+    pub const fn is_file(self) -> bool {
+        self.bit(61)
+    }
+
+    /// Write-protected by userfaultfd.
+    pub const fn is_write_protected(self) -> bool {
+        self.bit(57)
+    }
+
+    /// Mapped once, here.
+    pub const fn is_exclusive(self) -> bool {
+        self.bit(56)
+    }
+}
+
 /// How far a scan came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scanned {
@@ -137,6 +172,36 @@ impl Pagemap {
     /// Takes over an open pagemap.
     pub const fn from_fd(fd: Fd) -> Self {
         Self { fd }
+    }
+
+    /// Reads the entries of the pages from `start` (page aligned, in bytes) on. Pages that are not mapped, and those of
+    /// mappings of devices' memory, are all zero.
+    ///
+    /// # Errors
+    /// What reading says: `ENOMEM`; `ESRCH` once the address space is gone.
+    pub fn entries(&self, start: u64, entries: &mut [PageEntry]) -> Result<(), Errno> {
+        const CHUNK: usize = 64;
+        let mut offset = start / crate::PAGE_BYTES * size_of::<u64>() as u64;
+        for chunk in entries.chunks_mut(CHUNK) {
+            let mut bytes = [0u8; CHUNK * size_of::<u64>()];
+            let bytes = &mut bytes[..size_of_val(chunk)];
+            let mut done = 0;
+            while done < bytes.len() {
+                match rustix::io::pread(&self.fd, &mut bytes[done..], offset + done as u64) {
+                    // Behind the end of the address space: nothing is there.
+                    Ok(0) => break,
+                    Ok(more) => done += more,
+                    Err(Errno::INTR) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+            let (words, _) = bytes.as_chunks();
+            for (entry, word) in chunk.iter_mut().zip(words) {
+                *entry = PageEntry(u64::from_ne_bytes(*word));
+            }
+            offset += bytes.len() as u64;
+        }
+        Ok(())
     }
 
     /// Gives the matching pages of `start..end` as regions. Addresses that are not mapped are skipped, as are holes of

@@ -14,6 +14,7 @@ use rustix::thread::{CpuSet, Timespec, futex};
 
 use crate::fd::Fd;
 use crate::mapping::Advice;
+use crate::maps::Perms;
 use crate::range::AddrRange;
 use crate::syscall::syscall;
 
@@ -232,6 +233,34 @@ pub unsafe fn process_madvise(pidfd: impl AsFd, runs: &[IoVec], advice: Advice) 
 pub fn populate_write(range: AddrRange) -> Result<(), Errno> {
     // SAFETY: no byte changes.
     unsafe { madvise(range, Advice::PopulateWrite) }
+}
+
+/// Faults the range in as reads would. Must not be called by who has to answer the faults.
+///
+/// # Errors
+/// As [`populate_write`], but for ranges that cannot be read.
+pub fn populate_read(range: AddrRange) -> Result<(), Errno> {
+    // SAFETY: no byte changes.
+    unsafe { madvise(range, Advice::PopulateRead) }
+}
+
+/// Changes what may be done with memory of this process. [`Perms::SHARED`] means nothing here.
+///
+/// # Safety
+/// No reference into the range is used for what is forbidden from now on.
+///
+/// # Errors
+/// As `mprotect(2)`.
+pub unsafe fn mprotect(range: AddrRange, perms: Perms) -> Result<(), Errno> {
+    let start = usize::try_from(range.start).map_err(|_| Errno::INVAL)?;
+    let len = usize::try_from(range.len()).map_err(|_| Errno::INVAL)?;
+    let prot =
+        [(Perms::READ, raw::PROT_READ), (Perms::WRITE, raw::PROT_WRITE), (Perms::EXEC, raw::PROT_EXEC)]
+            .into_iter()
+            .filter(|(perm, _)| perms.contains(*perm))
+            .fold(raw::PROT_NONE, |prot, (_, bit)| prot | bit);
+    // SAFETY: the call takes three numbers; what it does to the range is the caller's promise.
+    unsafe { syscall(raw::__NR_mprotect, [start, len, prot as usize, 0, 0]) }.map(drop)
 }
 
 /// Gives advice on any memory of this process.

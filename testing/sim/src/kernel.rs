@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hmm_core::addr::{BLOCK_PAGES, Bay, BlockId, PageRange, Slot, SlotRun, Vpn};
 use hmm_core::bits::PageSet;
-use hmm_core::kernel::{BayScan, Kernel, Progress, Stop};
+use hmm_core::kernel::{BayScan, Kernel, Progress, Refusal, Seen, Stop};
 use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
 use hmm_model::{Entropy, Span};
@@ -177,6 +177,10 @@ impl Kernel for SimKernel {
         self.call(|machine| machine.fill(Verb::ZeroHome, dst, |_, _| Ok(present(zeroes()))))
     }
 
+    fn zero_page_home(&self, dst: Vpn) -> Progress {
+        self.zero_home(PageRange::new(dst, 1))
+    }
+
     fn poison(&self, dst: PageRange) -> Progress {
         self.call(|machine| {
             let first = machine.span(dst).first;
@@ -231,6 +235,25 @@ impl Kernel for SimKernel {
         let mut bytes = self.0.lock().slots.begin_write(run);
         write(&mut bytes);
         self.0.lock().slots.end_write(run, &bytes);
+    }
+
+    fn walk(&self, range: PageRange, seen: &mut [Seen]) -> Result<(), Refusal> {
+        let machine = self.0.lock();
+        for (vpn, seen) in range.iter().zip(seen) {
+            *seen = machine.page(vpn).map_or(Seen::default(), |page| machine.memory.seen(page));
+        }
+        Ok(())
+    }
+
+    fn populate(&self, range: PageRange, write: bool) -> Result<(), Refusal> {
+        let span = self.0.lock().span(range);
+        self.0.touch(span);
+        let mut machine = self.0.lock();
+        if write {
+            machine.memory.unshare(span);
+        }
+        let there = span.pages().all(|page| machine.memory.is_present(page));
+        if there { Ok(()) } else { Err(Refusal::Fault) }
     }
 
     fn extent(&self, page: Vpn) -> PageRange {

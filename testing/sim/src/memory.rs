@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hmm_core::kernel::{Mapped, Rights, Seen};
 use hmm_model::{Content, PAGE_SIZE, Span};
 
 /// A page of memory. Shared by copies until one of them is written.
@@ -92,6 +93,21 @@ impl Memory {
 
     pub(crate) fn is_present(&self, page: u32) -> bool {
         matches!(self.entry(page), Some(Entry::Present { .. }))
+    }
+
+    /// The page as a walk of the page table finds it.
+    pub(crate) fn seen(&self, page: u32) -> Seen {
+        let Some(mapping) = self.mapping(page) else { return Seen::default() };
+        let cpu = match self.entry(page) {
+            None | Some(Entry::Poisoned) => Mapped::Absent,
+            Some(Entry::Present { held: Held::Shared, .. }) => Mapped::ReadOnly,
+            Some(Entry::Present { held: Held::No | Held::Pinned, .. }) if mapping.writable => {
+                Mapped::Writable
+            }
+            Some(Entry::Present { .. }) => Mapped::ReadOnly,
+        };
+        let rights = if mapping.writable { Rights::Write } else { Rights::Read };
+        Seen { rights, cpu, order: 0 }
     }
 
     /// Whether the page is present and can be taken out.

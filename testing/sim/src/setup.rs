@@ -74,6 +74,7 @@ impl Setup {
                 home_by: HomeBy::Move,
                 max_window: 64,
                 first_touch_pages: 4,
+                zero_page: false,
             },
             devices: vec![DeviceSetup { capacity_pages: 4096, keeps_copies: true }],
             drivers: Vec::new(),
@@ -114,6 +115,7 @@ impl Setup {
             home_by: if pick(&[0, 1]) == 0 { HomeBy::Move } else { HomeBy::Copy },
             max_window: pick(&[4, 16, 64, 512]),
             first_touch_pages: pick(&[1, 4, 16]),
+            zero_page: false,
         };
         let keeps_copies = pick(&[0, 1, 1]) == 1;
         let roomy = DeviceSetup { capacity_pages: 4096, keeps_copies };

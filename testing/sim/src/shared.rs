@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Wea
 use hmm_core::Engine;
 use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
-use hmm_model::Entropy;
+use hmm_model::{Entropy, Op, Span};
 
 use crate::driver::{self, Driver};
 use crate::kernel::SimKernel;
@@ -83,6 +83,17 @@ impl Shared {
             self.surface();
         }
         self.intervene();
+    }
+
+    /// Reads a word of each page, as a thread of the program would, and lets everybody go on until that is done.
+    pub(crate) fn touch(&self, span: Span) {
+        let Some(engine) = self.engine() else { return };
+        let ops: Vec<_> = span.pages().map(|page| Op::Read { page, word: 0 }).collect();
+        self.deepen();
+        for op in &ops {
+            runtime::meanwhile(self, &engine, std::slice::from_ref(op));
+        }
+        self.surface();
     }
 
     fn engine(&self) -> Option<Arc<Engine<SimKernel>>> {

@@ -1,0 +1,146 @@
+//! What drivers ask of a process's memory: watching ranges, reading them, changing their protection.
+//!
+//! The same for the library ([`AddressSpace`]) and for drivers inside of the agent ([`Runtime`]). A range is given in
+//! pages; [`pages`] makes them of a slice. Any memory of the process may be watched and read, whether or not it is
+//! managed.
+//!
+//! The kernel tells of no change of protection (`mprotect`), and of no change at all in memory that is not registered. Who
+//! makes such a change announces it: [`AddressSpace::protect`] and [`Runtime::announce`] do.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use hmm_core::addr::{PageRange, Vpn};
+use hmm_core::mirror::{RangeError, RangeFault};
+use hmm_core::notifier::{Cause, Change, Changing, EmptyRange, Notifier, Sequence, Watch};
+use hmm_uapi::maps::Perms;
+use rustix::io::Errno;
+
+use crate::mm::range_of;
+use crate::runtime::Runtime;
+use crate::space::AddressSpace;
+
+/// Pause before a range that was changing is read again.
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// The pages that hold the slice.
+pub fn pages<T>(slice: &[T]) -> PageRange {
+    let start = slice.as_ptr().expose_provenance() as u64;
+    PageRange::of_bytes(start, start + size_of_val(slice) as u64)
+}
+
+impl Runtime {
+    /// Watches a range for a driver. The table is what its lock protects; see [`Watch`] for the rules.
+    ///
+    /// # Errors
+    /// [`EmptyRange`].
+    pub fn watch<W: Watch>(
+        &self,
+        range: PageRange,
+        table: Arc<Mutex<W::Table>>,
+        watch: W,
+    ) -> Result<Notifier<W>, EmptyRange> {
+        Notifier::new(self.engine().notifiers(), range, table, watch)
+    }
+
+    /// Reads a range, and faults in what is asked for; see [`hmm_core::mirror`]. Not to be called by a thread that serves
+    /// faults, nor in a driver's callback or under a lock that one takes.
+    ///
+    /// # Errors
+    /// [`RangeError`]. After [`RangeError::Busy`] start again with [`Notifier::read_begin`].
+    pub fn range_fault<W: Watch>(
+        &self,
+        notifier: &Notifier<W>,
+        seq: Sequence,
+        fault: &mut RangeFault<'_>,
+    ) -> Result<(), RangeError> {
+        self.engine().range_fault(notifier, seq, fault)
+    }
+
+    /// As [`range_fault`](Self::range_fault), and starts again by itself while the range is changing, for as long as
+    /// `patience`. What was read can be installed with the result.
+    ///
+    /// # Errors
+    /// [`RangeError`]; [`RangeError::Busy`] when the time is over.
+    pub fn range_fault_within<W: Watch>(
+        &self,
+        notifier: &Notifier<W>,
+        fault: &mut RangeFault<'_>,
+        patience: Duration,
+    ) -> Result<Sequence, RangeError> {
+        let begin = Instant::now();
+        loop {
+            let seq = notifier.read_begin();
+            match self.range_fault(notifier, seq, fault) {
+                Ok(()) => return Ok(seq),
+                Err(RangeError::Busy) if begin.elapsed() < patience => std::thread::sleep(PAUSE),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Has drivers drop what they know of a range that is about to change, and keeps them from reading it anew until the
+    /// result is dropped: for changes that the kernel does not tell of.
+    pub fn announce(&self, range: PageRange, cause: Cause) -> Changing<'_> {
+        self.engine().notifiers().invalidate(Change { range, cause, owner: None })
+    }
+
+    /// Announces a change of everything.
+    pub fn announce_all(&self, cause: Cause) -> Changing<'_> {
+        self.announce(PageRange { start: Vpn(0), end: Vpn(u64::MAX >> 12) }, cause)
+    }
+}
+
+impl AddressSpace {
+    /// Watches a range for a driver. The table is what its lock protects; see [`Watch`] for the rules.
+    ///
+    /// # Errors
+    /// [`EmptyRange`].
+    pub fn watch<W: Watch>(
+        &self,
+        range: PageRange,
+        table: Arc<Mutex<W::Table>>,
+        watch: W,
+    ) -> Result<Notifier<W>, EmptyRange> {
+        self.runtime().watch(range, table, watch)
+    }
+
+    /// See [`Runtime::range_fault`].
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn range_fault<W: Watch>(
+        &self,
+        notifier: &Notifier<W>,
+        seq: Sequence,
+        fault: &mut RangeFault<'_>,
+    ) -> Result<(), RangeError> {
+        self.runtime().range_fault(notifier, seq, fault)
+    }
+
+    /// See [`Runtime::range_fault_within`].
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn range_fault_within<W: Watch>(
+        &self,
+        notifier: &Notifier<W>,
+        fault: &mut RangeFault<'_>,
+        patience: Duration,
+    ) -> Result<Sequence, RangeError> {
+        self.runtime().range_fault_within(notifier, fault, patience)
+    }
+
+    /// Changes the protection of pages as `mprotect(2)` does, and has drivers drop their entries before.
+    ///
+    /// # Safety
+    /// Nobody uses a reference into the range for what `perms` forbid: such an access raises SIGSEGV.
+    ///
+    /// # Errors
+    /// As of `mprotect(2)`.
+    pub unsafe fn protect(&self, range: PageRange, perms: Perms) -> Result<(), Errno> {
+        let _changing = self.runtime().announce(range, Cause::ProtectVma);
+        // SAFETY: the caller's promise.
+        unsafe { hmm_uapi::sys::mprotect(range_of(range), perms) }
+    }
+}

@@ -1,0 +1,127 @@
+//! What the CPU's page table and the mappings say of pages, and faulting pages in.
+//!
+//! The kernel shows no page's write permission. It follows from what it does show: the mapping is writable; the page is
+//! not the zero page, belongs to nobody else (a page of a private mapping has to be anonymous and mapped once, else a
+//! write makes a copy), and is not write-protected by a userfaultfd. Writes to pages of shared mappings are never
+//! redirected: a file system that wants to know of the first one learns of it from the device's own access.
+
+use hmm_core::addr::{BLOCK_PAGES, PAGE_SIZE, PageRange, Vpn};
+use hmm_core::kernel::{Mapped, Refusal, Rights, Seen};
+use hmm_uapi::maps::{Perms, Vma, VmaKind};
+use hmm_uapi::pagemap::{Categories, PageEntry, ScanArgs};
+use hmm_uapi::uffd::Access;
+use rustix::io::Errno;
+
+use crate::mm::{Mm, range_of};
+
+/// log2 of the pages of a huge page that the kernel maps by itself.
+const HUGE_ORDER: u8 = 9;
+const _: () = assert!(1 << HUGE_ORDER == BLOCK_PAGES, "a block is a huge page");
+
+/// See [`Kernel::walk`](hmm_core::kernel::Kernel::walk).
+pub(crate) fn walk(mm: &Mm, range: PageRange, seen: &mut [Seen]) -> Result<(), Refusal> {
+    seen.fill(Seen::default());
+    let mut at = range.start;
+    while at < range.end {
+        let Ok(Some(vma)) = mm.maps().next_vma(at.addr()) else { break };
+        let piece =
+            PageRange::of_bytes(vma.start, vma.end).intersect(PageRange { start: at, end: range.end });
+        if piece.is_empty() {
+            break;
+        }
+        at = piece.end;
+        let first = offset(range.start, piece.start);
+        let part = &mut seen[first..first + offset(piece.start, piece.end)];
+        walk_mapping(mm, &vma, piece, part)?;
+    }
+    Ok(())
+}
+
+/// Pages from `start` to `end`.
+fn offset(start: Vpn, end: Vpn) -> usize {
+    usize::try_from(end.0 - start.0).unwrap_or(usize::MAX)
+}
+
+/// Looks at pages of one mapping.
+fn walk_mapping(mm: &Mm, vma: &Vma, range: PageRange, seen: &mut [Seen]) -> Result<(), Refusal> {
+    let rights = rights(vma);
+    if rights == Rights::None {
+        return Ok(());
+    }
+    let mut entries = [PageEntry::default(); BLOCK_PAGES];
+    for (pages, seen) in (0u64..).zip(seen.chunks_mut(BLOCK_PAGES)) {
+        let first = range.start.add(pages * BLOCK_PAGES as u64);
+        let entries = &mut entries[..seen.len()];
+        mm.pagemap().entries(first.addr(), entries).map_err(|_| Refusal::NoMemory)?;
+        for (seen, entry) in seen.iter_mut().zip(entries) {
+            *seen = look(vma, rights, *entry);
+        }
+        if vma.page_size == PAGE_SIZE as u64 {
+            mark_huge_and_zero(mm, PageRange::new(first, seen.len() as u64), seen);
+        }
+    }
+    Ok(())
+}
+
+/// What the mapping lets a device do. The kernel's own mappings are for CPUs only, but for the code among them.
+fn rights(vma: &Vma) -> Rights {
+    let is_data_of_kernel = vma.kind == VmaKind::Special && !vma.perms.contains(Perms::EXEC);
+    if !vma.perms.contains(Perms::READ) || is_data_of_kernel {
+        Rights::None
+    } else if vma.perms.contains(Perms::WRITE) {
+        Rights::Write
+    } else {
+        Rights::Read
+    }
+}
+
+fn look(vma: &Vma, rights: Rights, entry: PageEntry) -> Seen {
+    // A mapping without copies on write has either a file's pages, or memory of a device that is no page at all.
+    let is_shared = vma.perms.contains(Perms::SHARED) || vma.kind == VmaKind::Special;
+    if entry.is_present() && is_shared && !entry.is_file() {
+        return Seen::default();
+    }
+    let is_own = is_shared || (!entry.is_file() && entry.is_exclusive());
+    let cpu = if !entry.is_present() {
+        Mapped::Absent
+    } else if rights == Rights::Write && is_own && !entry.is_write_protected() {
+        Mapped::Writable
+    } else {
+        Mapped::ReadOnly
+    };
+    let in_huge = vma.page_size / PAGE_SIZE as u64;
+    let order = if cpu == Mapped::Absent { 0 } else { u8::try_from(in_huge.max(1).ilog2()).unwrap_or(0) };
+    Seen { rights, cpu, order }
+}
+
+/// What only a scan tells.
+fn mark_huge_and_zero(mm: &Mm, range: PageRange, seen: &mut [Seen]) {
+    let args = ScanArgs::any(Categories::HUGE | Categories::PFNZERO);
+    mm.scan_regions(range_of(range), args, |region| {
+        let region_pages = PageRange::of_bytes(region.range().start, region.range().end).intersect(range);
+        for page in region_pages.iter() {
+            let seen = &mut seen[offset(range.start, page)];
+            if seen.cpu == Mapped::Absent {
+                continue;
+            }
+            if region.categories().contains(Categories::HUGE) {
+                seen.order = HUGE_ORDER;
+            }
+            if region.categories().contains(Categories::PFNZERO) {
+                seen.cpu = Mapped::Zero;
+            }
+        }
+    });
+}
+
+/// See [`Kernel::populate`](hmm_core::kernel::Kernel::populate).
+pub(crate) fn populate(range: PageRange, write: bool, access: Access) -> Result<(), Refusal> {
+    let range = range_of(range);
+    let done = if write { hmm_uapi::sys::populate_write(range) } else { hmm_uapi::sys::populate_read(range) };
+    done.map_err(|errno| match errno {
+        // Also for a page that is missing when only user mode is served; the engine finds out which.
+        Errno::FAULT if access == Access::UserModeOnly => Refusal::Unserved,
+        Errno::NOMEM | Errno::AGAIN | Errno::INTR => Refusal::NoMemory,
+        _ => Refusal::Fault,
+    })
+}
