@@ -8,6 +8,7 @@ use hmm::adopt::Found;
 use hmm::calibrate::home_by;
 use hmm::control::{Control, Slot, SlotState};
 use hmm::core::{Config, Engine};
+use hmm::heap;
 use hmm::mm::Mm;
 use hmm::runtime::{Runtime, open_files};
 use hmm::uapi::AddrRange;
@@ -16,7 +17,7 @@ use hmm::uapi::uffd::{Access, Features};
 
 use crate::books::{RunPolicy, SharedBooks};
 use crate::mailbox::{EVERYTHING, MAILBOX};
-use crate::{alloc, devices, fork, threads};
+use crate::{devices, fork, threads};
 
 /// Threads that answer faults.
 const NR_HANDLERS: usize = 2;
@@ -55,7 +56,7 @@ pub(crate) fn setup() -> Option<(Control, &'static Slot)> {
 pub(crate) fn start(control: Control, slot: &'static Slot) -> Result<(), String> {
     let _ = SETUP.set((control, slot));
     MAILBOX.reset();
-    if alloc::range().is_none() {
+    if heap::range().is_none() {
         return Err("no addresses left for its own memory: raise the limit (ulimit -v)".into());
     }
     // The stacks have to be known before memory is looked for.
@@ -111,7 +112,7 @@ fn set_up() -> Result<(), String> {
     let mm = Mm::new(files, config.nr_bays, books).map_err(|errno| format!("staging memory: {errno}"))?;
     let engine = Engine::new(mm, all_devices, config);
     let policy = Box::new(RunPolicy { control, on_full: run.on_full });
-    alloc::range().inspect(|range| exclude(*range));
+    heap::range().inspect(|range| exclude(*range));
     let runtime = Runtime::new(engine, policy).map_err(|errno| format!("eventfd: {errno}"))?;
     let _ = RUNTIME.set(runtime);
     spawn_workers()?;

@@ -11,10 +11,9 @@
 //!   come to the interposed functions, too (`bodies`).
 //!
 //! What all of this stands on is out of the program's reach, and never managed (I6): the threads are raw, with stacks
-//! of ours, all signals blocked and a descriptor table of their own; memory comes from our own allocator (`alloc`).
+//! of ours, all signals blocked and a descriptor table of their own; memory comes from our own allocator ([`hmm::heap`]).
 //! No thread-local is used on any of them. The program's exit, crash or exec needs nothing from us.
 
-mod alloc;
 mod bodies;
 mod books;
 mod brk;
@@ -32,6 +31,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hmm::control::{CONTROL_ENV, Control, Figures, Text, Verdict, VerdictKind};
+
+#[global_allocator]
+static ALLOCATOR: hmm::heap::Private = hmm::heap::Private;
 
 /// Whether the program's memory is managed. Interposed functions do nothing but their own work before.
 static MANAGED: AtomicBool = AtomicBool::new(false);

@@ -21,7 +21,6 @@ use crate::engine::Engine;
 use crate::kernel::{Kernel, Mapped, Refusal, Rights, Seen};
 use crate::notifier::{Notifier, Owner, Sequence, Watch};
 use crate::state::{Frame, PageState};
-use crate::table::States;
 
 /// Times that a page is faulted in, and found to be gone again, before the caller has to start anew.
 const MAX_ROUNDS: usize = 32;
@@ -231,17 +230,14 @@ impl<K: Kernel> Engine<K> {
         let mut seen = [Seen::default(); BLOCK_PAGES];
         let seen = &mut seen[..usize::try_from(part.nr_pages()).unwrap_or(BLOCK_PAGES)];
         self.kernel.walk(part, seen).map_err(RangeError::from)?;
-        let states = self.table.get(part.start.block()).map(|block| block.lock());
-        let state =
-            |page: Vpn| states.as_deref().map_or(PageState::None, |states: &States| states.get(page.index()));
+        let states = self.states_of(part);
         let mut lack: Option<Lack> = None;
-        for (page, seen) in part.iter().zip(seen) {
+        for ((page, seen), state) in part.iter().zip(seen).zip(states) {
             if seen.cpu == Mapped::ReadOnly && written.contains(page) {
                 seen.cpu = Mapped::Writable;
             }
-            let (state, request) = (state(page), fault.request(page));
             let pfn = self.pfn(seen, state, fault.owner);
-            let need = need(seen, state, pfn, request);
+            let need = need(seen, state, pfn, fault.request(page));
             match (&mut lack, need) {
                 (None, Ok(None)) => fault.pfns[fault.index(page)] = pfn,
                 (None, Ok(Some(write))) => lack = Some(Lack { run: PageRange::new(page, 1), write }),
@@ -254,6 +250,19 @@ impl<K: Kernel> Engine<K> {
             }
         }
         Ok(lack)
+    }
+
+    /// The states of a block's part. The caller's slices may be in memory that is away, and must not be touched under the
+    /// block's lock: so the states are copied.
+    fn states_of(&self, part: PageRange) -> [PageState; BLOCK_PAGES] {
+        let mut states = [PageState::None; BLOCK_PAGES];
+        if let Some(block) = self.table.get(part.start.block()) {
+            let block = block.lock();
+            for (state, page) in states.iter_mut().zip(part.iter()) {
+                *state = block.get(page.index());
+            }
+        }
+        states
     }
 
     /// What a driver is shown of a page.

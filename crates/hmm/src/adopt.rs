@@ -16,7 +16,7 @@ use crate::mm::{Mm, range_of};
 
 /// Bytes behind a file's mapping that are taken for the tail of its data: a mapping of that size is left alone, in a
 /// larger one they stay resident.
-const DATA_TAIL_BYTES: u64 = 1 << 20;
+pub(crate) const DATA_TAIL_BYTES: u64 = 1 << 20;
 
 /// Whether the mapping is of a kind that can be managed.
 pub fn is_manageable(vma: &Vma) -> bool {
@@ -65,6 +65,25 @@ pub fn discover(engine: &Engine<Mm>, within: AddrRange, exclude: &[AddrRange]) -
             engine.pin(PageRange::of_bytes(range.start, range.start + DATA_TAIL_BYTES), true);
         }
         for_parts_outside(range, exclude, &mut |part| take_over(engine, part, &mut found));
+    }
+    found
+}
+
+/// Takes over the parts of manageable mappings that are inside of `within`, and no more of them. The caller has excluded
+/// what must not be managed.
+pub(crate) fn take_part(engine: &Engine<Mm>, within: AddrRange) -> Found {
+    let mut found = Found::default();
+    let mut at = within.start;
+    while at < within.end {
+        let Ok(Some(vma)) = engine.kernel().maps().next_vma(at) else { break };
+        if vma.start >= within.end {
+            break;
+        }
+        let part = AddrRange { start: vma.start.max(within.start), end: vma.end.min(within.end) };
+        at = vma.end;
+        if is_manageable(&vma) {
+            take_over(engine, part, &mut found);
+        }
     }
     found
 }

@@ -20,9 +20,12 @@
 
 pub mod adopt;
 pub mod calibrate;
+mod callers;
 pub mod control;
 pub mod extents;
 mod freeze;
+pub mod heap;
+pub mod manage;
 pub mod mirror;
 pub mod mm;
 pub mod runtime;
@@ -30,6 +33,7 @@ mod space;
 pub mod spec;
 mod walk;
 
+pub use heap::Heap;
 pub use hmm_core as core;
 pub use hmm_device as device;
 pub use hmm_lz4 as lz4;

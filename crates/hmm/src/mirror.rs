@@ -16,6 +16,8 @@ use hmm_core::notifier::{Cause, Change, Changing, EmptyRange, Notifier, Sequence
 use hmm_uapi::maps::Perms;
 use rustix::io::Errno;
 
+use crate::callers;
+use crate::manage::ManageError;
 use crate::mm::range_of;
 use crate::runtime::Runtime;
 use crate::space::AddressSpace;
@@ -102,6 +104,7 @@ impl AddressSpace {
         table: Arc<Mutex<W::Table>>,
         watch: W,
     ) -> Result<Notifier<W>, EmptyRange> {
+        let _inside = callers::enter();
         self.runtime().watch(range, table, watch)
     }
 
@@ -115,6 +118,7 @@ impl AddressSpace {
         seq: Sequence,
         fault: &mut RangeFault<'_>,
     ) -> Result<(), RangeError> {
+        let _inside = callers::enter();
         self.runtime().range_fault(notifier, seq, fault)
     }
 
@@ -128,7 +132,24 @@ impl AddressSpace {
         fault: &mut RangeFault<'_>,
         patience: Duration,
     ) -> Result<Sequence, RangeError> {
+        let _inside = callers::enter();
         self.runtime().range_fault_within(notifier, fault, patience)
+    }
+
+    /// See [`Runtime::manage`].
+    ///
+    /// # Errors
+    /// [`ManageError`].
+    pub fn manage(&self, range: PageRange) -> Result<(), ManageError> {
+        let _inside = callers::enter();
+        self.runtime().manage(range)
+    }
+
+    /// Takes pages of the range out of RAM, as far as they are managed and can be; they come back when they are touched.
+    /// Returns how many left for staging.
+    pub fn evict_pages(&self, range: PageRange) -> usize {
+        let _inside = callers::enter();
+        self.runtime().engine().evict_range(range)
     }
 
     /// Changes the protection of pages as `mprotect(2)` does, and has drivers drop their entries before.
@@ -139,6 +160,7 @@ impl AddressSpace {
     /// # Errors
     /// As of `mprotect(2)`.
     pub unsafe fn protect(&self, range: PageRange, perms: Perms) -> Result<(), Errno> {
+        let _inside = callers::enter();
         let _changing = self.runtime().announce(range, Cause::ProtectVma);
         // SAFETY: the caller's promise.
         unsafe { hmm_uapi::sys::mprotect(range_of(range), perms) }

@@ -163,6 +163,19 @@ impl Runtime {
         discover(&self.engine, within, &exclude)
     }
 
+    /// As [`discover`](Self::discover), but takes no more of a mapping than is inside of the range.
+    pub(crate) fn take_part(&self, within: AddrRange) -> crate::adopt::Found {
+        let _one_look_at_a_time = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);
+        crate::adopt::take_part(&self.engine, within)
+    }
+
+    /// Whether a part of the range is never managed.
+    pub(crate) fn is_excluded(&self, range: AddrRange) -> bool {
+        let exclude = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = exclude.iter().copied().chain(crate::heap::range_if_used());
+        ours.into_iter().any(|ours| ours.start < range.end && range.start < ours.end)
+    }
+
     /// Says what is never managed, besides staging.
     pub fn set_exclude(&self, ranges: &[AddrRange]) {
         let mut exclude = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::adopt::register;
 use crate::calibrate::home_by;
+use crate::callers;
 use crate::control::OnFull;
 use crate::mm::{Books, Mm, range_of};
 use crate::runtime::{OpenFilesError, Policy, Runtime, open_files};
@@ -90,6 +91,7 @@ impl Builder {
     /// # Errors
     /// See [`BuildError`]; nothing is left behind.
     pub fn build(self) -> Result<AddressSpace, BuildError> {
+        let _inside = callers::enter();
         let config = self.config()?;
         let none = hmm_uapi::uffd::Features::empty();
         let (files, access) = match self.access {
@@ -130,7 +132,10 @@ impl Builder {
 fn start(runtime: &Arc<Runtime>) -> std::io::Result<Vec<JoinHandle<()>>> {
     let spawn = |name: &str, work: fn(&Runtime)| {
         let shared = Arc::clone(runtime);
-        std::thread::Builder::new().name(name.into()).spawn(move || work(&shared))
+        std::thread::Builder::new().name(name.into()).spawn(move || {
+            callers::stay();
+            work(&shared);
+        })
     };
     let handlers = (0..NR_HANDLERS).map(|_| {
         spawn("hmm-handler", |runtime| {
@@ -186,6 +191,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        let _inside = callers::enter();
         // Every region holds a reference to this: there is no managed memory any more, and nobody can fault (I10).
         self.runtime.stop();
         for thread in self.threads.drain(..) {
@@ -224,6 +230,7 @@ impl AddressSpace {
     /// # Errors
     /// `EINVAL` for no bytes; else what mapping or registering memory says.
     pub fn alloc(&self, len: usize) -> Result<Region, Errno> {
+        let _inside = callers::enter();
         let len = len.checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::NOMEM)?;
         let mapping = Mapping::anonymous(len)?;
         // A child of a fork has no threads that could bring its pages home: rather no memory than wrong bytes.
@@ -237,12 +244,14 @@ impl AddressSpace {
     /// for programs that know what they will not need. Returns how many left for staging; they go on from there as
     /// memory is needed.
     pub fn evict(&self, region: &Region) -> usize {
+        let _inside = callers::enter();
         let range = region.mapping.range();
         self.inner.runtime.engine().evict_range(PageRange::of_bytes(range.start, range.end))
     }
 
     /// What has happened so far.
     pub fn stats(&self) -> Snapshot {
+        let _inside = callers::enter();
         let engine = self.inner.runtime.engine();
         engine.refresh_gauges();
         Snapshot::of(engine)
@@ -370,6 +379,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        let _inside = callers::enter();
         let range = self.mapping.range();
         let pages = PageRange::of_bytes(range.start, range.end);
         let engine = self.space.inner.runtime.engine();

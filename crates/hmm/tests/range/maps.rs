@@ -172,3 +172,12 @@ pub(crate) const WRITABLE: Pfn = Pfn { found: Found::System { zero: false }, wri
 pub(crate) const fn huge(pfn: Pfn) -> Pfn {
     Pfn { order: 9, ..pfn }
 }
+
+/// The mapping of that name.
+pub(crate) fn mapping_named(name: &str) -> Option<PageRange> {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
+    let line = maps.lines().find(|line| line.ends_with(name))?;
+    let (start, end) = line.split(' ').next()?.split_once('-')?;
+    let addr = |text| u64::from_str_radix(text, 16).expect("an address");
+    Some(PageRange::of_bytes(addr(start), addr(end)))
+}

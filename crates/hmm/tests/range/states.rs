@@ -276,15 +276,6 @@ fn private_mapping_of_a_file() {
     });
 }
 
-/// The mapping of that name.
-fn special(name: &str) -> Option<hmm::core::addr::PageRange> {
-    let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
-    let line = maps.lines().find(|line| line.ends_with(name))?;
-    let (start, end) = line.split(' ').next()?.split_once('-')?;
-    let addr = |text| u64::from_str_radix(text, 16).expect("an address");
-    Some(hmm::core::addr::PageRange::of_bytes(addr(start), addr(end)))
-}
-
 #[test]
 fn special_mappings() {
     let _alone = one_at_a_time();
@@ -292,10 +283,10 @@ fn special_mappings() {
         let space = mirror();
         // So that its pages are used.
         let _ = std::time::Instant::now().elapsed() > Duration::ZERO;
-        let Some(vvar) = special("[vvar]") else { return skip("no [vvar] here") };
+        let Some(vvar) = mapping_named("[vvar]") else { return skip("no [vvar] here") };
         assert!(snapshot(&space, vvar).iter().all(|pfn| *pfn == ERROR));
         assert_eq!(fault(&space, vvar, WANT_READ).0, Err(RangeError::Fault));
-        let Some(vdso) = special("[vdso]") else { return skip("no [vdso] here") };
+        let Some(vdso) = mapping_named("[vdso]") else { return skip("no [vdso] here") };
         let (outcome, pfns) = fault(&space, vdso, WANT_READ);
         assert_eq!(outcome, Ok(()));
         assert!(pfns.iter().all(|pfn| *pfn == READABLE), "code can be read: {pfns:?}");

@@ -1,0 +1,81 @@
+//! A program with the allocator that keeps hmm's own blocks elsewhere: any block of the heap may be managed.
+
+#![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+
+#[expect(dead_code, reason = "shared with tests that use other parts of it")]
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use common::within;
+use hmm::AddressSpace;
+use hmm::core::addr::PageRange;
+use hmm::core::notifier::{Change, Pass, Watch};
+use hmm::heap::{Heap, Inside};
+use hmm::mirror::pages;
+
+#[global_allocator]
+static ALLOCATOR: Heap = Heap;
+
+/// Keeps what it is told in memory of its own.
+#[derive(Debug, Default)]
+struct Noting {
+    calls: AtomicUsize,
+}
+
+impl Watch for Noting {
+    type Table = Vec<Change>;
+
+    fn invalidate(&self, table: &mut Vec<Change>, change: &Change) -> Pass {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        table.push(*change);
+        Pass::Done
+    }
+}
+
+fn is_private<T>(block: &T) -> bool {
+    hmm::heap::range().is_some_and(|range| range.contains(std::ptr::from_ref(block).addr() as u64))
+}
+
+#[test]
+fn small_blocks_go_and_come_back() {
+    within(60, || {
+        assert!(Heap::is_installed());
+        let space = AddressSpace::builder().build().expect("userfaultfd can be had");
+        let blocks: Vec<Box<[u8; 1000]>> =
+            (0..4000u32).map(|number| Box::new([number.to_ne_bytes()[0]; 1000])).collect();
+        assert!(!blocks.iter().any(|block| is_private(&**block)), "the program's own are elsewhere");
+        for round in 0..3 {
+            let ranges = blocks.iter().map(|block| pages(&block[..]));
+            ranges.clone().for_each(|range| space.manage(range).expect("heap may be managed"));
+            let start = ranges.clone().map(|range| range.start).min().expect("some");
+            let end = ranges.map(|range| range.end).max().expect("some");
+            let out = space.evict_pages(PageRange { start, end });
+            assert!(out > 500, "{out} pages left in round {round}");
+            // The allocator works on what is away, too.
+            let more: Vec<String> = (0..1000).map(|number| format!("{number}")).collect();
+            assert_eq!(more[999], "999");
+            for (block, number) in blocks.iter().zip(0u32..) {
+                assert!(block.iter().all(|byte| *byte == number.to_ne_bytes()[0]), "block {number}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_drivers_blocks_are_private_inside() {
+    within(60, || {
+        let space = AddressSpace::builder().build().expect("userfaultfd can be had");
+        let table = {
+            let _inside = Inside::enter();
+            Arc::new(Mutex::new(Vec::with_capacity(64)))
+        };
+        assert!(is_private(&*table));
+        let data = vec![1u8; 1 << 20];
+        let notifier = space.watch(pages(&data), table, Noting::default()).expect("a range");
+        assert!(is_private(notifier.watch()), "what hmm makes of it is private by itself");
+        let back = Box::new(1);
+        assert!(!is_private(&*back));
+    });
+}

@@ -1,0 +1,58 @@
+//! Memory that was allocated by others, taken over; and memory that must not be.
+
+use hmm::core::addr::PageRange;
+use hmm::manage::ManageError;
+use hmm::mirror::pages;
+
+use crate::common::{MIB, within};
+use crate::maps::*;
+
+const LIMIT: u64 = 30;
+
+#[test]
+fn a_large_vec_goes_and_comes_back() {
+    let _alone = one_at_a_time();
+    within(LIMIT, || {
+        let space = mirror();
+        let mut words: Vec<u64> = (0..MIB as u64).collect();
+        let all = pages(&words);
+        // Without the first and the last page, where something else may be, too.
+        let inside =
+            PageRange { start: all.start.add(1), end: PageRange::new(all.start, all.nr_pages() - 1).end };
+        space.manage(inside).expect("a mapping of its own");
+        space.manage(inside).expect("again does no harm");
+        assert_eq!(space.evict_pages(inside) as u64, inside.nr_pages(), "they could all be taken out");
+        assert!(snapshot(&space, inside).iter().all(|pfn| *pfn == NONE));
+        assert_eq!(snapshot(&space, PageRange::new(all.start, 1)), [WRITABLE], "no more than was asked for");
+        words.iter_mut().zip(0..).for_each(|(word, number)| {
+            assert_eq!(*word, number);
+            *word += 1;
+        });
+        // Its end, by the allocator.
+        space.evict_pages(inside);
+        words.extend(0..1000);
+        assert_eq!(words[MIB - 1], MIB as u64);
+    });
+}
+
+static ZEROES: [std::sync::atomic::AtomicU64; 1024] = [const { std::sync::atomic::AtomicU64::new(0) }; 1024];
+
+#[test]
+fn what_hmm_stands_on_is_refused() {
+    let _alone = one_at_a_time();
+    within(LIMIT, || {
+        let space = mirror();
+        let on_stack = [0u8; 64];
+        assert_eq!(space.manage(pages(&on_stack)), Err(ManageError::Own));
+        assert_eq!(space.manage(pages(&ZEROES)), Err(ManageError::StaticData));
+        let map = Map::holes(3);
+        map.unmap(1, 1);
+        assert_eq!(space.manage(map.pages()), Err(ManageError::NotMapped));
+        assert_eq!(space.manage(map.part(2, 1)), Ok(()));
+        // Small blocks: of this thread's heap, and of the main thread's.
+        let block = vec![0u8; 1000];
+        assert_eq!(space.manage(pages(&block)), Err(ManageError::Heap));
+        let heap = mapping_named("[heap]").expect("the main thread has allocated something");
+        assert_eq!(space.manage(PageRange::new(heap.start, 1)), Err(ManageError::Heap));
+    });
+}
