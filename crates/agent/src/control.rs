@@ -15,6 +15,7 @@ use hmm::uapi::AddrRange;
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake, set_thread_name};
 use hmm::uapi::uffd::{Access, Features};
 
+use crate::announce::Open;
 use crate::books::{RunPolicy, SharedBooks};
 use crate::mailbox::{EVERYTHING, MAILBOX};
 use crate::{devices, fork, threads};
@@ -172,7 +173,8 @@ pub(crate) fn answer(runtime: &Runtime) -> bool {
 }
 
 /// The control thread's life.
-pub(crate) fn look_after(runtime: &Runtime) {
+pub(crate) fn look_after(runtime: &'static Runtime) {
+    let mut open = Open::default();
     let mut tick = TICK_SHORT;
     let mut known = MAILBOX.asked().wrapping_sub(1);
     loop {
@@ -180,7 +182,8 @@ pub(crate) fn look_after(runtime: &Runtime) {
         if asked == known {
             MAILBOX.sleep(known, tick);
         }
-        fork::serve_request(runtime);
+        open.serve(runtime);
+        fork::serve_request(runtime, &mut open);
         known = MAILBOX.asked();
         // After it was woken for something else, or for nothing, too.
         if !answer(runtime) {

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use hmm::control::{SlotState, VerdictKind};
 use hmm::core::kernel::Kernel;
+use hmm::core::notifier::Cause;
 use hmm::runtime::{Runtime, open_files};
 use hmm::uapi::Fd;
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
@@ -39,10 +40,11 @@ use rustix::net::{
     SendFlags,
 };
 
+use crate::announce::{Open, is_watched};
 use crate::books::SharedBooks;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
-use crate::{MANAGED, control, fail, reserve, threads};
+use crate::{MANAGED, announce, control, fail, reserve, threads};
 
 /// How a fork stands, for the thread that forks.
 const IDLE: u32 = 0;
@@ -247,6 +249,8 @@ fn start_in_child() {
     PARENT_RESIDENT.store(resident, Ordering::Relaxed);
     slot.stats().away.store(away, Ordering::Relaxed);
     runtime.reset_threads();
+    runtime.engine().notifiers().forget_all();
+    announce::reset();
     MAILBOX.reset();
     let started = threads::spawn(false, child_main);
     while started.is_ok() && CHILD_STARTED.load(Ordering::Acquire) == 0 {
@@ -269,7 +273,7 @@ fn end(text: &str) -> ! {
 /// The child's control thread.
 fn child_main() {
     let _ = hmm::uapi::sys::set_thread_name(c"hmm-control");
-    let outcome = control::runtime().ok_or("no runtime").and_then(|runtime| {
+    let outcome = control::runtime().ok_or("no runtime").and_then(|runtime: &'static Runtime| {
         open_again(runtime)?;
         control::spawn_workers().map_err(|_| "no threads")?;
         Ok(runtime)
@@ -354,7 +358,7 @@ fn receive(end: &Fd) -> Result<Option<Userfaultfd>, &'static str> {
 }
 
 /// The control thread's side: arranges a fork if one was asked for.
-pub(crate) fn serve_request(runtime: &Runtime) {
+pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     if STATE.load(Ordering::Acquire) != ASKED {
         return;
     }
@@ -365,9 +369,12 @@ pub(crate) fn serve_request(runtime: &Runtime) {
         reserve::give_back(runtime);
         return set_state(REFUSED);
     }
+    // Pages that may be written to now will be shared, and a write will make a copy.
+    let shared = runtime.announce_all(Cause::ProtectPage);
     set_state(READY);
-    let next = attend(runtime, &end);
+    let next = attend(runtime, &end, open);
     drop(end);
+    drop(shared);
     // What the child did not take over.
     reserve::give_back(runtime);
     runtime.thaw();
@@ -409,16 +416,19 @@ fn prepare_engine(runtime: &Runtime) -> bool {
 }
 
 /// Serves the parent until the fork, and the child until it can do without us.
-fn attend(runtime: &Runtime, end: &Fd) -> u32 {
+fn attend(runtime: &'static Runtime, end: &Fd, open: &mut Open) -> u32 {
     let mut child: Option<Userfaultfd> = None;
     let mut buffer = EventBuffer::new();
     let mut page = [0u8; 4096];
     loop {
         let uffd = child.as_ref().unwrap_or(runtime.engine().kernel().uffd());
         let mut fds = [PollFd::new(end, PollFlags::IN), PollFd::new(uffd, PollFlags::IN)];
-        // Until the child is there, others may wait for us while they hold what the forking thread needs.
-        let timeout = if child.is_none() { Some(&LOOK) } else { None };
-        let Ok(nr_ready) = poll(&mut fds, timeout) else { continue };
+        // Until the child is there, others may wait for us while they hold what the forking thread needs: who maps memory,
+        // and who announces a change.
+        let timeout = (child.is_none() || is_watched()).then_some(&LOOK);
+        let polled = poll(&mut fds, timeout);
+        runtime.while_busy(|| open.serve(runtime));
+        let Ok(nr_ready) = polled else { continue };
         if child.is_none() && nr_ready == 0 {
             runtime.while_busy(|| {
                 control::answer(runtime);

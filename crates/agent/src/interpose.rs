@@ -12,8 +12,10 @@
 use std::ffi::{c_int, c_long, c_void};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
+use hmm::core::notifier::Cause;
 use hmm::uapi::AddrRange;
 
+use crate::announce::around;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
 use crate::{MANAGED, bodies, brk};
@@ -172,8 +174,13 @@ pub unsafe extern "C" fn mmap(
     let private = flags & (libc::MAP_ANONYMOUS | libc::MAP_SHARED) == libc::MAP_ANONYMOUS;
     let managed = private && MANAGED.load(Ordering::Relaxed);
     let flags = if managed { flags & !libc::MAP_POPULATE } else { flags };
-    // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
-    let result: c_long = unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, offset) };
+    let map = || {
+        // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
+        unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, offset) }
+    };
+    // What was there before goes.
+    let replaces = flags & libc::MAP_FIXED != 0;
+    let result: c_long = if replaces { around(addr.addr(), len, Cause::Unmap, map) } else { map() };
     if managed && result != -1 {
         tell(addr_of(result), len);
     }
@@ -211,7 +218,11 @@ pub unsafe extern "C" fn mmap64(
 pub unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
     let lazy = advice == libc::MADV_FREE && MANAGED.load(Ordering::Relaxed);
     let advice = if lazy { libc::MADV_DONTNEED } else { advice };
-    // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
-    let result = unsafe { libc::syscall(libc::SYS_madvise, addr, len, advice) };
+    let advise = || {
+        // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
+        unsafe { libc::syscall(libc::SYS_madvise, addr, len, advice) }
+    };
+    let takes_pages = matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE);
+    let result = if takes_pages { around(addr.addr(), len, Cause::Clear, advise) } else { advise() };
     c_int::try_from(result).unwrap_or(-1)
 }

@@ -7,13 +7,14 @@
 //!
 //! - *handlers* and the *reclaimer* do the engine's work ([`hmm::runtime::Runtime`]);
 //! - the *control thread* (`control`) looks for new memory, when an interposed function has said that there is some
-//!   (`interpose`, `brk`) and now and then without being asked, and arranges forks (`fork`, `reserve`). libc's own calls
-//!   come to the interposed functions, too (`bodies`).
+//!   (`interpose`, `brk`) and now and then without being asked, arranges forks (`fork`, `reserve`), and tells drivers of
+//!   changes of mappings (`mappings`, `announce`). libc's own calls come to the interposed functions, too (`bodies`).
 //!
 //! What all of this stands on is out of the program's reach, and never managed (I6): the threads are raw, with stacks
 //! of ours, all signals blocked and a descriptor table of their own; memory comes from our own allocator ([`hmm::heap`]).
 //! No thread-local is used on any of them. The program's exit, crash or exec needs nothing from us.
 
+mod announce;
 mod bodies;
 mod books;
 mod brk;
@@ -22,6 +23,7 @@ mod devices;
 mod fork;
 mod interpose;
 mod mailbox;
+mod mappings;
 mod next;
 mod reserve;
 mod threads;

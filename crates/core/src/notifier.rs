@@ -110,6 +110,8 @@ pub struct Notifiers {
     inner: Mutex<Inner>,
     /// Signalled when the counter becomes even.
     idle: Condvar,
+    /// Notifiers there are, to be read without the lock.
+    nr_subs: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -239,6 +241,22 @@ impl Notifiers {
         }
     }
 
+    /// Whether anybody watches anything. Takes no lock.
+    pub fn is_watched(&self) -> bool {
+        self.nr_subs.load(Ordering::Acquire) > 0
+    }
+
+    /// In the child of a fork, which has no driver's threads, and whose memory no device mirrors: forgets all notifiers and
+    /// changes. Callers know that no other thread of the parent was in a call here.
+    pub fn forget_all(&self) {
+        let mut inner = self.lock();
+        let subs = std::mem::take(&mut *inner).subs;
+        self.nr_subs.store(0, Ordering::Release);
+        drop(inner);
+        // Their tables' locks may be held for ever by threads that are not here.
+        let _never_dropped = std::mem::ManuallyDrop::new(subs);
+    }
+
     /// Whether nobody watches anything.
     pub fn is_empty(&self) -> bool {
         self.lock().subs.is_empty()
@@ -275,6 +293,7 @@ impl<W: Watch> Notifier<W> {
         };
         let sub = Arc::new(Subscription { range, watch, table, seq: AtomicU64::new(seq) });
         inner.subs.push(Arc::clone(&sub) as Arc<dyn Sub>);
+        all.nr_subs.store(inner.subs.len() as u64, Ordering::Release);
         drop(inner);
         Ok(Self { all: Arc::clone(all), sub })
     }
@@ -325,6 +344,7 @@ impl<W: Watch> Drop for Notifier<W> {
     fn drop(&mut self) {
         let mut inner = self.all.lock();
         inner.subs.retain(|sub| !std::ptr::addr_eq(Arc::as_ptr(sub), Arc::as_ptr(&self.sub)));
+        self.all.nr_subs.store(inner.subs.len() as u64, Ordering::Release);
         let seq = inner.seq;
         drop(inner);
         // A change that is going on may be calling this notifier.

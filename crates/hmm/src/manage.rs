@@ -6,6 +6,7 @@
 
 use hmm_core::addr::PageRange;
 use hmm_uapi::AddrRange;
+use hmm_uapi::mapping::Advice;
 use hmm_uapi::maps::{Perms, Vma, VmaKind};
 
 use crate::adopt::{DATA_TAIL_BYTES, Found, is_manageable};
@@ -46,7 +47,8 @@ pub enum ManageError {
 
 impl Runtime {
     /// Manages the pages of the range that can be and are not yet: what is private and anonymous. Pages of files and shared
-    /// memory are passed over, as migration passes over them.
+    /// memory are passed over, as migration passes over them. A forked child finds pages that are away lost (SIGBUS); it has
+    /// none of the memory at all (SIGSEGV) where we are not told of forks, for lack of [`Heap`] or of `CAP_SYS_PTRACE`.
     ///
     /// # Errors
     /// [`ManageError`]. Of a range that is refused nothing is registered, but for [`ManageError::Refused`].
@@ -58,6 +60,18 @@ impl Runtime {
         for_mappings(self.engine().kernel(), range_of(range), &mut |vma, part| {
             check(self, vma, part, may_use_heap)
         })?;
+        let mm = self.engine().kernel();
+        if !mm.reports_forks() {
+            // A child could not be told which pages are away: rather no memory there than wrong bytes.
+            for_mappings(mm, range_of(range), &mut |vma, part| {
+                if is_manageable(vma) {
+                    // SAFETY: nothing changes in this process.
+                    // If it fails the mapping has just changed, and is not managed.
+                    let _ = unsafe { hmm_uapi::sys::madvise(part, Advice::DontFork) };
+                }
+                Ok(())
+            })?;
+        }
         let Found { refused, .. } = self.take_part(range_of(range));
         if refused > 0 { Err(ManageError::Refused) } else { Ok(()) }
     }

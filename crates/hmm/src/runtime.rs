@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use hmm_core::addr::Vpn;
 use hmm_core::kernel::Kernel;
+use hmm_core::notifier::Cause;
 use hmm_core::{Engine, Outcome, Reclaimed};
 use hmm_uapi::AddrRange;
 use hmm_uapi::maps::Maps;
@@ -151,6 +152,11 @@ impl Runtime {
         })
     }
 
+    /// Threads that have begun their work.
+    pub(crate) fn nr_running(&self) -> usize {
+        self.running.load(Ordering::SeqCst) as usize
+    }
+
     /// The engine.
     pub fn engine(&self) -> &Engine<Mm> {
         &self.engine
@@ -285,6 +291,7 @@ impl Runtime {
         let events = self.engine.events();
         let Ok(messages) = mm.uffd().read_events(buffer) else { return 0 };
         let mut nr_faults = 0;
+        let mut has_forked = false;
         for message in messages {
             match message {
                 Event::Fault { addr, access, .. } => {
@@ -302,8 +309,16 @@ impl Runtime {
                     events.remapped(from, Vpn::of_addr(to));
                     mm.extents().remap(from, Vpn::of_addr(to));
                 }
-                Event::Fork { uffd } => forked(uffd),
+                Event::Fork { uffd } => {
+                    has_forked = true;
+                    forked(uffd);
+                }
             }
+        }
+        drop(events);
+        if has_forked {
+            // Every page that may be written to is shared now, and a write makes a copy.
+            drop(self.announce_all(Cause::ProtectPage));
         }
         mm.stats().pgfault.fetch_add(nr_faults as u64, Ordering::Relaxed);
         nr_faults

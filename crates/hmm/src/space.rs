@@ -10,14 +10,15 @@ use hmm_core::stats::Stats;
 use hmm_core::{Config, Engine};
 use hmm_device::Device;
 use hmm_uapi::mapping::{Advice, Mapping};
-use hmm_uapi::uffd::Access;
+use hmm_uapi::uffd::{Access, Features};
 use rustix::io::Errno;
 
 use crate::adopt::register;
 use crate::calibrate::home_by;
 use crate::callers;
 use crate::control::OnFull;
-use crate::mm::{Books, Mm, range_of};
+use crate::heap::Heap;
+use crate::mm::{Books, Files, Mm, range_of};
 use crate::runtime::{OpenFilesError, Policy, Runtime, open_files};
 
 /// The smallest budget: below it staging would take most of it.
@@ -93,14 +94,7 @@ impl Builder {
     pub fn build(self) -> Result<AddressSpace, BuildError> {
         let _inside = callers::enter();
         let config = self.config()?;
-        let none = hmm_uapi::uffd::Features::empty();
-        let (files, access) = match self.access {
-            Some(access) => (open_files(access, none)?, access),
-            None => match open_files(Access::Full, none) {
-                Ok(files) => (files, Access::Full),
-                Err(_) => (open_files(Access::UserModeOnly, none)?, Access::UserModeOnly),
-            },
-        };
+        let (files, access) = self.files()?;
         let (budget_pages, mut config) = config;
         config.home_by = home_by(access);
         let books = Box::new(OwnBooks { ledger: Ledger::new(budget_pages), stats: Stats::default() });
@@ -114,6 +108,20 @@ impl Builder {
 }
 
 impl Builder {
+    /// A userfaultfd, if possible one that tells of forks. While libc forks it holds the locks of `malloc`, so our threads
+    /// can only be told if they do without that.
+    fn files(&self) -> Result<(Files, Access), OpenFilesError> {
+        let forks = if Heap::is_installed() { Features::EVENT_FORK } else { Features::empty() };
+        let open = |access| {
+            let files = open_files(access, forks).or_else(|_| open_files(access, Features::empty()))?;
+            Ok((files, access))
+        };
+        match self.access {
+            Some(access) => open(access),
+            None => open(Access::Full).or_else(|_: OpenFilesError| open(Access::UserModeOnly)),
+        }
+    }
+
     /// Pages that may be resident, and what follows from that. Without a budget and without devices nothing is ever
     /// evicted: the address space is there for the drivers that mirror it, and is left as it is where they do nothing.
     fn config(&self) -> Result<(u64, Config), BuildError> {
@@ -145,8 +153,14 @@ fn start(runtime: &Arc<Runtime>) -> std::io::Result<Vec<JoinHandle<()>>> {
     });
     let threads: std::io::Result<Vec<_>> =
         handlers.chain(std::iter::once(spawn("hmm-reclaim", Runtime::reclaim))).collect();
-    if threads.is_err() {
-        runtime.stop();
+    match &threads {
+        Err(_) => runtime.stop(),
+        // What a thread does before its work needs libc's locks, which whoever forks holds: let nobody fork before.
+        Ok(threads) => {
+            while runtime.nr_running() < threads.len() && !threads.iter().any(JoinHandle::is_finished) {
+                std::thread::yield_now();
+            }
+        }
     }
     threads
 }

@@ -4,19 +4,31 @@
 
 #[expect(dead_code, reason = "shared with tests that use other parts of it")]
 mod common;
+#[expect(dead_code, reason = "shared with tests that use other parts of it")]
+#[path = "range/maps.rs"]
+mod maps;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use common::within;
 use hmm::AddressSpace;
 use hmm::core::addr::PageRange;
-use hmm::core::notifier::{Change, Pass, Watch};
+use hmm::core::notifier::{Cause, Change, Pass, Watch};
 use hmm::heap::{Heap, Inside};
 use hmm::mirror::pages;
+use hmm::uapi::uffd::Access;
+use maps::*;
 
 #[global_allocator]
 static ALLOCATOR: Heap = Heap;
+
+/// Whether everything is allowed.
+fn is_root() -> bool {
+    // SAFETY: gives a number.
+    unsafe { libc::geteuid() == 0 }
+}
 
 /// Keeps what it is told in memory of its own.
 #[derive(Debug, Default)]
@@ -40,6 +52,7 @@ fn is_private<T>(block: &T) -> bool {
 
 #[test]
 fn small_blocks_go_and_come_back() {
+    let _alone = one_at_a_time();
     within(60, || {
         assert!(Heap::is_installed());
         let space = AddressSpace::builder().build().expect("userfaultfd can be had");
@@ -65,6 +78,7 @@ fn small_blocks_go_and_come_back() {
 
 #[test]
 fn a_drivers_blocks_are_private_inside() {
+    let _alone = one_at_a_time();
     within(60, || {
         let space = AddressSpace::builder().build().expect("userfaultfd can be had");
         let table = {
@@ -77,5 +91,43 @@ fn a_drivers_blocks_are_private_inside() {
         assert!(is_private(notifier.watch()), "what hmm makes of it is private by itself");
         let back = Box::new(1);
         assert!(!is_private(&*back));
+    });
+}
+
+#[test]
+fn a_fork_is_announced_and_makes_pages_read_only() {
+    let _alone = one_at_a_time();
+    within(60, || {
+        let (space, map) = (mirror(), Map::holes(2));
+        map.write(0, 1);
+        space.manage(map.pages()).expect("can be managed");
+        let notifier = watch(&space, map.pages());
+        with_child(|| {
+            // It is told of when the fork has been made.
+            let begin = Instant::now();
+            while notifier.table().is_empty() && begin.elapsed() < Duration::from_secs(5) {
+                std::thread::yield_now();
+            }
+            if !is_root() {
+                return skip("the kernel tells of forks only to those who may trace");
+            }
+            assert_eq!(notifier.table().first().map(|change| change.cause), Some(Cause::ProtectPage));
+            assert_eq!(snapshot(&space, map.pages()), [READABLE, NONE]);
+            assert_eq!(fault(&space, map.part(0, 1), want_write()), (Ok(()), vec![WRITABLE]));
+        });
+    });
+}
+
+#[test]
+fn a_child_finds_pages_that_are_away_lost() {
+    let _alone = one_at_a_time();
+    within(60, || {
+        if !is_root() {
+            return skip("the kernel tells of forks only to those who may trace");
+        }
+        for access in [Access::Full, Access::UserModeOnly] {
+            let space = AddressSpace::builder().access(access).build().expect("userfaultfd can be had");
+            assert_eq!(child_is_killed_by(&space), libc::SIGBUS, "{access:?}");
+        }
     });
 }

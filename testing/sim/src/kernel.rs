@@ -252,8 +252,10 @@ impl Kernel for SimKernel {
         if write {
             machine.memory.unshare(span);
         }
-        let there = span.pages().all(|page| machine.memory.is_present(page));
-        if there { Ok(()) } else { Err(Refusal::Fault) }
+        // Those that are not there now have left again.
+        let is_lost = |page| machine.memory.entry(page).is_some() && !machine.memory.is_present(page);
+        let refused = machine.gone || span.pages().any(is_lost);
+        if refused { Err(Refusal::Fault) } else { Ok(()) }
     }
 
     fn extent(&self, page: Vpn) -> PageRange {

@@ -18,6 +18,9 @@ use crate::{check, runtime};
 /// Operations between two comparisons of all bytes.
 const BYTES_EVERY: usize = 8;
 
+/// Operations between two looks of a driver.
+const MIRROR_EVERY: usize = 5;
+
 /// What happened in a run.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -63,6 +66,12 @@ impl World {
             check::all(&self.shared, &self.engine);
             if number % BYTES_EVERY == 0 {
                 check::bytes(&self.shared, &self.engine);
+            }
+            if number % MIRROR_EVERY == 0 {
+                check::mirror(&self.shared, &self.engine);
+                // Where memory is short some of the driver's touches are still waiting.
+                runtime::settle(&self.shared, &self.engine);
+                check::all(&self.shared, &self.engine);
             }
         }
         check::bytes(&self.shared, &self.engine);

@@ -1,8 +1,10 @@
 //! Memory that was allocated by others, taken over; and memory that must not be.
 
+use hmm::AddressSpace;
 use hmm::core::addr::PageRange;
 use hmm::manage::ManageError;
 use hmm::mirror::pages;
+use hmm::uapi::uffd::Access;
 
 use crate::common::{MIB, within};
 use crate::maps::*;
@@ -54,5 +56,16 @@ fn what_hmm_stands_on_is_refused() {
         assert_eq!(space.manage(pages(&block)), Err(ManageError::Heap));
         let heap = mapping_named("[heap]").expect("the main thread has allocated something");
         assert_eq!(space.manage(PageRange::new(heap.start, 1)), Err(ManageError::Heap));
+    });
+}
+
+#[test]
+fn a_child_does_not_get_managed_memory() {
+    let _alone = one_at_a_time();
+    within(LIMIT, || {
+        for access in [Access::Full, Access::UserModeOnly] {
+            let Ok(space) = AddressSpace::builder().access(access).build() else { continue };
+            assert_eq!(child_is_killed_by(&space), libc::SIGSEGV, "{access:?}");
+        }
     });
 }

@@ -89,32 +89,6 @@ fn zero_page() {
     });
 }
 
-/// Runs `look` while a child shares all private memory with us.
-fn with_child(look: impl FnOnce()) {
-    let mut ends = [0; 2];
-    // SAFETY: writes two descriptors.
-    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
-    // SAFETY: the child makes system calls only.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let mut byte = 0u8;
-        // SAFETY: as above; it returns when the parent has closed its end.
-        unsafe { libc::close(ends[1]) };
-        // SAFETY: writes a byte.
-        unsafe { libc::read(ends[0], (&raw mut byte).cast(), 1) };
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(0) };
-    }
-    assert!(child > 0, "fork");
-    look();
-    for end in ends {
-        // SAFETY: ours.
-        unsafe { libc::close(end) };
-    }
-    // SAFETY: our child.
-    assert_eq!(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }, child);
-}
-
 #[test]
 fn shared_with_a_child() {
     let _alone = one_at_a_time();

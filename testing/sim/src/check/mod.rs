@@ -5,6 +5,7 @@ pub(crate) mod budget;
 mod content;
 mod homes;
 mod liveness;
+mod mirror;
 mod peek;
 
 use hmm_core::Engine;
@@ -38,6 +39,15 @@ pub(crate) fn peek(shared: &Shared, engine: &Engine<SimKernel>) {
     if !shared.lock().gone {
         peek::check(shared, engine);
     }
+}
+
+/// What a driver sees.
+pub(crate) fn mirror(shared: &Shared, engine: &Engine<SimKernel>) {
+    if shared.lock().gone {
+        return;
+    }
+    mirror::look(shared, engine);
+    mirror::fault(shared, engine);
 }
 
 /// All pages were given up: what is left is memory without meaning.
