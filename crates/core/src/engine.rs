@@ -100,6 +100,8 @@ pub struct Engine<K> {
     /// Blocks with resident pages, the one that has been longest there in front.
     evictable: Mutex<VecDeque<BlockId>>,
     tickets: AtomicU32,
+    /// Pages in [`PageState::Exclusive`].
+    pub(crate) nr_exclusive: AtomicU64,
     /// Our part of what was asked of the ledger.
     pub(crate) own_asked: AtomicU64,
     /// What the others had asked when we last gave something.
@@ -137,6 +139,7 @@ impl<K: Kernel> Engine<K> {
             orphans: Mutex::new(Vec::new()),
             evictable: Mutex::new(VecDeque::new()),
             tickets: AtomicU32::new(0),
+            nr_exclusive: AtomicU64::new(0),
             own_asked: AtomicU64::new(0),
             others_asked: AtomicU64::new(0),
         }
@@ -168,7 +171,8 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Copies a page that is not in the program, wherever its bytes are, and changes nothing: for a child of a fork,
-    /// which has the page, too. The caller keeps everybody else from the engine meanwhile.
+    /// which has the page, too. The caller keeps everybody else from the engine meanwhile, and has devices give back
+    /// what is theirs alone ([`revoke`](Self::revoke)).
     pub fn peek(&self, page: Vpn, bytes: &mut [u8; crate::addr::PAGE_SIZE]) -> Peeked {
         match self.state(page) {
             PageState::Device { frame } | PageState::Fetching { frame, .. } => {
@@ -176,7 +180,7 @@ impl<K: Kernel> Engine<K> {
                 let fetched = self.device(frame).is_some_and(|device| device.fetch(request).stop.is_none());
                 if fetched { Peeked::Bytes } else { Peeked::Lost }
             }
-            PageState::Staged { slot, .. } | PageState::Storing { slot } => {
+            PageState::Staged { slot, .. } | PageState::Storing { slot } | PageState::Exclusive { slot } => {
                 self.kernel
                     .with_slots(SlotRun { start: slot, len: 1 }, &mut |page| bytes.copy_from_slice(page));
                 Peeked::Bytes
@@ -201,6 +205,7 @@ impl<K: Kernel> Engine<K> {
                     | PageState::Staged { .. }
                     | PageState::Storing { .. }
                     | PageState::Device { .. }
+                    | PageState::Exclusive { .. }
                     | PageState::Poisoned => each(id.page(index)),
                 }
             }

@@ -3,6 +3,7 @@
 //! An [`Events`] guard excludes everything that acts on the program's mappings. It has to be taken *before* events are
 //! read from the kernel: reading one lets the program go on, into new mappings at the old addresses.
 
+use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, RwLockWriteGuard};
 
 use crate::addr::{PageRange, SlotRun, Vpn};
@@ -99,6 +100,11 @@ impl<K: Kernel> Engine<K> {
                 self.staging.unstage(SlotRun { start: slot, len: 1 }, Left::Memory);
                 PageState::None
             }
+            PageState::Exclusive { slot } => {
+                self.nr_exclusive.fetch_sub(1, Ordering::Relaxed);
+                self.staging.put(SlotRun { start: slot, len: 1 }, Left::Memory);
+                PageState::None
+            }
             PageState::Device { frame } => {
                 self.forget_frame(frame);
                 PageState::None
@@ -114,8 +120,15 @@ impl<K: Kernel> Engine<K> {
         if !covers(to) {
             return;
         }
+        let mut state = state;
         match state {
             PageState::Staged { slot, .. } | PageState::Storing { slot } => self.staging.set_owner(slot, to),
+            PageState::Exclusive { slot } => {
+                // Its device let go of it when it was told that the mapping moves.
+                self.nr_exclusive.fetch_sub(1, Ordering::Relaxed);
+                self.staging.stage(slot, to);
+                state = PageState::Staged { slot, copy: None };
+            }
             PageState::Fetching { ticket, .. } | PageState::Dropped { ticket, .. } => {
                 self.note_moved(ticket, from, to)
             }

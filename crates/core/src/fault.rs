@@ -97,6 +97,12 @@ impl<K: Kernel> Engine<K> {
                 }
                 None => Step::NeedMemory,
             },
+            PageState::Exclusive { .. } => {
+                drop(states);
+                drop(gate);
+                self.revoke(PageRange::new(page, 1));
+                Step::Again
+            }
             PageState::Poisoned => self.poison_page(page),
         }
     }
@@ -224,6 +230,7 @@ impl<K: Kernel> Engine<K> {
             | PageState::Dropped { .. }
             | PageState::Storing { .. }
             | PageState::Device { .. }
+            | PageState::Exclusive { .. }
             | PageState::Poisoned => false,
         };
         let extent = self.kernel.extent(page);

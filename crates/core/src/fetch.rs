@@ -322,6 +322,7 @@ impl<K: Kernel> Engine<K> {
             | PageState::Staged { .. }
             | PageState::Storing { .. }
             | PageState::Device { .. }
+            | PageState::Exclusive { .. }
             | PageState::Poisoned => {}
         }
     }

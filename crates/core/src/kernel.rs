@@ -143,6 +143,9 @@ pub trait Kernel: Send + Sync {
     /// without any lock of the engine, and only from reclaim.
     fn unshare(&self, range: PageRange);
 
+    /// Address of a slot in this process, for a device that has a page to itself.
+    fn slot_addr(&self, slot: Slot) -> u64;
+
     /// Lends the bytes of slots for reading.
     fn with_slots(&self, run: SlotRun, read: &mut dyn FnMut(&[u8]));
 

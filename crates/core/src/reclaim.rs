@@ -93,7 +93,10 @@ impl<K: Kernel> Engine<K> {
             return Reclaimed::Progress;
         }
         let stored = self.store();
-        if stored == Reclaimed::Nothing && self.evict() { Reclaimed::Progress } else { stored }
+        if stored == Reclaimed::Nothing && (self.evict() || self.revoke_all()) {
+            return Reclaimed::Progress;
+        }
+        stored
     }
 
     /// Takes pages of the range out of the program into staging. Returns how many.
@@ -230,6 +233,7 @@ impl<K: Kernel> Engine<K> {
             | PageState::Dropped { .. }
             | PageState::Staged { .. }
             | PageState::Storing { .. }
+            | PageState::Exclusive { .. }
             | PageState::Poisoned => {}
         }
         self.charge_found(1);
@@ -268,6 +272,7 @@ fn unpinned_runs(
         | PageState::Device { .. }
         | PageState::Staged { .. }
         | PageState::Storing { .. }
+        | PageState::Exclusive { .. }
         | PageState::Fetching { .. } => true,
         PageState::None | PageState::Dropped { .. } | PageState::Poisoned => false,
     };

@@ -9,9 +9,10 @@
 //! is given to another one only when nobody does any more.
 
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use hmm_device::{Device, MemKind};
+use hmm_device::Device;
 
 use crate::engine::Engine;
 use crate::kernel::Kernel;
@@ -42,7 +43,18 @@ pub struct TooManyDevices;
 pub(crate) struct Member {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) owner: Owner,
-    pub(crate) kind: MemKind,
+    /// It is being removed: no page goes there any more.
+    closing: AtomicBool,
+}
+
+impl Member {
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+    }
 }
 
 /// A device in use: it is not removed meanwhile.
@@ -110,16 +122,15 @@ impl Registry {
         Ok(DeviceId(number as u8))
     }
 
-    /// Takes a driver's device out if nobody else holds it, and `is_unused` says so while nobody can begin to. False:
-    /// somebody does.
-    pub(crate) fn remove(&self, id: DeviceId, is_unused: impl FnOnce() -> bool) -> bool {
-        let mut drivers = self.drivers.write().unwrap_or_else(PoisonError::into_inner);
-        let place = &mut drivers[usize::from(id.0)];
-        let is_idle = place.as_ref().is_none_or(|member| Arc::strong_count(member) == 1) && is_unused();
-        if is_idle {
-            *place = None;
-        }
-        is_idle
+    /// How many others hold the device.
+    pub(crate) fn nr_holders(&self, id: DeviceId) -> usize {
+        let drivers = self.drivers.read().unwrap_or_else(PoisonError::into_inner);
+        drivers[usize::from(id.0)].as_ref().map_or(0, |member| Arc::strong_count(member) - 1)
+    }
+
+    /// Takes a driver's device out. Its number may be given to another one.
+    pub(crate) fn remove(&self, id: DeviceId) {
+        self.drivers.write().unwrap_or_else(PoisonError::into_inner)[usize::from(id.0)] = None;
     }
 }
 
@@ -129,8 +140,7 @@ impl<K: Kernel> Engine<K> {
     /// # Errors
     /// [`TooManyDevices`].
     pub fn add_device(&self, device: Arc<dyn Device>, owner: Owner) -> Result<DeviceId, TooManyDevices> {
-        let kind = device.caps().kind;
-        self.registry.add(Member { device, owner, kind })
+        self.registry.add(Member { device, owner, closing: AtomicBool::new(false) })
     }
 
     /// The owner of a frame's device; `None` for a tier, whose frames nobody can map.

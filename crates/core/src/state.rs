@@ -75,6 +75,11 @@ pub enum PageState {
         /// Where.
         frame: Frame,
     },
+    /// Out of the program, in memory that one device alone may access, until the CPU touches it.
+    Exclusive {
+        /// Where.
+        slot: Slot,
+    },
     /// Lost: whoever touches it gets SIGBUS.
     Poisoned,
 }
@@ -92,6 +97,7 @@ const STAGED: u64 = 4;
 const STORING: u64 = 5;
 const DEVICE: u64 = 6;
 const POISONED: u64 = 7;
+const EXCLUSIVE: u64 = 8;
 const HAS_FRAME: u64 = 1 << 8;
 const PINNED: u64 = 1 << 9;
 const PLACE_SHIFT: u32 = 12;
@@ -109,6 +115,7 @@ impl Word {
             PageState::Staged { slot, copy } => STAGED | place_bits(slot.0) | frame_bits(copy),
             PageState::Storing { slot } => STORING | place_bits(slot.0),
             PageState::Device { frame } => DEVICE | frame_bits(Some(frame)),
+            PageState::Exclusive { slot } => EXCLUSIVE | place_bits(slot.0),
             PageState::Poisoned => POISONED,
         })
     }
@@ -124,6 +131,7 @@ impl Word {
             STORING => PageState::Storing { slot },
             DEVICE => PageState::Device { frame: self.frame() },
             POISONED => PageState::Poisoned,
+            EXCLUSIVE => PageState::Exclusive { slot },
             _ => PageState::None,
         }
     }
@@ -188,6 +196,7 @@ mod tests {
             PageState::Staged { slot, copy: Some(frame) },
             PageState::Storing { slot },
             PageState::Device { frame },
+            PageState::Exclusive { slot },
             PageState::Poisoned,
         ] {
             assert_eq!(Word::new(state).state(), state);

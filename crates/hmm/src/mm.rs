@@ -319,6 +319,10 @@ impl Kernel for Mm {
         }
     }
 
+    fn slot_addr(&self, slot: Slot) -> u64 {
+        Self::slot_addr(self, slot)
+    }
+
     fn with_slots(&self, run: SlotRun, read: &mut dyn FnMut(&[u8])) {
         // SAFETY:
         // 1. the slots are inside of our mapping, which is readable and lives as long as `self`.

@@ -5,10 +5,11 @@
 //! leave pages out, and drop a migration at any stage.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use hmm_core::addr::{PageRange, Vpn};
-use hmm_core::driver::{Collected, MAX_PAGES, Migration, Select, Source};
+use hmm_core::addr::{PageRange, Slot, Vpn};
+use hmm_core::driver::{Collected, MAX_PAGES, Migration, RemoveError, Select, Source};
 use hmm_core::notifier::{Cause, Change, Notifier, Owner, Pass, Sequence, Watch};
 use hmm_core::state::{Frame, PageState};
 use hmm_core::{DeviceId, Engine};
@@ -16,13 +17,22 @@ use hmm_device::{Device, DevicePfn, PAGE_SIZE};
 use hmm_model::{Entropy, Generator, Mix, Op, Span};
 
 use crate::device::SimDevice;
-use crate::kernel::SimKernel;
+use crate::kernel::{SimKernel, slot_at};
 use crate::machine::Machine;
+use crate::memory::Bytes;
 use crate::shared::Shared;
 
 type SimEngine = Engine<SimKernel>;
 /// The device's page table.
-type Table = BTreeMap<Vpn, Frame>;
+type Table = BTreeMap<Vpn, Mapping>;
+
+/// Where the device finds a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mapping {
+    Frame(Frame),
+    /// In system memory, and nobody else accesses it.
+    Exclusive(Slot),
+}
 
 /// Drops entries when it is told to.
 #[derive(Debug)]
@@ -34,7 +44,7 @@ impl Watch for Mirror {
     type Table = Table;
 
     fn ignores(&self, change: &Change) -> bool {
-        change.cause == Cause::Migrate && change.owner == Some(self.owner)
+        matches!(change.cause, Cause::Migrate | Cause::Exclusive) && change.owner == Some(self.owner)
     }
 
     fn invalidate(&self, table: &mut Table, change: &Change) -> Pass {
@@ -55,6 +65,7 @@ pub(crate) struct Driver {
     /// The engine has it; it has the world, which has the driver.
     device: Weak<SimDevice>,
     notifier: Notifier<Mirror>,
+    removed: AtomicBool,
 }
 
 impl Driver {
@@ -69,7 +80,7 @@ impl Driver {
         let table = Arc::new(Mutex::new(Table::new()));
         let notifier =
             Notifier::new(engine.notifiers(), arena, table, Mirror { owner }).expect("an arena has pages");
-        Self { id, owner, device: weak, notifier }
+        Self { id, owner, device: weak, notifier, removed: AtomicBool::new(false) }
     }
 }
 
@@ -79,12 +90,16 @@ pub(crate) fn act(shared: &Shared, engine: &SimEngine) {
         let mut machine = shared.lock();
         let nr_drivers = u32::try_from(shared.drivers().len()).expect("few drivers");
         let driver = &shared.drivers()[machine.entropy.below(nr_drivers) as usize];
-        (driver, any_range(&mut machine), machine.entropy.below(6))
+        (driver, any_range(&mut machine), machine.entropy.below(7))
     };
+    if driver.removed.load(Ordering::Relaxed) {
+        return;
+    }
     match choice {
         0 | 1 => driver.migrate_to_device(shared, engine, range),
         2 => driver.migrate_to_system(shared, engine, range),
-        3 => driver.map_frames(engine, range),
+        3 => driver.map_frames(shared, engine, range),
+        4 => driver.take_exclusively(shared, engine, range.start),
         _ => driver.access(shared, range),
     }
 }
@@ -121,12 +136,15 @@ impl Driver {
         if self.gives_up(shared) {
             return;
         }
+        let nr_destined = migration.entries().iter().filter(|entry| entry.has_destination()).count();
         let migration = migration.pages();
         shared.intervene();
         let frames: Vec<(Vpn, Frame)> =
             migration.entries().iter().filter_map(|entry| Some((entry.page(), entry.frame()?))).collect();
         shared.lock().note(|| format!("{:?} has {} pages of {range:?}", self.owner, frames.len()));
-        self.install(seq, &frames);
+        self.install(shared, seq, &frames);
+        shared.lock().count("migrated", frames.len());
+        shared.lock().count("overtaken", nr_destined - frames.len());
         shared.intervene();
         if !self.gives_up(shared) {
             assert_eq!(migration.finalize(), frames.len(), "what migrated went to frames");
@@ -188,7 +206,9 @@ impl Driver {
         let migration = migration.pages();
         shared.intervene();
         assert!(migration.nr_migrated() <= fetched, "what was not fetched stays");
-        migration.finalize();
+        let nr_home = migration.finalize();
+        shared.lock().count("came_home", nr_home);
+        shared.lock().count("stayed_away", fetched - nr_home);
     }
 
     /// Copies page by page, and leaves some out.
@@ -212,23 +232,53 @@ impl Driver {
         usize::from(self.id.number())
     }
 
-    fn install(&self, seq: Sequence, frames: &[(Vpn, Frame)]) -> bool {
-        self.notifier.install(seq, |table| table.extend(frames.iter().copied())).is_ok()
+    fn install(&self, shared: &Shared, seq: Sequence, frames: &[(Vpn, Frame)]) {
+        let entries = frames.iter().map(|(page, frame)| (*page, Mapping::Frame(*frame)));
+        let installed = self.notifier.install(seq, |table| table.extend(entries)).is_ok();
+        shared.lock().count(if installed { "installed" } else { "collided" }, 1);
+    }
+
+    /// The device takes a page to itself.
+    fn take_exclusively(&self, shared: &Shared, engine: &SimEngine, page: Vpn) {
+        let seq = self.notifier.read_begin();
+        let made = engine.make_exclusive(page, self.owner);
+        shared.lock().note(|| format!("{:?} takes {page:?} exclusively: {made:?}", self.owner));
+        let Ok(exclusive) = made else { return };
+        shared.intervene();
+        let mapping = Mapping::Exclusive(slot_at(exclusive.addr));
+        let installed = self.notifier.install(seq, |table| table.insert(page, mapping)).is_ok();
+        shared.lock().count(if installed { "exclusive" } else { "not_exclusive" }, 1);
+    }
+
+    /// The device is taken out of the running machine.
+    pub(crate) fn remove(&self, shared: &Shared, engine: &SimEngine) {
+        let removed = engine.remove_device(self.id);
+        shared.lock().note(|| format!("{:?} is removed: {removed:?}", self.owner));
+        // Whatever came of it, no page goes there any more.
+        self.removed.store(true, Ordering::Relaxed);
+        match removed {
+            Ok(()) => {
+                let machine = shared.lock();
+                assert_eq!(machine.devices[self.index()].used().count(), 0, "a removed device has no frames");
+                drop(machine);
+                shared.lock().count("removed", 1);
+            }
+            Err(RemoveError::NoMemory) => {}
+            Err(error) => panic!("nobody uses the device: {error}"),
+        }
     }
 
     /// What a fault of the device does: maps those pages of the range that are on the device.
-    fn map_frames(&self, engine: &SimEngine, range: PageRange) {
+    fn map_frames(&self, shared: &Shared, engine: &SimEngine, range: PageRange) {
         let seq = self.notifier.read_begin();
         let frames: Vec<(Vpn, Frame)> = range
             .iter()
-            .filter_map(|page| match engine.state(page) {
-                PageState::Device { frame } if engine.owner_of(frame) == Some(self.owner) => {
-                    Some((page, frame))
-                }
-                _ => None,
+            .filter_map(|page| {
+                let PageState::Device { frame } = engine.state(page) else { return None };
+                (engine.owner_of(frame) == Some(self.owner)).then_some((page, frame))
             })
             .collect();
-        self.install(seq, &frames);
+        self.install(shared, seq, &frames);
     }
 
     /// The device reads and writes pages that its table maps.
@@ -239,19 +289,28 @@ impl Driver {
         if machine.devices[self.index()].is_lost() || machine.events.is_changing() {
             return;
         }
-        for (page, frame) in table.range(range.start..range.end) {
+        for (page, mapping) in table.range(range.start..range.end) {
             let number = machine.page(*page).expect("the arena is mirrored");
-            let bytes = machine.devices[self.index()].bytes_mut(frame.pfn).clone();
+            let mut bytes = self.bytes(&mut machine, *mapping).clone();
             machine.check_page(number, &bytes);
             let (word, value) = (7, machine.entropy.bits());
             let write = Op::Write { page: number, word, value };
             if machine.entropy.one_in(2) && machine.model.check(&write).is_ok() {
                 machine.note(|| format!("{:?} writes {value:#x} to page {number}", self.owner));
                 let at = usize::from(word) * 8;
-                let bytes = machine.devices[self.index()].bytes_mut(frame.pfn);
-                Arc::make_mut(bytes)[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+                Arc::make_mut(&mut bytes)[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+                *self.bytes(&mut machine, *mapping) = bytes;
                 machine.apply(&write);
+                let is_exclusive = matches!(mapping, Mapping::Exclusive(_));
+                machine.count(if is_exclusive { "exclusive_writes" } else { "device_writes" }, 1);
             }
+        }
+    }
+
+    fn bytes<'m>(&self, machine: &'m mut Machine, mapping: Mapping) -> &'m mut Bytes {
+        match mapping {
+            Mapping::Frame(frame) => machine.devices[self.index()].bytes_mut(frame.pfn),
+            Mapping::Exclusive(slot) => machine.slots.page_mut(slot),
         }
     }
 }
@@ -259,15 +318,14 @@ impl Driver {
 /// What a device's table maps is where the page is (I2).
 pub(crate) fn check(shared: &Shared, machine: &Machine, engine: &SimEngine) {
     for driver in shared.drivers() {
-        for (page, frame) in driver.notifier.table().iter() {
-            let state = engine.state(*page);
+        for (page, mapping) in driver.notifier.table().iter() {
+            let there = match *mapping {
+                Mapping::Frame(frame) => PageState::Device { frame },
+                Mapping::Exclusive(slot) => PageState::Exclusive { slot },
+            };
             let number = machine.page(*page);
-            assert_eq!(
-                state,
-                PageState::Device { frame: *frame },
-                "{:?} maps page {number:?}, which is elsewhere",
-                driver.owner
-            );
+            let state = engine.state(*page);
+            assert_eq!(state, there, "{:?} maps page {number:?}, which is elsewhere", driver.owner);
         }
     }
 }

@@ -139,6 +139,18 @@ impl Machine {
     }
 }
 
+/// Where staging lies in the address space: behind the arena.
+const STAGING: u64 = 0x7000_0000_0000;
+
+const fn slot_addr(slot: Slot) -> u64 {
+    STAGING + slot.0 as u64 * hmm_model::PAGE_SIZE as u64
+}
+
+/// The slot at an address.
+pub(crate) fn slot_at(addr: u64) -> Slot {
+    Slot(u32::try_from((addr - STAGING) / hmm_model::PAGE_SIZE as u64).expect("an address in staging"))
+}
+
 const fn present(bytes: Bytes) -> Entry {
     Entry::Present { bytes, held: Held::No }
 }
@@ -223,6 +235,10 @@ impl Kernel for SimKernel {
         machine.memory.unshare(span);
         drop(machine);
         self.0.intervene();
+    }
+
+    fn slot_addr(&self, slot: Slot) -> u64 {
+        slot_addr(slot)
     }
 
     fn with_slots(&self, run: SlotRun, read: &mut dyn FnMut(&[u8])) {

@@ -58,6 +58,8 @@ pub(crate) struct Machine {
     pub(crate) put_off: bool,
     /// Transfers of devices that have begun.
     pub(crate) nr_transfers: usize,
+    /// What drivers did, counted by what it is.
+    pub(crate) driven: BTreeMap<&'static str, u64>,
     /// How deep in each other the calls of the engine are.
     pub(crate) depth: u32,
     pub(crate) entropy: Seeded,
@@ -88,6 +90,7 @@ impl Machine {
             rounds: 0,
             put_off: false,
             nr_transfers: 0,
+            driven: BTreeMap::new(),
             depth: 0,
             entropy: Seeded::new(setup.seed),
             trace: Trace::default(),
@@ -98,6 +101,11 @@ impl Machine {
     /// Notes a line for the report of a failure.
     pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
         self.trace.push(line());
+    }
+
+    /// Counts what a driver did.
+    pub(crate) fn count(&mut self, what: &'static str, times: usize) {
+        *self.driven.entry(what).or_default() += times as u64;
     }
 
     pub(crate) const fn arena(&self) -> Arena {

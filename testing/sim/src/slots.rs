@@ -50,6 +50,13 @@ impl Slots {
         self.slots.get(slot.0 as usize)?.page.as_ref()
     }
 
+    /// A device changes the page that it has to itself.
+    pub(crate) fn page_mut(&mut self, slot: Slot) -> &mut Bytes {
+        let state = self.state(slot);
+        assert_eq!(state.lent, Lent::No, "{slot:?} is exclusive to a device and in use");
+        state.page.as_mut().unwrap_or_else(|| panic!("{slot:?} is exclusive to a device and empty"))
+    }
+
     /// How many hold a page.
     pub(crate) const fn nr_present(&self) -> usize {
         self.nr_present

@@ -28,7 +28,7 @@ pub struct Report {
     pub kernel_calls: Vec<Made<Verb>>,
     /// Calls of the devices.
     pub device_calls: Vec<Made<DeviceVerb>>,
-    /// The engine's counters.
+    /// The engine's counters, and what drivers did.
     pub counters: Vec<(&'static str, u64)>,
 }
 
@@ -76,6 +76,7 @@ impl World {
         }
         check::bytes(&self.shared, &self.engine);
         check::peek(&self.shared, &self.engine);
+        self.remove_devices();
         self.read_everything();
         if self.shared.lock().gone {
             self.forget_everything();
@@ -97,7 +98,7 @@ impl World {
         Report {
             kernel_calls: machine.kernel_plan.made().to_vec(),
             device_calls: machine.device_plan.made().to_vec(),
-            counters: self.shared.stats.counters().collect(),
+            counters: self.shared.stats.counters().chain(machine.driven.clone()).collect(),
         }
     }
 
@@ -131,6 +132,19 @@ impl World {
         if !machine.gone {
             machine.start(op);
         }
+    }
+
+    /// Every second world loses its drivers' devices while they are in use.
+    fn remove_devices(&self) {
+        if self.shared.lock().gone || self.shared.lock().setup.seed.is_multiple_of(2) {
+            return;
+        }
+        let noise = std::mem::replace(&mut self.shared.lock().setup.noise, Noise::NONE);
+        self.shared.drivers().iter().for_each(|driver| driver.remove(&self.shared, &self.engine));
+        runtime::settle(&self.shared, &self.engine);
+        self.shared.lock().setup.noise = noise;
+        check::all(&self.shared, &self.engine);
+        check::bytes(&self.shared, &self.engine);
     }
 
     /// Touches every page, one at a time.

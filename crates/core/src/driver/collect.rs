@@ -6,7 +6,7 @@ use crate::addr::{Bay, BlockId, PageRange};
 use crate::bits::PageSet;
 use crate::driver::{Collected, Entry, MAX_PAGES, Migration, Select, SetupError, Skip, Source};
 use crate::engine::Engine;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Stop};
 use crate::notifier::{Cause, Change, Owner};
 use crate::reclaim::Reclaimed;
 use crate::state::PageState;
@@ -31,6 +31,7 @@ impl<K: Kernel> Engine<K> {
         if !is_covered || range.nr_pages() > MAX_PAGES as u64 {
             return Err(SetupError::Range(range));
         }
+        self.revoke(range);
         let mut migration = Migration::new(self, range, owner);
         // In front of the change, because making room for them may take its time.
         let places = [0, 1].map(|number| {
@@ -52,7 +53,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Slots of one bay, at the same places as the pages. Makes room if need be.
-    fn take_places(&self, part: Range<usize>) -> Option<Bay> {
+    pub(super) fn take_places(&self, part: Range<usize>) -> Option<Bay> {
         for _ in 0..MAX_STORES {
             if let Some(bay) = self.staging.reserve_part(part.clone()) {
                 return Some(bay);
@@ -88,8 +89,8 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         let gate = engine.gate();
         let mut states = engine.table.block(id).lock();
         let has_places = places.is_some();
-        let moved =
-            places.map_or(PageSet::EMPTY, |places| engine.take_out(&mut states, id, places.hull, places.bay));
+        let moved = places
+            .map_or(PageSet::EMPTY, |places| engine.take_out(&mut states, id, places.hull, places.bay).0);
         let mut extent = PageRange::new(id.page(part.start), 0);
         for index in part {
             let page = id.page(index);
@@ -144,9 +145,10 @@ impl<K: Kernel> Migration<'_, K, Collected> {
                 Some(_) => Source::Skipped(Skip::NotSelected),
                 None => Source::Skipped(Skip::Evicted),
             },
-            PageState::Fetching { .. } | PageState::Dropped { .. } | PageState::Storing { .. } => {
-                Source::Skipped(Skip::InFlight)
-            }
+            PageState::Fetching { .. }
+            | PageState::Dropped { .. }
+            | PageState::Storing { .. }
+            | PageState::Exclusive { .. } => Source::Skipped(Skip::InFlight),
             PageState::Poisoned => Source::Skipped(Skip::Poisoned),
         };
     }
@@ -154,8 +156,14 @@ impl<K: Kernel> Migration<'_, K, Collected> {
 
 impl<K: Kernel> Engine<K> {
     /// Moves the block's resident pages in `hull` to the places that were taken in `bay`; they are `Staged` then, but not
-    /// in the bay's queue. Returns which.
-    fn take_out(&self, states: &mut States, id: BlockId, hull: Range<usize>, bay: Bay) -> PageSet {
+    /// in the bay's queue. Returns which, and why others were not.
+    pub(super) fn take_out(
+        &self,
+        states: &mut States,
+        id: BlockId,
+        hull: Range<usize>,
+        bay: Bay,
+    ) -> (PageSet, Option<Stop>) {
         let mut wanted = PageSet::EMPTY;
         hull.clone()
             .filter(|index| matches!(states.get(*index), PageState::System { .. }))
@@ -171,6 +179,6 @@ impl<K: Kernel> Engine<K> {
         let moved = self.account_moved(states, &scan, hull.clone(), bay, stop);
         self.staging.lend_part(bay, hull, &moved, id.page(0));
         self.stats().pgsteal.fetch_add(moved.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        moved
+        (moved, stop)
     }
 }

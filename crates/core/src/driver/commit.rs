@@ -60,8 +60,15 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
         }
         drop(gate);
         drop(change);
-        let entries = std::mem::take(&mut self.entries);
-        Migration { engine, range: self.range, owner: self.owner, ticket, entries, stage: PhantomData }
+        Migration {
+            engine,
+            range: self.range,
+            owner: self.owner,
+            ticket,
+            entries: std::mem::take(&mut self.entries),
+            devices: std::mem::take(&mut self.devices),
+            stage: PhantomData,
+        }
     }
 }
 

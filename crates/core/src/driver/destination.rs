@@ -1,5 +1,7 @@
 //! Between setup and `pages`: the driver reads what was collected, and says where each page goes.
 
+use std::sync::Arc;
+
 use hmm_device::{Access, DevicePfn, PAGE_SIZE, Store, Transfer};
 
 use crate::addr::{BLOCK_PAGES, SlotRun};
@@ -7,7 +9,7 @@ use crate::driver::{Collected, Destination, Entry, Migration, Source};
 use crate::fetch::{FETCH_PAGES, transfer_home};
 use crate::kernel::Kernel;
 use crate::reclaim::Reclaimed;
-use crate::registry::DeviceId;
+use crate::registry::{DeviceId, Member};
 use crate::staging::Left;
 use crate::state::Frame;
 
@@ -55,16 +57,24 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         device: DeviceId,
         pfn: DevicePfn,
     ) -> Result<(), RefusedDestination> {
-        let member = self.engine.registry.member(device.0);
-        if member.is_none_or(|member| member.owner != self.owner) {
-            return Err(RefusedDestination::NotYours);
-        }
+        self.hold(device)?;
         let entry = self.entries.get_mut(index).ok_or(RefusedDestination::NotWanted)?;
         if !entry.is_collected() || entry.has_destination() {
             return Err(RefusedDestination::NotWanted);
         }
         entry.destination = Destination::Device(Frame { device: device.0, pfn });
         Ok(())
+    }
+
+    /// Keeps the device from being removed while pages are on their way to it.
+    fn hold(&mut self, device: DeviceId) -> Result<Arc<Member>, RefusedDestination> {
+        let member = self.engine.registry.member(device.0);
+        let member = member.filter(|member| member.owner == self.owner && !member.is_closing());
+        let member = member.ok_or(RefusedDestination::NotYours)?;
+        if !self.devices.iter().any(|held| Arc::ptr_eq(held, &member)) {
+            self.devices.push(Arc::clone(&member));
+        }
+        Ok(member)
     }
 
     /// Sends a page that is on a device to system memory, which `fill` fills with its bytes.
@@ -105,8 +115,7 @@ impl<K: Kernel> Migration<'_, K, Collected> {
     /// # Errors
     /// [`RefusedDestination::NotYours`].
     pub fn store(&mut self, device: DeviceId) -> Result<usize, RefusedDestination> {
-        let member = self.engine.registry.member(device.0).filter(|member| member.owner == self.owner);
-        let member = member.ok_or(RefusedDestination::NotYours)?;
+        let member = self.hold(device)?;
         let mut stored = 0;
         let mut first = 0;
         while first < self.entries.len() {

@@ -50,16 +50,22 @@
 mod collect;
 mod commit;
 mod destination;
+mod exclusive;
+mod remove;
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use crate::addr::{BLOCK_PAGES, PageRange, Slot, Vpn};
 use crate::engine::Engine;
 use crate::kernel::Kernel;
 use crate::notifier::Owner;
+use crate::registry::Member;
 use crate::state::{Frame, Ticket};
 
 pub use destination::RefusedDestination;
+pub use exclusive::{Exclusive, ExclusiveError};
+pub use remove::RemoveError;
 
 /// Pages of one migration at most.
 pub const MAX_PAGES: usize = BLOCK_PAGES;
@@ -217,6 +223,8 @@ pub struct Migration<'e, K: Kernel, Stage> {
     owner: Owner,
     ticket: Ticket,
     entries: Vec<Entry>,
+    /// The devices that pages go to: none of them is removed meanwhile.
+    devices: Vec<Arc<Member>>,
     stage: PhantomData<Stage>,
 }
 
@@ -228,6 +236,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
             owner,
             ticket: engine.new_ticket(),
             entries: Vec::with_capacity(usize::try_from(range.nr_pages()).unwrap_or(0).min(MAX_PAGES)),
+            devices: Vec::new(),
             stage: PhantomData,
         }
     }

@@ -16,7 +16,7 @@ pub(crate) fn check(machine: &Machine, engine: &Engine<SimKernel>) {
             continue;
         }
         match engine.state(Machine::vpn(page)) {
-            PageState::Staged { slot, .. } => {
+            PageState::Staged { slot, .. } | PageState::Exclusive { slot } => {
                 let bytes =
                     machine.slots.page(slot).unwrap_or_else(|| panic!("page {page} is in an empty {slot:?}"));
                 compare(page, content, bytes, "staged");

@@ -59,6 +59,10 @@ pub(crate) fn census(machine: &Machine, engine: &Engine<SimKernel>) -> Census {
                 census.own_slot(page, slot);
                 copy.inspect(|frame| census.own_frame(page, *frame));
             }
+            (PageState::Exclusive { slot }, None) => {
+                census.nr_staged += 1;
+                census.own_slot(page, slot);
+            }
             (PageState::Device { frame }, None) => {
                 census.nr_away += 1;
                 census.own_frame(page, frame);
