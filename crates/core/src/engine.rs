@@ -44,7 +44,8 @@ pub struct Config {
     pub max_window: u32,
     /// Pages that the first touch of a place brings, a power of two.
     pub first_touch_pages: u32,
-    /// Whether a hole that is read gets the zero page, which everybody shares, instead of memory of its own.
+    /// Whether holes are filled as the kernel would: one at a time, and one that is read gets the zero page, which everybody
+    /// shares, instead of memory of its own.
     pub zero_page: bool,
 }
 

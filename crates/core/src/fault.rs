@@ -123,7 +123,9 @@ impl<K: Kernel> Engine<K> {
                 first -= 1;
             }
         }
-        let ahead = states.run_while(first, &within, is_hole).min(hit.window.max(page.index() + 1 - first));
+        // Where nothing is bounded, no more is touched than the program touches.
+        let window = if self.config.zero_page { 1 } else { hit.window };
+        let ahead = states.run_while(first, &within, is_hole).min(window.max(page.index() + 1 - first));
         let range = PageRange::new(page.block().page(first), ahead as u64);
         let step = self.zero(states, page, range);
         self.note_resident(page.block(), states);

@@ -280,9 +280,12 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// What a driver is shown of a page that the CPU does not have.
-    fn away(&self, _: &Seen, state: PageState, _: Option<Owner>) -> Pfn {
+    /// What a driver is shown of a page that the CPU does not have: its own frame, nobody else's.
+    fn away(&self, seen: &Seen, state: PageState, owner: Option<Owner>) -> Pfn {
         match state {
+            PageState::Device { frame } if owner.is_some() && self.registry.owner(frame.device) == owner => {
+                Pfn { found: Found::Private(frame), write: seen.rights == Rights::Write, order: 0 }
+            }
             PageState::None
             | PageState::System { .. }
             | PageState::Fetching { .. }

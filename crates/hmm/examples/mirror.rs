@@ -74,8 +74,13 @@ fn sum(notifier: &Notifier<Driver>, data: &[u64]) -> u64 {
     table.keys().map(|page| data[usize::try_from(page.0 - first.0).unwrap_or(0) * (PAGE_SIZE / 8)]).sum()
 }
 
+#[cfg_attr(test, expect(dead_code, reason = "its test calls what it calls"))]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut out = std::io::stdout();
+    run(&mut std::io::stdout())
+}
+
+/// Shows it.
+pub(crate) fn run(out: &mut dyn Write) -> Result<(), Box<dyn std::error::Error>> {
     let space = AddressSpace::builder().build()?;
     let mut data = space.alloc(16 * PAGE_SIZE)?;
     let range = pages(data.as_slice::<u8>());

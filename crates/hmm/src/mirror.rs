@@ -11,14 +11,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hmm_core::addr::{PageRange, Vpn};
+use hmm_core::driver::{Collected, Migration, Select, SetupError};
 use hmm_core::mirror::{RangeError, RangeFault};
-use hmm_core::notifier::{Cause, Change, Changing, EmptyRange, Notifier, Sequence, Watch};
+use hmm_core::notifier::{Cause, Change, Changing, EmptyRange, Notifier, Owner, Sequence, Watch};
+use hmm_core::{DeviceId, TooManyDevices};
+use hmm_device::Device;
 use hmm_uapi::maps::Perms;
 use rustix::io::Errno;
 
 use crate::callers;
 use crate::manage::ManageError;
-use crate::mm::range_of;
+use crate::mm::{Mm, range_of};
 use crate::runtime::Runtime;
 use crate::space::AddressSpace;
 
@@ -31,7 +34,42 @@ pub fn pages<T>(slice: &[T]) -> PageRange {
     PageRange::of_bytes(start, start + size_of_val(slice) as u64)
 }
 
+/// Why a driver cannot migrate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MigrateError {
+    /// The memory is not managed, and cannot be.
+    #[error(transparent)]
+    Manage(#[from] ManageError),
+    /// The range is of no use.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+}
+
 impl Runtime {
+    /// Begins the migration of a range by a driver; see [`hmm_core::driver`]. Memory that is not managed yet is from now
+    /// on ([`manage`](Self::manage)).
+    ///
+    /// # Errors
+    /// [`MigrateError`]. Pages that cannot be migrated are no error.
+    pub fn migrate_setup(
+        &self,
+        range: PageRange,
+        select: Select,
+        owner: Owner,
+    ) -> Result<Migration<'_, Mm, Collected>, MigrateError> {
+        self.manage(range)?;
+        Ok(self.engine().migrate_setup(range, select, owner)?)
+    }
+
+    /// Adds a driver's device, to which only its driver migrates pages.
+    ///
+    /// # Errors
+    /// [`TooManyDevices`].
+    pub fn add_device(&self, device: Arc<dyn Device>, owner: Owner) -> Result<DeviceId, TooManyDevices> {
+        self.engine().add_device(device, owner)
+    }
+
     /// Watches a range for a driver. The table is what its lock protects; see [`Watch`] for the rules.
     ///
     /// # Errors
@@ -94,6 +132,29 @@ impl Runtime {
 }
 
 impl AddressSpace {
+    /// See [`Runtime::migrate_setup`].
+    ///
+    /// # Errors
+    /// [`MigrateError`].
+    pub fn migrate_setup(
+        &self,
+        range: PageRange,
+        select: Select,
+        owner: Owner,
+    ) -> Result<Migration<'_, Mm, Collected>, MigrateError> {
+        let _inside = callers::enter();
+        self.runtime().migrate_setup(range, select, owner)
+    }
+
+    /// See [`Runtime::add_device`].
+    ///
+    /// # Errors
+    /// [`TooManyDevices`].
+    pub fn add_device(&self, device: Arc<dyn Device>, owner: Owner) -> Result<DeviceId, TooManyDevices> {
+        let _inside = callers::enter();
+        self.runtime().add_device(device, owner)
+    }
+
     /// Watches a range for a driver. The table is what its lock protects; see [`Watch`] for the rules.
     ///
     /// # Errors

@@ -2,26 +2,14 @@
 
 #![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
 
-use std::path::PathBuf;
-use std::process::Command;
-
-/// Cargo builds examples beside the tests, for `cargo test`.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("has a name");
-    let target = test.ancestors().nth(2).expect("deps is in a directory");
-    target.join("examples").join(name)
-}
+#[path = "../examples/mirror.rs"]
+mod mirror;
 
 #[test]
 fn mirror_draws_what_a_device_sees() {
-    let path = example("mirror");
-    if !path.exists() {
-        eprintln!("SKIPPED: only some targets were built, and not {}", path.display());
-        return;
-    }
-    let output = Command::new(path).output().expect("starts");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let mut text = Vec::new();
+    mirror::run(&mut text).expect("works");
+    let text = String::from_utf8_lossy(&text);
     let pictures = [
         "untouched:           ................",
         "six pages written:   wwwwww..........",

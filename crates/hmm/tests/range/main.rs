@@ -6,6 +6,7 @@ mod away;
 #[path = "../common/mod.rs"]
 #[expect(dead_code, reason = "shared with tests that use other parts of it")]
 mod common;
+mod device;
 mod manage;
 mod maps;
 mod requests;

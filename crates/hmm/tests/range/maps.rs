@@ -7,7 +7,7 @@ use std::time::Duration;
 use hmm::AddressSpace;
 use hmm::core::addr::{PAGE_SIZE, PageRange, Vpn};
 use hmm::core::mirror::{Found, Pfn, RangeError, RangeFault, Request};
-use hmm::core::notifier::{Change, Notifier, Pass, Watch};
+use hmm::core::notifier::{Change, Notifier, Owner, Pass, Watch};
 
 pub(crate) const READ: i32 = libc::PROT_READ;
 pub(crate) const WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -142,9 +142,19 @@ pub(crate) fn fault(
     range: PageRange,
     want: Request,
 ) -> (Result<(), RangeError>, Vec<Pfn>) {
+    fault_as(space, range, want, None)
+}
+
+/// The same, by a certain driver.
+pub(crate) fn fault_as(
+    space: &AddressSpace,
+    range: PageRange,
+    want: Request,
+    owner: Option<Owner>,
+) -> (Result<(), RangeError>, Vec<Pfn>) {
     let notifier = watch(space, range);
     let mut pfns = vec![Pfn::default(); usize::try_from(range.nr_pages()).expect("small")];
-    let mut fault = RangeFault::all(range, want, None, &mut pfns);
+    let mut fault = RangeFault::all(range, want, owner, &mut pfns);
     let outcome = space.range_fault_within(&notifier, &mut fault, Duration::from_secs(5)).map(drop);
     (outcome, pfns)
 }
