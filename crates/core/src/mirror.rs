@@ -293,6 +293,8 @@ impl<K: Kernel> Engine<K> {
             | PageState::Staged { .. }
             | PageState::Storing { .. }
             | PageState::Device { .. }
+            // Faulting it in ends the exclusive access.
+            | PageState::Exclusive { .. }
             | PageState::Poisoned => Pfn::default(),
         }
     }
