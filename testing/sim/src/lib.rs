@@ -37,6 +37,9 @@ mod slots;
 mod trace;
 mod world;
 
+#[cfg(test)]
+mod rules;
+
 pub use device::DeviceSetup;
 pub use failure::{DeviceVerb, Failure, Made, Verb};
 pub use run::{ops_of, run, seeds};

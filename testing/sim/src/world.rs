@@ -107,7 +107,13 @@ impl World {
         Arc::clone(&self.shared)
     }
 
-    fn op(&self, op: &Op) {
+    #[cfg(test)]
+    pub(crate) fn engine(&self) -> &Arc<Engine<SimKernel>> {
+        &self.engine
+    }
+
+    /// Does one operation, and lets everybody come to an end with it.
+    pub(crate) fn op(&self, op: &Op) {
         if !self.shared.drivers().is_empty() && !self.shared.lock().gone {
             driver::act(&self.shared, &self.engine);
         }
@@ -127,7 +133,7 @@ impl World {
         runtime::settle(&self.shared, &self.engine);
     }
 
-    fn start(&self, op: &Op) {
+    pub(crate) fn start(&self, op: &Op) {
         let mut machine = self.shared.lock();
         if !machine.gone {
             machine.start(op);

@@ -133,8 +133,9 @@ impl<K: Kernel> Engine<K> {
         Exclusive { page, addr: self.kernel.slot_addr(slot) }
     }
 
-    /// When nothing else can leave, devices give up what they have to themselves. Returns whether they had anything.
-    pub(crate) fn revoke_all(&self) -> bool {
+    /// Takes everything that devices have to themselves back from them: in front of a fork, and when nothing else can
+    /// leave. Returns whether they had anything.
+    pub fn revoke_all(&self) -> bool {
         let had_any = self.nr_exclusive.load(Ordering::Relaxed) > 0;
         self.revoke(PageRange { start: Vpn(0), end: crate::table::END });
         had_any

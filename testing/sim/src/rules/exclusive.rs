@@ -1,0 +1,113 @@
+//! Exclusive access.
+
+use hmm_core::addr::PageRange;
+use hmm_core::driver::{Exclusive, ExclusiveError, Select};
+use hmm_core::notifier::{Cause, Owner};
+use hmm_core::state::PageState;
+use hmm_model::{Op, Span};
+
+use super::{DATA, Fixture, range, vpn};
+use crate::kernel::slot_at;
+
+/// The device adds to a word, which the model learns, too.
+fn write(world: &Fixture, exclusive: Exclusive, value: u64) {
+    let shared = world.world.shared();
+    let mut machine = shared.lock();
+    let bytes = machine.slots.page_mut(slot_at(exclusive.addr));
+    std::sync::Arc::make_mut(bytes)[8..16].copy_from_slice(&value.to_ne_bytes());
+    let page = machine.page(exclusive.page).expect("is in the arena");
+    machine.apply(&Op::Write { page, word: 1, value });
+}
+
+fn is_exclusive(world: &Fixture, page: u32) -> bool {
+    matches!(world.state(page), PageState::Exclusive { .. })
+}
+
+#[test]
+fn a_device_has_a_page_until_the_cpu_touches_it() {
+    let world = Fixture::new();
+    world.told();
+    let exclusive = world.engine().make_exclusive(vpn(4), world.one.owner).expect("is private memory");
+    assert_eq!(world.told(), [(range(4, 1), Cause::Exclusive, Some(world.one.owner))]);
+    assert!(is_exclusive(&world, 4));
+    assert!(!world.world.shared().lock().memory.is_present(4), "the CPU has no mapping");
+    write(&world, exclusive, 77);
+    world.world.op(&Op::Read { page: 4, word: 1 });
+    assert_eq!(world.told(), [(range(4, 1), Cause::Clear, None)]);
+    assert!(!is_exclusive(&world, 4));
+    world.verify();
+}
+
+#[test]
+fn a_page_is_brought_in_first_from_wherever_it_is() {
+    let world = Fixture::new();
+    world.take(DATA);
+    for page in [4, 200] {
+        // On the own device; a hole.
+        let exclusive = world.engine().make_exclusive(vpn(page), world.one.owner).expect("comes home first");
+        write(&world, exclusive, 5);
+        // Once more: the page is taken from the device, and given anew.
+        world.engine().make_exclusive(vpn(page), world.one.owner).expect("again");
+        assert!(is_exclusive(&world, page));
+    }
+    // Shared by a fork: a copy of its own is made.
+    world.world.op(&Op::Read { page: 7, word: 0 });
+    world.world.shared().lock().memory.hold(Span::new(7, 1), crate::memory::Held::Shared);
+    world.engine().make_exclusive(vpn(7), world.one.owner).expect("is made the program's own");
+    world.world.op(&Op::Read { page: 200, word: 1 });
+    world.verify();
+}
+
+#[test]
+fn what_is_not_writable_private_memory_is_refused() {
+    let world = Fixture::new();
+    let make = |page| world.engine().make_exclusive(vpn(page), world.one.owner);
+    world.world.op(&Op::Protect { span: Span::new(2, 1), writable: false });
+    assert_eq!(make(2), Err(ExclusiveError::ReadOnly(vpn(2))));
+    world.world.op(&Op::Unmap { span: Span::new(40, 2) });
+    assert_eq!(make(40), Err(ExclusiveError::Unmanaged(vpn(40))));
+    world.world.shared().lock().memory.hold(Span::new(6, 1), crate::memory::Held::Pinned);
+    assert_eq!(make(6), Err(ExclusiveError::Busy(vpn(6))));
+    world.world.shared().lock().memory.hold(Span::new(6, 1), crate::memory::Held::No);
+    world.world.op(&Op::Protect { span: Span::new(2, 1), writable: true });
+    world.verify();
+}
+
+#[test]
+fn everybody_else_takes_it_away() {
+    let revocations: [&dyn Fn(&Fixture); 5] = [
+        &|world| drop(world.setup(DATA, Select::SYSTEM, &world.two)),
+        &|world| world.engine().revoke(range(0, 16)),
+        &|world| world.world.op(&Op::DontNeed { span: DATA }),
+        &|world| world.world.op(&Op::Unmap { span: DATA }),
+        &|world| world.world.op(&Op::Remap { from: 0, to: 300, len: 16, keep_source: true }),
+    ];
+    for (number, revoke) in revocations.iter().enumerate() {
+        let world = Fixture::new();
+        let exclusive = world.engine().make_exclusive(vpn(4), world.one.owner).expect("is private memory");
+        write(&world, exclusive, 99);
+        world.told();
+        revoke(&world);
+        let told = world.told();
+        let is_end = |(range, cause, owner): &(PageRange, Cause, Option<Owner>)| {
+            range.contains(vpn(4)) && owner.is_none() && matches!(cause, Cause::Clear | Cause::Unmap)
+        };
+        assert!(told.iter().any(is_end), "{number}: {told:?}");
+        assert!(!is_exclusive(&world, 4), "{number}");
+        world.scan(Span::new(300, 16));
+        world.verify();
+    }
+}
+
+#[test]
+fn a_driver_that_was_too_slow_finds_out() {
+    let world = Fixture::new();
+    // The log ignores nothing: its own making of the page collides, which is why drivers ignore that.
+    let seq = world.log.read_begin();
+    world.engine().make_exclusive(vpn(4), world.one.owner).expect("is private memory");
+    assert!(world.log.install(seq, |_| ()).is_err());
+    let seq = world.log.read_begin();
+    world.world.op(&Op::Read { page: 4, word: 0 });
+    assert!(world.log.install(seq, |_| ()).is_err(), "taken back before it was mapped");
+    world.verify();
+}
