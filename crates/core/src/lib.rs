@@ -25,12 +25,14 @@
 pub mod addr;
 pub mod bits;
 pub mod driver;
+pub mod hints;
 pub mod kernel;
 pub mod ledger;
 pub mod mirror;
 pub mod notifier;
 pub mod state;
 pub mod stats;
+pub mod stream;
 
 mod adopt;
 mod copies;
@@ -45,7 +47,6 @@ mod reclaim;
 mod registry;
 mod reserve;
 mod staging;
-mod stream;
 mod sync;
 mod table;
 

@@ -27,28 +27,29 @@ struct Inner {
 
 /// The streams of a program.
 #[derive(Debug)]
-pub(crate) struct Streams {
+pub struct Streams {
     inner: Mutex<Inner>,
     max_window: u32,
 }
 
 /// What the streams say of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Hit {
+pub struct Hit {
     /// Pages worth bringing, at least 1.
-    pub(crate) window: usize,
+    pub window: usize,
     /// Whether the fault continued a stream.
-    pub(crate) sequential: bool,
+    pub sequential: bool,
     id: usize,
 }
 
 impl Streams {
-    pub(crate) fn new(max_window: u32) -> Self {
+    /// None yet. A window has at most `max_window` pages.
+    pub fn new(max_window: u32) -> Self {
         Self { inner: Mutex::default(), max_window: max_window.max(1) }
     }
 
     /// A fault at `page`. A new stream begins with a window of `initial` pages.
-    pub(crate) fn fault(&self, page: Vpn, initial: u32) -> Hit {
+    pub fn fault(&self, page: Vpn, initial: u32) -> Hit {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.clock += 1;
         let clock = inner.clock;
@@ -68,7 +69,7 @@ impl Streams {
     }
 
     /// Everything up to `next` was brought: there the stream is expected again.
-    pub(crate) fn expect(&self, hit: Hit, next: Vpn) {
+    pub fn expect(&self, hit: Hit, next: Vpn) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.streams[hit.id].next = next.0;
     }
