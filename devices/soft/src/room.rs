@@ -52,6 +52,7 @@ impl Room {
             left += device.host.migrate_home(device.owner, part);
             thrash.evicted(part);
         }
+        device.stats.evicted.add(left);
         left
     }
 }

@@ -54,7 +54,7 @@ stats! {
     migrated,
     /// Pages copied directly from another device of the group.
     from_peers,
-    /// Pages that the device gave up for lack of room.
+    /// Pages that the device gave up, for lack of room or because it was told to.
     evicted,
     /// Faults that would have migrated a page, which bounced, and stayed in system memory.
     bounced,
