@@ -9,6 +9,7 @@ use hmm_device::{Device, DevicePfn};
 use crate::addr::{BlockId, SlotRun, Vpn};
 use crate::copies::CopyPolicy;
 use crate::fetch::Moved;
+use crate::hints::Hints;
 use crate::kernel::Kernel;
 use crate::notifier::{Cause, Change, Notifiers};
 use crate::read_ahead::Jobs;
@@ -89,6 +90,7 @@ pub struct Engine<K> {
     pub(crate) config: Config,
     pub(crate) gate: RwLock<()>,
     pub(crate) notifiers: Arc<Notifiers>,
+    pub(crate) hints: Hints,
     pub(crate) table: Table,
     pub(crate) staging: Staging,
     pub(crate) streams: Streams,
@@ -131,6 +133,7 @@ impl<K: Kernel> Engine<K> {
             config,
             gate: RwLock::new(()),
             notifiers: Arc::default(),
+            hints: Hints::default(),
             table: Table::new(),
             staging: Staging::new(config.nr_bays),
             streams: Streams::new(config.max_window),
@@ -154,6 +157,11 @@ impl<K: Kernel> Engine<K> {
     /// The tiers, in the order in which they are filled.
     pub fn devices(&self) -> &[Arc<dyn Device>] {
         self.registry.tiers()
+    }
+
+    /// What the program says of its memory.
+    pub fn hints(&self) -> &Hints {
+        &self.hints
     }
 
     /// The drivers that mirror the address space.

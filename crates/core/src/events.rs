@@ -48,6 +48,7 @@ impl<K: Kernel> Events<'_, K> {
     /// The program unmapped the range.
     pub fn unmapped(&self, range: PageRange) {
         self.forget(range, Cause::Unmap);
+        self.engine.hints.clear(range);
     }
 
     fn forget(&self, range: PageRange, cause: Cause) {

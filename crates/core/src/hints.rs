@@ -35,7 +35,36 @@ impl Hint {
     }
 }
 
+/// What is said of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// Where it should be; `None` takes that back.
+    Preferred(Option<Preferred>),
+    /// Whether it is read by many and rarely written.
+    ReadMostly(bool),
+    /// The device with this index accesses it now and then, in place.
+    AccessedBy(u8),
+    /// It does not.
+    NotAccessedBy(u8),
+    /// Nothing: everything that was said is taken back.
+    Nothing,
+}
+
+impl Hint {
+    fn take(&mut self, advice: Advice) {
+        match advice {
+            Advice::Preferred(place) => self.preferred = place,
+            Advice::ReadMostly(is_so) => self.read_mostly = is_so,
+            Advice::AccessedBy(device) => self.accessed_by |= 1 << (device & 15),
+            Advice::NotAccessedBy(device) => self.accessed_by &= !(1 << (device & 15)),
+            Advice::Nothing => *self = Self::default(),
+        }
+    }
+}
+
 /// The hints of an address space.
+///
+/// Threads that serve faults forget ranges. So nothing is done under the lock here but on memory of hmm's own (I6).
 #[derive(Debug, Default)]
 pub struct Hints {
     /// Ranges with hints, by their first page; they do not overlap.
@@ -65,8 +94,8 @@ impl Hints {
         (Hint::default(), PageRange { start, end })
     }
 
-    /// Says something of a range: `change` is called for each of its parts with what was said before.
-    pub fn update(&self, range: PageRange, change: impl Fn(&mut Hint)) {
+    /// Says something of a range; what else was said of its parts stays.
+    pub fn advise(&self, range: PageRange, advice: Advice) {
         if range.is_empty() {
             return;
         }
@@ -77,7 +106,7 @@ impl Hints {
         let parts: Vec<_> = ranges.range(range.start..range.end).map(|(start, value)| (*start, *value)).collect();
         let mut put = |start: Vpn, end: Vpn, mut hint: Hint| {
             if start < end {
-                change(&mut hint);
+                hint.take(advice);
                 ranges.remove(&start);
                 if hint != Hint::default() {
                     ranges.insert(start, (end, hint));
@@ -95,7 +124,7 @@ impl Hints {
     /// Forgets what was said of a range.
     pub fn clear(&self, range: PageRange) {
         if !self.read().is_empty() {
-            self.update(range, |hint| *hint = Hint::default());
+            self.advise(range, Advice::Nothing);
         }
     }
 }
@@ -122,8 +151,8 @@ mod tests {
     #[test]
     fn parts_of_ranges_keep_what_was_said_of_them() {
         let hints = Hints::default();
-        hints.update(pages(10, 20), |hint| hint.read_mostly = true);
-        hints.update(pages(15, 30), |hint| hint.preferred = Some(Preferred::System));
+        hints.advise(pages(10, 20), Advice::ReadMostly(true));
+        hints.advise(pages(15, 30), Advice::Preferred(Some(Preferred::System)));
         let (both, range) = hints.get(Vpn(17));
         assert_eq!((both.read_mostly, both.preferred, range), (true, Some(Preferred::System), pages(15, 20)));
         assert_eq!(hints.get(Vpn(14)).1, pages(10, 15));
@@ -135,7 +164,7 @@ mod tests {
     #[test]
     fn what_is_cleared_is_gone_and_its_surroundings_are_not() {
         let hints = Hints::default();
-        hints.update(pages(0, 100), |hint| hint.accessed_by |= 1 << 3);
+        hints.advise(pages(0, 100), Advice::AccessedBy(3));
         hints.clear(pages(40, 60));
         assert!(hints.get(Vpn(39)).0.is_accessed_by(3));
         assert_eq!(hints.get(Vpn(40)), (Hint::default(), pages(40, 60)));
@@ -151,10 +180,15 @@ mod tests {
         let mut seed = 1_u64;
         for _ in 0..2000 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let (one, two, bit) = (seed >> 58, seed >> 52 & 63, (seed >> 48 & 15) as u16);
+            let (one, two, device) = (seed >> 58, seed >> 52 & 63, (seed >> 48 & 15) as u8);
             let range = pages(one.min(two), one.max(two));
-            hints.update(range, |hint| hint.accessed_by ^= 1 << bit);
-            range.iter().for_each(|page| told[page.0 as usize] ^= 1 << bit);
+            if seed >> 47 & 1 == 0 {
+                hints.advise(range, Advice::AccessedBy(device));
+                range.iter().for_each(|page| told[page.0 as usize] |= 1 << device);
+            } else {
+                hints.advise(range, Advice::NotAccessedBy(device));
+                range.iter().for_each(|page| told[page.0 as usize] &= !(1 << device));
+            }
             assert!((0..64).all(|page| hints.get(Vpn(page)).0.accessed_by == told[page as usize]));
         }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use hmm::heap::Inside;
 use hmm_core::addr::{PageRange, Vpn};
 use hmm_core::notifier::{Notifier, Owner};
 use hmm_device::{Device, DevicePfn};
@@ -65,6 +66,7 @@ impl Shared {
 
     /// Puts the faults of a run into the buffer, and waits until they were served.
     fn raise(&self, page: Vpn, write: bool, ahead: u64) {
+        let _inside = Inside::enter();
         let mut faults = [Fault { page, write }; BATCH];
         let mut nr = 1;
         if ahead > 0 {

@@ -15,6 +15,9 @@ pub enum BuildError {
     /// Memory for the device.
     #[error("cannot get memory for the device: {0}; give it less (`memory`), or raise the limit (`ulimit -v`)")]
     Memory(Errno),
+    /// No view of the process's mappings.
+    #[error("cannot read the process's mappings: {0}; mount /proc")]
+    Maps(Errno),
     /// No barriers.
     #[error(
         "the kernel has no membarrier here: {0}; a device takes entries from its units by it. If a filter of system \

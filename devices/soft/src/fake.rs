@@ -14,6 +14,7 @@ use hmm_uapi::mapping::Mapping;
 
 use crate::host::{FaultError, Found, FromPeer, Host, Want};
 use crate::mirror::Mirror;
+use crate::table::{ALL, Table};
 
 const AWAY: u8 = 0xa5;
 
@@ -44,6 +45,11 @@ impl std::fmt::Debug for Meanwhile {
 }
 
 impl Fake {
+    /// A page is about to change.
+    pub(crate) fn announce(&self, range: PageRange, cause: Cause) {
+        drop(self.notifiers.invalidate(Change { range, cause, owner: None }));
+    }
+
     /// Memory of the program.
     pub(crate) fn map(&self, nr_pages: usize, write: bool) -> (Mapping, PageRange) {
         let len = nr_pages * PAGE_SIZE;
@@ -105,8 +111,8 @@ fn bytes_of(page: Vpn) -> &'static mut [u8] {
 }
 
 impl Host for Fake {
-    fn notifiers(&self) -> &Arc<Notifiers> {
-        &self.notifiers
+    fn watch(&self, table: Table, mirror: Mirror) -> Result<Notifier<Mirror>, String> {
+        Ok(Notifier::new(&self.notifiers, ALL, Arc::new(Mutex::new(table)), mirror).unwrap())
     }
 
     fn add(&self, memory: Arc<dyn Device>, owner: Owner) -> Result<u8, String> {
@@ -122,6 +128,12 @@ impl Host for Fake {
             self.bring_home(PageRange::new(page, 1), |of| of == device);
         });
         self.state.lock().unwrap().devices[usize::from(device)] = None;
+    }
+
+    fn enter(&self) {}
+
+    fn clip(&self, _page: Vpn, range: PageRange) -> PageRange {
+        range
     }
 
     fn hint(&self, page: Vpn) -> (Hint, PageRange) {

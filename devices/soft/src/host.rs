@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use hmm_core::addr::{PageRange, Vpn};
 use hmm_core::hints::Hint;
-use hmm_core::notifier::{Notifier, Notifiers, Owner, Sequence};
+use hmm_core::notifier::{Notifier, Owner, Sequence};
 use hmm_device::{Device, DevicePfn};
 
 use crate::mirror::Mirror;
+use crate::table::Table;
 
 /// What is wanted of a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,14 +63,21 @@ pub(crate) type FromPeer<'a> = dyn FnMut(u8, DevicePfn) -> Option<DevicePfn> + '
 
 /// The address space.
 pub(crate) trait Host: Send + Sync + std::fmt::Debug + 'static {
-    /// Who tells of changes.
-    fn notifiers(&self) -> &Arc<Notifiers>;
+    /// Has the device hear of changes, of all of the address space.
+    fn watch(&self, table: Table, mirror: Mirror) -> Result<Notifier<Mirror>, String>;
 
     /// Adds a device; its index.
     fn add(&self, memory: Arc<dyn Device>, owner: Owner) -> Result<u8, String>;
 
     /// Takes it away: its pages come home. No kernel runs on it.
     fn remove(&self, device: u8);
+
+    /// A unit's thread begins its work: its stack must never be managed.
+    fn enter(&self);
+
+    /// The part of a range around a page that is of the same mapping: migration must not take what the program did not
+    /// mean, like another thread's stack.
+    fn clip(&self, page: Vpn, range: PageRange) -> PageRange;
 
     /// The hint for a page, and the pages around it for which it is the same.
     fn hint(&self, page: Vpn) -> (Hint, PageRange);

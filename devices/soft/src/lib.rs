@@ -12,6 +12,7 @@ mod policy;
 mod room;
 mod service;
 mod soft;
+mod space;
 mod stats;
 mod table;
 mod thrash;

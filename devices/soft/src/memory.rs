@@ -90,14 +90,6 @@ impl Memory {
         Ok(())
     }
 
-    /// Fills a frame that was handed out with zeroes.
-    pub(crate) fn clear_page(&self, frame: DevicePfn) -> Result<(), DeviceError> {
-        let to = self.frame(frame, EMPTY)?;
-        // SAFETY: as in `store_page`.
-        unsafe { std::ptr::write_bytes(to, 0, PAGE_SIZE) };
-        Ok(())
-    }
-
     /// Copies a page directly from another device of this kind, whose units have no entry for it.
     pub(crate) fn copy_page(&self, frame: DevicePfn, peer: &Self, from: DevicePfn) -> Result<(), DeviceError> {
         let from = peer.frame(from, FULL)?;

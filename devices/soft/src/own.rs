@@ -35,11 +35,6 @@ impl Own {
         self.mapping.as_ptr().wrapping_add(PAGE_SIZE)
     }
 
-    /// Length in bytes, a multiple of pages.
-    pub(crate) const fn len(&self) -> usize {
-        self.len
-    }
-
     /// Prefers huge pages.
     pub(crate) fn prefer_huge(&self) {
         // Only a wish: without huge pages everything works as well.

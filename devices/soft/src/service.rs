@@ -127,7 +127,7 @@ fn migrating(device: &Shared, state: &mut State, page: Vpn, extent: PageRange, n
         let grown = grow(&device.notifier.table().frames_of(block), page.index());
         PageRange { start: block.page(grown.start), end: block.page(grown.end) }
     };
-    let mut range = range.intersect(extent);
+    let mut range = device.host.clip(page, range.intersect(extent));
     // Only up to a page that has to stay where it is.
     let stays = |page: &Vpn| state.thrash.stays(*page, now);
     if let Some(end) = (PageRange { start: page.add(1), ..range }).iter().find(stays) {

@@ -4,9 +4,11 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hmm::AddressSpace;
+use hmm::heap::Inside;
 use hmm_core::addr::{BLOCK_PAGES, PAGE_SIZE, PageRange};
 use hmm_core::hints::Hint;
-use hmm_core::notifier::{Notifier, Owner};
+use hmm_core::notifier::Owner;
 use hmm_device::Device as _;
 
 use crate::buffer::Buffer;
@@ -17,8 +19,9 @@ use crate::memory::Memory;
 use crate::mirror::Mirror;
 use crate::own::OwnSlice;
 use crate::service::{Service, bring};
+use crate::space::Space;
 use crate::stats::{Snapshot, Stats};
-use crate::table::{ALL, Table};
+use crate::table::Table;
 use crate::tlb::{self, Core};
 use crate::trap::{self, Installed};
 use crate::unit::Unit;
@@ -60,6 +63,11 @@ pub struct Builder {
 }
 
 impl Builder {
+    fn for_space(space: &AddressSpace) -> Self {
+        let _inside = Inside::enter();
+        Self::new(Arc::new(Space::new(space)))
+    }
+
     pub(crate) fn new(host: Arc<dyn Host>) -> Self {
         Self { host, memory_bytes: 64 << 20, nr_units: 1, nr_nodes: NR_NODES, group: Group::new() }
     }
@@ -97,6 +105,8 @@ impl Builder {
         if self.nr_units == 0 || nr_frames == 0 || u32::try_from(nr_frames).is_err() {
             return Err(BuildError::Size);
         }
+        // Callbacks run on threads that serve faults: what they touch must be memory that is never managed.
+        let _inside = Inside::enter();
         let trap = trap::install()?;
         tlb::register().map_err(BuildError::Barrier)?;
         let cores = Arc::new(OwnSlice::<Core>::new(self.nr_units).map_err(BuildError::Memory)?);
@@ -106,28 +116,36 @@ impl Builder {
         let stats = Arc::new(Stats::default());
         let mirror = Mirror::new(Arc::clone(&cores), Arc::clone(&stats));
         let Group { owner, peers } = self.group;
-        let notifier = Notifier::new(self.host.notifiers(), ALL, Arc::new(Mutex::new(table)), mirror)
-            .map_err(|error| BuildError::Host(error.to_string()))?;
+        let notifier = self.host.watch(table, mirror).map_err(BuildError::Host)?;
         let index = self.host.add(Arc::clone(&memory) as _, owner).map_err(BuildError::Host)?;
         peers.write().unwrap_or_else(PoisonError::into_inner).push((index, Arc::clone(&memory)));
         let service = Service::new(nr_frames);
         let host = self.host;
         let buffer = Buffer::default();
         let shared = Shared { host, index, owner, notifier, cores, memory, peers, buffer, service, stats };
-        Ok(Soft { shared, trap, launching: Mutex::new(()) })
+        Ok(Soft { shared: Arc::new(shared), trap, launching: Mutex::new(()) })
     }
 }
 
 /// A software accelerator, see the [crate].
 #[derive(Debug)]
 pub struct Soft {
-    shared: Shared,
+    shared: Arc<Shared>,
     trap: Installed,
     /// Held while a kernel runs.
     launching: Mutex<()>,
 }
 
 impl Soft {
+    /// Says how a device is to be.
+    ///
+    /// # Errors
+    /// [`BuildError::Maps`]: the process's mappings cannot be read.
+    pub fn builder(space: &AddressSpace) -> Result<Builder, BuildError> {
+        let _inside = Inside::enter();
+        Ok(Builder::new(Arc::new(Space::new(space).map_err(BuildError::Maps)?)))
+    }
+
     /// Runs a kernel on all units, and returns when it has ended on all of them. One kernel at a time: others wait.
     ///
     /// # Errors
@@ -152,6 +170,7 @@ impl Soft {
         let first = Mutex::new(None);
         let run = |id: usize| {
             trap::unblock();
+            self.shared.host.enter();
             let result = kernel(&Unit::new(&self.shared, id));
             if let Err(fault) = result {
                 first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
@@ -173,6 +192,7 @@ impl Soft {
     /// Brings the pages of some memory to the device before they are used, as far as they fit and can migrate. Returns how
     /// many came.
     pub fn prefetch(&self, addr: u64, nr_bytes: usize) -> usize {
+        let _inside = Inside::enter();
         let device = &self.shared;
         let mut state = device.service.lock();
         let range = pages_of(addr, nr_bytes);
@@ -184,6 +204,7 @@ impl Soft {
 
     /// Brings what the device has of some memory home. Returns how many pages came.
     pub fn evict(&self, addr: u64, nr_bytes: usize) -> usize {
+        let _inside = Inside::enter();
         let mut state = self.shared.service.lock();
         let crate::service::State { thrash, room, .. } = &mut *state;
         room.evict(&self.shared, thrash, pages_of(addr, nr_bytes))

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hmm_core::addr::{PAGE_SIZE, PageRange, Vpn};
-use hmm_core::hints::Preferred;
-use hmm_core::notifier::{Cause, Change};
+use hmm_core::hints::{Advice, Preferred};
+use hmm_core::notifier::Cause;
 
 use super::*;
 use crate::fake::{Fake, Meanwhile};
@@ -80,7 +80,7 @@ fn words_of_all_sizes_are_themselves_in_both_places() {
     for in_place in [true, false] {
         let soft = device(&fake, 64, 1);
         let preferred = if in_place { Preferred::System } else { Preferred::Device(soft.index()) };
-        fake.hints.update(pages, |hint| hint.preferred = Some(preferred));
+        fake.hints.advise(pages, Advice::Preferred(Some(preferred)));
         run(&soft, |unit| {
             let at = pages.start.addr();
             unit.store(Ptr::new(at), 0x12_u8)?;
@@ -272,8 +272,8 @@ fn hints_say_where_pages_are() {
     let soft = device(&fake, 64, 1);
     let here = Preferred::Device(soft.index());
     let (first, second) = (pages.start, pages.start.add(32));
-    fake.hints.update(PageRange::new(first, 4), |hint| hint.preferred = Some(here));
-    fake.hints.update(PageRange::new(second, 32), |hint| hint.accessed_by = 1 << soft.index());
+    fake.hints.advise(PageRange::new(first, 4), Advice::Preferred(Some(here)));
+    fake.hints.advise(PageRange::new(second, 32), Advice::AccessedBy(soft.index()));
     run(&soft, |unit| unit.load(word(first, 0))).unwrap();
     run(&soft, |unit| unit.store(word(second, 0), 4)).unwrap();
     assert_eq!(fake.where_is(first), Some(soft.index()));
@@ -323,7 +323,7 @@ fn no_store_is_lost_when_pages_go_home_at_any_moment() {
     let fake = Arc::new(Fake::default());
     let (_mapping, pages) = fake.map(1, true);
     let soft = device(&fake, 64, 1);
-    fake.hints.update(pages, |hint| hint.preferred = Some(Preferred::Device(soft.index())));
+    fake.hints.advise(pages, Advice::Preferred(Some(Preferred::Device(soft.index()))));
     let at = word(pages.start, 0);
     let over = AtomicBool::new(false);
     let evictions = 300;
@@ -331,8 +331,7 @@ fn no_store_is_lost_when_pages_go_home_at_any_moment() {
         scope.spawn(|| {
             while !over.load(Ordering::Acquire) {
                 // The fake's page is no real one: it must not be accessed by units while it is at home.
-                let change = Change { range: pages, cause: Cause::Clear, owner: None };
-                drop(fake.notifiers().invalidate(change));
+                fake.announce(pages, Cause::Clear);
                 soft.evict(pages.start.addr(), PAGE_SIZE);
                 std::thread::yield_now();
             }

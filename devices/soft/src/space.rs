@@ -1,0 +1,169 @@
+//! The real address space as the device's host.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hmm::AddressSpace;
+use hmm_core::DeviceId;
+use hmm_core::addr::{BLOCK_PAGES, PageRange, Vpn};
+use hmm_core::driver::{Select, Source};
+use hmm_core::hints::Hint;
+use hmm_core::mirror::{self, Pfn, RangeError, RangeFault, Request};
+use hmm_core::notifier::{Notifier, Owner, Sequence};
+use hmm_device::Device;
+use hmm_uapi::maps::Maps;
+use rustix::io::Errno;
+
+use crate::host::{FaultError, Found, FromPeer, Host, Want};
+use crate::mirror::Mirror;
+use crate::table::{ALL, Table};
+
+/// An address space, and the names of the devices that were added to it here.
+#[derive(Debug)]
+pub(crate) struct Space {
+    space: AddressSpace,
+    maps: Maps,
+    ids: Mutex<Vec<(DeviceId, Arc<dyn Device>)>>,
+}
+
+impl Space {
+    pub(crate) fn new(space: &AddressSpace) -> Result<Self, Errno> {
+        Ok(Self { space: space.clone(), maps: Maps::open()?, ids: Mutex::default() })
+    }
+
+    fn id(&self, index: u8) -> Option<(DeviceId, Arc<dyn Device>)> {
+        let ids = self.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.iter().find(|(id, _)| id.number() == index).cloned()
+    }
+
+    /// Sees to it that pages are managed; the runs of those that are.
+    fn managed(&self, range: PageRange) -> Vec<PageRange> {
+        if self.space.manage(range).is_ok() {
+            return vec![range];
+        }
+        // What is around a fault may be of another mapping, or of none.
+        let mut runs: Vec<PageRange> = Vec::new();
+        for page in range.iter().filter(|page| self.space.manage(PageRange::new(*page, 1)).is_ok()) {
+            match runs.last_mut() {
+                Some(last) if last.end == page => last.end = page.add(1),
+                _ => runs.push(PageRange::new(page, 1)),
+            }
+        }
+        runs
+    }
+
+    fn migrate_run(
+        &self,
+        id: DeviceId,
+        memory: &dyn Device,
+        owner: Owner,
+        run: PageRange,
+        from_peer: &mut FromPeer<'_>,
+    ) -> usize {
+        let select = Select::SYSTEM | Select::PRIVATE;
+        let Ok(mut migration) = self.space.migrate_setup(run, select, owner) else { return 0 };
+        for index in 0..migration.entries().len() {
+            let Source::Private(frame) = migration.entries()[index].source() else { continue };
+            if frame.device == id.number() {
+                continue;
+            }
+            if let Some(copied) = from_peer(frame.device, frame.pfn)
+                && migration.set_frame(index, id, copied).is_err()
+            {
+                memory.free(&[copied]);
+            }
+        }
+        // Fails only for a device that was removed.
+        let _ = migration.store(id);
+        migration.pages().finalize()
+    }
+}
+
+impl Host for Space {
+    fn watch(&self, table: Table, mirror: Mirror) -> Result<Notifier<Mirror>, String> {
+        self.space.watch(ALL, Arc::new(Mutex::new(table)), mirror).map_err(|error| error.to_string())
+    }
+
+    fn add(&self, memory: Arc<dyn Device>, owner: Owner) -> Result<u8, String> {
+        let id = self.space.add_device(Arc::clone(&memory), owner).map_err(|error| error.to_string())?;
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).push((id, memory));
+        Ok(id.number())
+    }
+
+    fn remove(&self, device: u8) {
+        let Some((id, _)) = self.id(device) else { return };
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).retain(|(other, _)| *other != id);
+        // If there is no memory to bring pages home to, the address space keeps the device's memory, and the pages come
+        // home as they are touched.
+        let _ = self.space.remove_device(id);
+    }
+
+    fn enter(&self) {
+        // Any call notes the calling thread's stack.
+        let _ = self.space.hint(Vpn(0));
+    }
+
+    fn clip(&self, page: Vpn, range: PageRange) -> PageRange {
+        match self.maps.next_vma(page.addr()) {
+            Ok(Some(vma)) if vma.start <= page.addr() => range.intersect(PageRange::of_bytes(vma.start, vma.end)),
+            Ok(_) | Err(_) => PageRange::new(page, 1),
+        }
+    }
+
+    fn hint(&self, page: Vpn) -> (Hint, PageRange) {
+        self.space.hint(page)
+    }
+
+    fn range_fault(
+        &self,
+        notifier: &Notifier<Mirror>,
+        seq: Sequence,
+        owner: Owner,
+        range: PageRange,
+        wants: &[Want],
+        found: &mut [Found],
+    ) -> Result<(), FaultError> {
+        let mut requests = [Request::NONE; BLOCK_PAGES];
+        for (request, want) in requests.iter_mut().zip(wants) {
+            *request = match want {
+                Want::Look => Request::NONE,
+                Want::Read => Request::FAULT,
+                Want::Write => Request::FAULT | Request::WRITE,
+            };
+        }
+        let mut pfns = [Pfn::default(); BLOCK_PAGES];
+        let mut fault = RangeFault {
+            range,
+            default: Request::NONE,
+            mask: Request::FAULT | Request::WRITE,
+            requests: &requests[..wants.len()],
+            owner: Some(owner),
+            pfns: &mut pfns[..found.len()],
+        };
+        self.space.range_fault(notifier, seq, &mut fault).map_err(|error| match error {
+            RangeError::Busy => FaultError::Busy,
+            RangeError::NoMemory => FaultError::NoMemory,
+            RangeError::Permission => FaultError::Permission,
+            RangeError::Fault | RangeError::Invalid => FaultError::NoMapping,
+        })?;
+        for (found, pfn) in found.iter_mut().zip(&pfns) {
+            *found = match pfn.found {
+                mirror::Found::None | mirror::Found::Error => Found::None,
+                mirror::Found::System { .. } | mirror::Found::Coherent(..) => Found::System { write: pfn.write },
+                mirror::Found::Private(frame) => Found::Frame { device: frame.device, frame: frame.pfn },
+            };
+        }
+        Ok(())
+    }
+
+    fn migrate_in(&self, device: u8, owner: Owner, range: PageRange, from_peer: &mut FromPeer<'_>) -> usize {
+        let Some((id, memory)) = self.id(device) else { return 0 };
+        let runs = self.managed(range);
+        runs.into_iter().map(|run| self.migrate_run(id, &*memory, owner, run, from_peer)).sum()
+    }
+
+    fn migrate_home(&self, owner: Owner, range: PageRange) -> usize {
+        let Ok(mut migration) = self.space.migrate_setup(range, Select::PRIVATE, owner) else { return 0 };
+        migration.fetch();
+        migration.pages().finalize()
+    }
+}
