@@ -58,7 +58,7 @@ fn find(unit: &Unit<'_>, buckets: Ptr<Ptr<Item>>, nr: usize, key: u64) -> Result
 
 fn hash_table(nr: usize) -> Result<()> {
     let space = AddressSpace::builder().build()?;
-    let soft = Soft::builder(&space).memory(4 << 20).units(2).build()?;
+    let soft = Soft::builder(&space)?.memory(4 << 20).units(2).build()?;
     let keys: Vec<u64> = (0..nr as u64).map(|index| index * 3).collect();
     let table = Table::new(&keys);
     let mut found = vec![0_u64; 2 * nr];

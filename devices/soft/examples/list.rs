@@ -52,7 +52,7 @@ impl Drop for List {
 
 fn list(nr: usize) -> Result<()> {
     let space = AddressSpace::builder().build()?;
-    let soft = Soft::builder(&space).memory(4 << 20).build()?;
+    let soft = Soft::builder(&space)?.memory(4 << 20).build()?;
     let list = List::new(nr);
     let head = Ptr::<Node>::from_raw(list.0);
     let expected = list.sum().wrapping_add(nr as u64);

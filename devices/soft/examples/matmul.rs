@@ -14,7 +14,7 @@ static ALLOCATOR: hmm::Heap = hmm::Heap;
 fn matmul(nr: usize) -> Result<()> {
     let space = AddressSpace::builder().build()?;
     let bytes = 3 * nr * nr * size_of::<f64>();
-    let soft = Soft::builder(&space).memory(bytes / 3).units(2).build()?;
+    let soft = Soft::builder(&space)?.memory(bytes / 3).units(2).build()?;
     let a: Vec<f64> = (0..nr * nr).map(|index| (index % 7) as f64).collect();
     let b: Vec<f64> = (0..nr * nr).map(|index| (index % 5) as f64 - 2.0).collect();
     let mut c = vec![0.0; nr * nr];

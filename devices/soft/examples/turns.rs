@@ -17,7 +17,7 @@ const NR_WORDS: usize = 16 << 10;
 
 fn turns(nr_turns: u64) -> Result<()> {
     let space = AddressSpace::builder().build()?;
-    let soft = Soft::builder(&space).memory(1 << 20).build()?;
+    let soft = Soft::builder(&space)?.memory(1 << 20).build()?;
     let turn = AtomicU64::new(0);
     let words: Vec<AtomicU64> = (0..NR_WORDS).map(|_| AtomicU64::new(0)).collect();
     let (turn_at, words_at) =

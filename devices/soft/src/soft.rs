@@ -63,11 +63,6 @@ pub struct Builder {
 }
 
 impl Builder {
-    fn for_space(space: &AddressSpace) -> Self {
-        let _inside = Inside::enter();
-        Self::new(Arc::new(Space::new(space)))
-    }
-
     pub(crate) fn new(host: Arc<dyn Host>) -> Self {
         Self { host, memory_bytes: 64 << 20, nr_units: 1, nr_nodes: NR_NODES, group: Group::new() }
     }
