@@ -19,6 +19,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("hmm-model", &[]),
     ("hmm-sim", &["hmm-core", "hmm-device", "hmm-model"]),
     ("hmm-programs", &[]),
+    ("hmm-oracle", &[]),
     ("xtask", &[]),
 ];
 
