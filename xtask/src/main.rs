@@ -3,6 +3,7 @@
 mod cargo;
 mod ci;
 mod interleavings;
+mod oracle;
 mod test;
 mod tidy;
 
@@ -14,6 +15,7 @@ usage: cargo xtask COMMAND
   test [ARGS]    all tests, with a count of those that could not run here and why; ARGS go to cargo test
   interleavings  the parts that work without locks between them, in all orders (loom) or very many (shuttle)
   tidy           the rules of the source tree that no compiler checks
+  oracle         compares our HMM test device with Linux's own, in a virtual machine; --help says how
   ci             everything that must hold before a change is taken: tidy, format, lints, documentation, tests";
 
 fn main() -> ExitCode {
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
         Some("test") => test::run(&rest),
         Some("interleavings") if rest.is_empty() => interleavings::run(),
         Some("tidy") if rest.is_empty() => tidy::run(),
+        Some("oracle") => oracle::run(&rest),
         Some("ci") if rest.is_empty() => ci::run(),
         _ => {
             eprintln!("{USAGE}");
