@@ -5,7 +5,7 @@ use std::io;
 use crate::child::{self, Child, Link, Side};
 use crate::dmirror::{Command, Device, FIRST_COHERENT, NR_DEVICES};
 use crate::log::{self, Line};
-use crate::op::{Change, Op, Without, World};
+use crate::op::{Change, Op, World};
 use crate::region::{HUGE, PAGE, Range, Region};
 use crate::rng::Rng;
 use crate::sys;
@@ -55,11 +55,8 @@ impl Runner {
         let numbers = if rng.once_in(2) { vec![first] } else { vec![first, (first + 1) % NR_DEVICES] };
         let read_all_every = rng.pick(&[1, 5, 17, usize::MAX]);
         let nr_pages = if options.huge { 2 * HUGE } else { NR_PAGES };
-        let without = match numbers.iter().any(|&number| number >= FIRST_COHERENT) {
-            true => rng.pick(&[Without::Release, Without::Exclusive]),
-            false => Without::Nothing,
-        };
-        let world = World { nr_pages, nr_devices: numbers.len(), huge: options.huge, without };
+        let release = numbers.iter().all(|&number| number < FIRST_COHERENT);
+        let world = World { nr_pages, nr_devices: numbers.len(), huge: options.huge, release };
         let devices =
             numbers.into_iter().map(|number| Ok((number, open(number)?))).collect::<io::Result<_>>()?;
         let region = Region::new(nr_pages, options.huge)?;

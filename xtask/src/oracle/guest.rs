@@ -31,8 +31,9 @@ const SOURCE: &str = "/usr/src/linux-source-6.12.tar.xz";
 /// the page's descriptor instead of its memory, and the kernel dies of it.
 const REPAIR: (&str, &str, &str) = ("lib/test_hmm.c", "\tentry = page;", "\tentry = BACKING_PAGE(page);");
 
-/// Where coherent device memory is in the guest, and what to do when the kernel fails.
-const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 oops=panic quiet \
+/// Where coherent device memory is in the guest, and what to do when the kernel fails. One CPU with a periodic tick: with
+/// two, or without the tick, the guest sometimes sleeps and never wakes on a busy machine.
+const KERNEL_ARGS: &str = "console=ttyS0 panic=-1 oops=panic reboot=t quiet nohz=off highres=off tsc=reliable \
     memmap=256M$0x50000000 memmap=256M$0x60000000 \
     test_hmm.spm_addr_dev0=0x50000000 test_hmm.spm_addr_dev1=0x60000000";
 
