@@ -38,12 +38,15 @@ pub(crate) enum Command {
 /// The program is not changed. Its private memory is managed: at most --ram of it is resident at a time, over all the
 /// processes that it starts; the rest lives on the device, and comes back when it is touched.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "hmm run [OPTIONS] --ram <SIZE> [--] PROGRAM [ARGS]...")]
+#[command(override_usage = "\
+hmm run [OPTIONS] --ram <SIZE> [--] PROGRAM [ARGS]...
+       hmm run [OPTIONS] --dmirror [--] PROGRAM [ARGS]...")]
 #[command(after_help = "\
 Examples:
   hmm run --ram 512M -- sort --buffer-size=2G big.txt > sorted.txt
   hmm run --ram 2G --device lz4:cap=4G --stats run.json -- python3 train.py
   hmm run --ram 1.5G --on-full grow -- ./simulate
+  hmm run --dmirror -- ./hmm-tests
 
 A SIZE is a number of bytes, or a number with K, M, G or T (powers of 1024), like 512M or 1.5G.
 
@@ -57,17 +60,21 @@ executed or not under hmm (statically linked, setuid, for another machine), 127 
 Signals that hmm gets are passed on to the program. What the program leaves running stays managed.")]
 pub(crate) struct RunArgs {
     /// Memory that may be resident, at least 16M.
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub(crate) ram: u64,
+    #[arg(long, value_name = "SIZE", value_parser = size, required_unless_present = "dmirror")]
+    pub(crate) ram: Option<u64>,
 
     /// Where the rest lives; several are used in the order given [default: lz4].
-    #[arg(long = "device", value_name = "SPEC", value_parser = device)]
+    #[arg(long = "device", value_name = "SPEC", value_parser = device, requires = "ram")]
     pub(crate) devices: Vec<DeviceSpec>,
 
     /// What happens when the budget is used up and the devices are full: the process that needs memory is ended, with a
     /// message, or the budget grows.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnFullArg::Kill)]
     pub(crate) on_full: OnFullArg,
+
+    /// Give the program Linux's HMM test devices, /dev/hmm_dmirror0 to 3. Without --ram there is no budget.
+    #[arg(long)]
+    pub(crate) dmirror: bool,
 
     /// Write figures as JSON to this file when the program has ended.
     #[arg(long, value_name = "FILE")]
@@ -144,7 +151,7 @@ mod tests {
             let args = run_args(line);
             assert_eq!(args.program, ["sort", "--quiet", "-n"]);
             assert!(!args.quiet);
-            assert_eq!((args.ram, args.on_full), (512 << 20, OnFullArg::Kill));
+            assert_eq!((args.ram, args.on_full), (Some(512 << 20), OnFullArg::Kill));
         }
     }
 
@@ -155,6 +162,7 @@ mod tests {
             ("hmm run --ram much sort", "'much' is not a size"),
             ("hmm run --ram 512M", "<PROGRAM>..."),
             ("hmm run --ram 512M --device tape sort", "unknown device 'tape'"),
+            ("hmm run --dmirror --device lz4 sort", "--ram <SIZE>"),
             ("hmm run --ram 512M --on-full panic sort", "possible values: kill, grow"),
             ("hmm run --ram 512M --quiet --summary sort", "cannot be used with"),
         ] {

@@ -79,6 +79,9 @@ pub enum ControlError {
     },
 }
 
+/// The budget of a run without one, in pages: all that an address space can hold.
+pub const NO_BUDGET_PAGES: u64 = 1 << 36;
+
 /// What happens when the budget is used up and no device has room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFull {
@@ -91,12 +94,22 @@ pub enum OnFull {
 /// What the user asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunConfig {
-    /// The budget: pages of managed memory and staging that may be resident, over all processes.
+    /// The budget: pages of managed memory and staging that may be resident, over all processes. [`NO_BUDGET_PAGES`] when
+    /// there is none.
     pub ram_pages: u64,
     /// What happens when it cannot be held.
     pub on_full: OnFull,
     /// Where the rest lives, in order of preference; at most [`MAX_DEVICES`].
     pub devices: Vec<DeviceSpec>,
+    /// Whether the programs find Linux's HMM test devices, `/dev/hmm_dmirror0` and on.
+    pub dmirror: bool,
+}
+
+impl RunConfig {
+    /// Whether memory is bounded. If not, only what a driver asks for is managed.
+    pub const fn has_budget(&self) -> bool {
+        self.ram_pages < NO_BUDGET_PAGES
+    }
 }
 
 /// A mapping of the control page. It stays for the life of the process: the agent has no moment at which it could go.

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use hmm::control::{MAX_DEVICES, RunConfig};
+use hmm::control::{MAX_DEVICES, NO_BUDGET_PAGES, RunConfig};
 use hmm::spec::{ByteSize, DeviceSpec};
 use hmm_core::addr::PAGE_SIZE;
 
@@ -74,10 +74,15 @@ impl StatsFile {
 }
 
 fn config(args: &RunArgs) -> Result<RunConfig, Failure> {
-    if args.ram < MIN_RAM_BYTES {
+    let (on_full, dmirror) = (args.on_full.into(), args.dmirror);
+    // clap has seen to it that there is a budget, or the test devices.
+    let Some(ram) = args.ram else {
+        return Ok(RunConfig { ram_pages: NO_BUDGET_PAGES, on_full, devices: Vec::new(), dmirror });
+    };
+    if ram < MIN_RAM_BYTES {
         return Err(Failure::of_hmm(format_args!(
             "--ram {}: too little to work with, {} is the least",
-            ByteSize(args.ram),
+            ByteSize(ram),
             ByteSize(MIN_RAM_BYTES)
         )));
     }
@@ -91,7 +96,7 @@ fn config(args: &RunArgs) -> Result<RunConfig, Failure> {
             devices.len()
         )));
     }
-    Ok(RunConfig { ram_pages: args.ram / PAGE_SIZE as u64, on_full: args.on_full.into(), devices })
+    Ok(RunConfig { ram_pages: (ram / PAGE_SIZE as u64).min(NO_BUDGET_PAGES - 1), on_full, devices, dmirror })
 }
 
 #[cfg(test)]
@@ -126,6 +131,16 @@ mod tests {
         assert_eq!(job.config.devices.len(), 1);
         assert_eq!(job.config.devices[0].name(), "lz4");
         assert_eq!(job.command_line, ["true"]);
+    }
+
+    #[test]
+    fn the_test_devices_need_no_budget() {
+        let config = Job::new(args("hmm run --dmirror true")).unwrap().config;
+        assert_eq!((config.has_budget(), config.dmirror, config.devices.len()), (false, true, 0));
+        let config = Job::new(args("hmm run --dmirror --ram 16M true")).unwrap().config;
+        assert_eq!((config.has_budget(), config.dmirror, config.devices.len()), (true, true, 1));
+        let config = Job::new(args("hmm run --ram 16777216T true")).unwrap().config;
+        assert_eq!((config.has_budget(), config.dmirror), (true, false), "no size means no budget");
     }
 
     #[test]

@@ -104,6 +104,24 @@ impl Summary {
         warnings
     }
 
+    fn show_memory(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "  RAM       {} at the peak, of {}",
+            pages(self.peak_pages),
+            pages(self.config.ram_pages)
+        )?;
+        let capacity_bytes = self.config.devices.iter().map(|device| device.capacity_bytes()).sum();
+        writeln!(
+            f,
+            "  {:9} {} at the peak, in {} of RAM (at most {} a process)",
+            device_names(&self.config),
+            pages(self.peaks.away_pages),
+            ByteSize(self.peaks.device_bytes),
+            ByteSize(capacity_bytes)
+        )
+    }
+
     fn name(&self) -> String {
         self.command_line.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
@@ -129,21 +147,9 @@ impl fmt::Display for Summary {
             (self.wall.as_secs_f64(), self.user.as_secs_f64(), self.system.as_secs_f64());
         let (name, ending) = (self.name(), self.ending);
         writeln!(f, "hmm: {name}: {ending} after {wall:.2} s (user {user:.2} s, system {system:.2} s)")?;
-        writeln!(
-            f,
-            "  RAM       {} at the peak, of {}",
-            pages(self.peak_pages),
-            pages(self.config.ram_pages)
-        )?;
-        let capacity_bytes = self.config.devices.iter().map(|device| device.capacity_bytes()).sum();
-        writeln!(
-            f,
-            "  {:9} {} at the peak, in {} of RAM (at most {} a process)",
-            device_names(&self.config),
-            pages(self.peaks.away_pages),
-            ByteSize(self.peaks.device_bytes),
-            ByteSize(capacity_bytes)
-        )?;
+        if self.config.has_budget() {
+            self.show_memory(f)?;
+        }
         let count = |name| self.totals.get(name);
         write!(f, "  faults    {}, {} of them served by a device", count("pgfault"), count("pgmajfault"))?;
         let latency = &self.totals.latency;
@@ -173,7 +179,8 @@ struct Json {
     wall_seconds: f64,
     user_seconds: f64,
     system_seconds: f64,
-    budget_bytes: u64,
+    /// `None` without a budget.
+    budget_bytes: Option<u64>,
     on_full: &'static str,
     peak_resident_bytes: u64,
     devices: Vec<String>,
@@ -225,7 +232,7 @@ impl Json {
             wall_seconds: summary.wall.as_secs_f64(),
             user_seconds: summary.user.as_secs_f64(),
             system_seconds: summary.system.as_secs_f64(),
-            budget_bytes: bytes(summary.config.ram_pages),
+            budget_bytes: summary.config.has_budget().then(|| bytes(summary.config.ram_pages)),
             on_full: match summary.config.on_full {
                 OnFull::Kill => "kill",
                 OnFull::Grow => "grow",
@@ -295,7 +302,9 @@ mod tests {
 
     fn control() -> Control {
         let devices = vec![DeviceSpec::Lz4 { capacity_bytes: 1 << 30 }];
-        Control::create(&RunConfig { ram_pages: PAGES, on_full: OnFull::Kill, devices }).unwrap().1
+        Control::create(&RunConfig { ram_pages: PAGES, on_full: OnFull::Kill, devices, dmirror: false })
+            .unwrap()
+            .1
     }
 
     fn summary(control: &Control, ending: Ending) -> Summary {

@@ -79,6 +79,7 @@ mod tests {
             ram_pages: 1 << 17,
             on_full: OnFull::Kill,
             devices: vec![DeviceSpec::Lz4 { capacity_bytes: 1 << 30 }],
+            dmirror: false,
         }
     }
 

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     fn control() -> Control {
-        let config = RunConfig { ram_pages: 100, on_full: OnFull::Kill, devices: Vec::new() };
+        let config = RunConfig { ram_pages: 100, on_full: OnFull::Kill, devices: Vec::new(), dmirror: false };
         Control::create(&config).unwrap().1
     }
 

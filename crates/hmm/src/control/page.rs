@@ -18,7 +18,7 @@ use crate::spec::DeviceSpec;
 
 /// "hmm-ctrl", to be changed with every change of the layout that the size does not show.
 const MAGIC: u64 = u64::from_be_bytes(*b"hmm-ctrl");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const PAGE_BYTES: usize = size_of::<Page>();
 
 /// Everything that is shared. Valid whatever its bytes are: it has only atomic integers.
@@ -43,6 +43,8 @@ struct SharedConfig {
     ram_pages: AtomicU64,
     /// Not 0: the budget may grow.
     grow: AtomicU32,
+    /// Not 0: there are HMM test devices.
+    dmirror: AtomicU32,
     nr_devices: AtomicU32,
     devices: [SharedText<8>; MAX_DEVICES],
 }
@@ -113,6 +115,7 @@ impl SharedConfig {
     fn store(&self, config: &RunConfig) {
         self.ram_pages.store(config.ram_pages, Ordering::Relaxed);
         self.grow.store(u32::from(config.on_full == OnFull::Grow), Ordering::Relaxed);
+        self.dmirror.store(u32::from(config.dmirror), Ordering::Relaxed);
         for (place, device) in self.devices.iter().zip(&config.devices) {
             place.store(&device.to_string());
             self.nr_devices.fetch_add(1, Ordering::Relaxed);
@@ -127,6 +130,7 @@ impl SharedConfig {
             on_full: if self.grow.load(Ordering::Relaxed) == 0 { OnFull::Kill } else { OnFull::Grow },
             // The text is complete, so the machine's size plays no part; the supervisor wrote it, so it parses.
             devices: specs.filter_map(|spec| DeviceSpec::parse(spec.as_str(), 0).ok()).collect(),
+            dmirror: self.dmirror.load(Ordering::Relaxed) != 0,
         }
     }
 }

@@ -12,6 +12,7 @@ fn config() -> RunConfig {
             DeviceSpec::Lz4 { capacity_bytes: 1 << 30 },
             DeviceSpec::Lz4 { capacity_bytes: 512 << 30 },
         ],
+        dmirror: true,
     }
 }
 
