@@ -26,8 +26,14 @@ impl Runtime {
         self.freezing.load(Ordering::SeqCst) == 1
     }
 
-    /// Handlers and reclaimer come here between two pieces of work, holding nothing.
-    pub(crate) fn park_if_frozen(&self) {
+    /// The calling thread will work on the engine, too: it comes to [`park_if_frozen`](Self::park_if_frozen) soon after
+    /// the first of [`eventfds`](Self::eventfds) is readable.
+    pub fn enlist(&self) {
+        self.running.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Handlers, the reclaimer and other enlisted threads come here between two pieces of work, holding nothing.
+    pub fn park_if_frozen(&self) {
         if !self.is_frozen() {
             return;
         }

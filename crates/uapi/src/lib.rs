@@ -22,6 +22,7 @@ pub mod mapping;
 pub mod maps;
 pub mod pagemap;
 pub mod probe;
+pub mod process_vm;
 pub mod sys;
 pub mod thread;
 pub mod uffd;

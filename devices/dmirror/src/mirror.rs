@@ -87,10 +87,6 @@ impl<S: Space> Mirror<S> {
     /// # Errors
     /// See [`Failure`]; then the caller's structure stays as it was.
     pub fn command(&self, command: Command, cmd: Cmd, caller: &dyn Caller) -> Result<Cmd, Failure> {
-        if command == Command::Flags {
-            self.flags.store(cmd.nr_pages, Ordering::Relaxed);
-            return Ok(Cmd { copied_pages: 0, faults: 0, ..cmd });
-        }
         let range = range_of(&cmd)?;
         let mut out = Cmd { copied_pages: 0, faults: 0, ..cmd };
         match command {
@@ -111,7 +107,7 @@ impl<S: Space> Mirror<S> {
                 self.space.evict(self.device);
                 self.memory.remove_chunks();
             }
-            Command::Flags => {}
+            Command::Flags => self.flags.store(cmd.nr_pages, Ordering::Relaxed),
         }
         Ok(out)
     }
