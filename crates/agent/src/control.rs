@@ -18,7 +18,7 @@ use hmm::uapi::uffd::{Access, Features};
 use crate::announce::Open;
 use crate::books::{RunPolicy, SharedBooks};
 use crate::mailbox::{EVERYTHING, MAILBOX};
-use crate::{devices, fork, threads};
+use crate::{devices, dmirror, fork, threads};
 
 /// Threads that answer faults.
 const NR_HANDLERS: usize = 2;
@@ -97,13 +97,17 @@ fn set_up() -> Result<(), String> {
     unsafe { hmm::uapi::sys::close_range(0, u32::MAX) }.map_err(|errno| format!("close_range: {errno}"))?;
     let (control, slot) = setup().ok_or("no control page")?;
     let run = control.config();
-    let mut config = Config::for_budget(run.ram_pages);
+    let mut config =
+        if run.has_budget() { Config::for_budget(run.ram_pages) } else { Config::for_mirror(run.ram_pages) };
     config.home_by = home_by(Access::Full);
     let mut all_devices = Vec::new();
     for spec in &run.devices {
         let (device, range) = devices::open(spec)?;
         exclude(range);
         all_devices.push(device);
+    }
+    if run.dmirror {
+        dmirror::reserve()?.into_iter().for_each(exclude);
     }
     // Forks are only reported to those who may trace; the others' forks are refused while pages are away.
     let files = open_files(Access::Full, Features::EVENT_FORK)
@@ -116,20 +120,26 @@ fn set_up() -> Result<(), String> {
     heap::range().inspect(|range| exclude(*range));
     let runtime = Runtime::new(engine, policy).map_err(|errno| format!("eventfd: {errno}"))?;
     let _ = RUNTIME.set(runtime);
-    spawn_workers()?;
-    if let Some(runtime) = self::runtime() {
-        discover_all(runtime);
+    let runtime = self::runtime().ok_or("no runtime")?;
+    if run.dmirror {
+        dmirror::listen(runtime)?;
     }
+    spawn_workers()?;
+    discover_all(runtime);
     slot.set_state(SlotState::Managed);
     Ok(())
 }
 
-/// Starts the handlers and the reclaimer, which share this thread's descriptors.
+/// Starts the handlers, the reclaimer and the device thread, which share this thread's descriptors.
 pub(crate) fn spawn_workers() -> Result<(), String> {
     for _ in 0..NR_HANDLERS {
         threads::spawn(true, serve).map_err(|errno| format!("cannot start a handler: {errno}"))?;
     }
     threads::spawn(true, reclaim).map_err(|errno| format!("cannot start the reclaimer: {errno}"))?;
+    if dmirror::is_on() {
+        threads::spawn(true, dmirror::serve)
+            .map_err(|errno| format!("cannot start the device thread: {errno}"))?;
+    }
     Ok(())
 }
 
@@ -147,13 +157,20 @@ fn reclaim() {
     }
 }
 
-/// Looks for memory everywhere.
+/// Whether all memory is managed, rather than what drivers ask for.
+pub(crate) fn has_budget() -> bool {
+    setup().is_some_and(|(control, _)| control.has_budget())
+}
+
+/// Looks for memory everywhere, if all of it is managed.
 pub(crate) fn discover_all(runtime: &Runtime) {
-    let _ = discover(runtime, EVERYTHING);
+    if has_budget() {
+        discover(runtime, EVERYTHING);
+    }
 }
 
 /// Looks for memory in a range, leaving out what is ours.
-fn discover(runtime: &Runtime, within: AddrRange) -> Found {
+pub(crate) fn discover(runtime: &Runtime, within: AddrRange) -> Found {
     let exclude = EXCLUDE.lock().unwrap_or_else(PoisonError::into_inner);
     runtime.set_exclude(&exclude);
     drop(exclude);
@@ -187,8 +204,8 @@ pub(crate) fn look_after(runtime: &'static Runtime) {
         known = MAILBOX.asked();
         // After it was woken for something else, or for nothing, too.
         if !answer(runtime) {
-            let found = discover(runtime, EVERYTHING);
-            tick = if found.ranges > 0 { TICK_SHORT } else { (tick * 2).min(TICK_LONG) };
+            let any = has_budget() && discover(runtime, EVERYTHING).ranges > 0;
+            tick = if any { TICK_SHORT } else { (tick * 2).min(TICK_LONG) };
             runtime.engine().refresh_gauges();
         }
     }

@@ -44,7 +44,7 @@ use crate::announce::{Open, is_watched};
 use crate::books::SharedBooks;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
-use crate::{MANAGED, announce, control, fail, reserve, threads};
+use crate::{MANAGED, announce, control, dmirror, fail, reserve, threads};
 
 /// How a fork stands, for the thread that forks.
 const IDLE: u32 = 0;
@@ -275,6 +275,10 @@ fn child_main() {
     let _ = hmm::uapi::sys::set_thread_name(c"hmm-control");
     let outcome = control::runtime().ok_or("no runtime").and_then(|runtime: &'static Runtime| {
         open_again(runtime)?;
+        if dmirror::is_on() {
+            dmirror::forget();
+            dmirror::listen(runtime).map_err(|_| "no listeners")?;
+        }
         control::spawn_workers().map_err(|_| "no threads")?;
         Ok(runtime)
     });

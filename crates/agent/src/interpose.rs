@@ -57,10 +57,14 @@ pub(crate) fn install() {
     CALLOC.get();
     REALLOC.get();
     MEMALIGN.get();
+    crate::dmirror::install();
 }
 
 /// Tells the control thread of new memory, and waits until it is managed.
 pub(crate) fn tell(start: usize, len: usize) {
+    if !crate::control::has_budget() {
+        return;
+    }
     let number = MAILBOX.ask(AddrRange::new(start as u64, len as u64));
     MAILBOX.wait(number);
 }
@@ -171,8 +175,15 @@ pub unsafe extern "C" fn mmap(
     fd: c_int,
     offset: i64,
 ) -> *mut c_void {
+    if crate::dmirror::is_on() {
+        // SAFETY: the caller's promise.
+        let mapped = unsafe { crate::dmirror::map(addr, len, prot, flags, fd) };
+        if let Some(mapped) = mapped {
+            return mapped;
+        }
+    }
     let private = flags & (libc::MAP_ANONYMOUS | libc::MAP_SHARED) == libc::MAP_ANONYMOUS;
-    let managed = private && MANAGED.load(Ordering::Relaxed);
+    let managed = private && MANAGED.load(Ordering::Relaxed) && crate::control::has_budget();
     let flags = if managed { flags & !libc::MAP_POPULATE } else { flags };
     let map = || {
         // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.

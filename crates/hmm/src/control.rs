@@ -149,6 +149,11 @@ impl Control {
         self.page.config()
     }
 
+    /// Whether memory is bounded, see [`RunConfig::has_budget`].
+    pub fn has_budget(&self) -> bool {
+        self.ledger().budget() < NO_BUDGET_PAGES
+    }
+
     /// The account of all processes.
     pub fn ledger(&self) -> &'static Ledger {
         &self.page.ledger

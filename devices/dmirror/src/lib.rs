@@ -25,9 +25,9 @@ mod table;
 
 pub use abi::{CMD_BYTES, Cmd, Command, Failure, NR_DEVICES, Number};
 pub use memory::{CHUNK_BYTES, Memory};
-pub use mirror::{Caller, Mirror};
+pub use mirror::{BATCH_PAGES, Caller, Mirror};
 pub use space::{Drain, Fill, Kind, Moved, Request, Seen, Space, Vma};
-pub use table::{Follow, Table};
+pub use table::{Follow, Table, owner_of};
 
 #[cfg(test)]
 mod fake;

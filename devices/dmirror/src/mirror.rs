@@ -18,7 +18,7 @@ use crate::space::{Kind, Request, Seen, Space};
 use crate::table::{Entry, Follow, Place, Table, owner_of};
 
 /// Pages that are faulted or looked at in one go.
-pub(crate) const BATCH_PAGES: usize = 32;
+pub const BATCH_PAGES: usize = 32;
 /// How long a range may go on changing under a fault.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Pages of all the addresses that a program can have.

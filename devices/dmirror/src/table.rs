@@ -55,7 +55,7 @@ impl Table {
 }
 
 /// The identity of a device: pages are its own whoever has it open.
-pub(crate) const fn owner_of(device: Number) -> Owner {
+pub const fn owner_of(device: Number) -> Owner {
     // "dmirror" and the number, unlike anybody else's.
     Owner(u64::from_be_bytes(*b"dmirror\0") | device.get() as u64)
 }

@@ -47,8 +47,8 @@ pub fn can_run() -> bool {
 /// Options of `hmm run`.
 #[derive(Clone, Debug)]
 pub struct Hmm {
-    /// Bytes of `--ram`.
-    pub ram: u64,
+    /// Bytes of `--ram`; `None`: no budget, but the HMM test devices (`--dmirror`).
+    pub ram: Option<u64>,
     /// `--device`.
     pub device: String,
     /// `--on-full`.
@@ -61,7 +61,12 @@ impl Hmm {
 
     /// A budget, with the lz4 device.
     pub fn ram(bytes: u64) -> Self {
-        Self { ram: bytes, device: "lz4".to_owned(), on_full: "kill" }
+        Self { ram: Some(bytes), device: "lz4".to_owned(), on_full: "kill" }
+    }
+
+    /// No budget, but the HMM test devices.
+    pub fn dmirror() -> Self {
+        Self { ram: None, device: String::new(), on_full: "kill" }
     }
 
     /// With another device.
@@ -80,19 +85,15 @@ impl Hmm {
 
     /// What comes in front of a program.
     pub(crate) fn prefix(&self, stats: &Path) -> Vec<OsString> {
-        let ram = format!("{}", self.ram);
-        let words: [&OsString; 10] = [
-            &hmm_binary().into(),
-            &"run".into(),
-            &"--ram".into(),
-            &ram.into(),
-            &"--device".into(),
-            &self.device.clone().into(),
-            &"--on-full".into(),
-            &self.on_full.into(),
-            &"--stats".into(),
-            &stats.into(),
-        ];
-        words.into_iter().cloned().chain(["--".into()]).collect()
+        let mut words: Vec<OsString> = vec![hmm_binary().into(), "run".into()];
+        match self.ram {
+            Some(ram) => {
+                words.extend(["--ram".into(), ram.to_string().into()]);
+                words.extend(["--device".into(), OsString::from(&self.device)]);
+            }
+            None => words.push("--dmirror".into()),
+        }
+        words.extend(["--on-full".into(), self.on_full.into(), "--stats".into(), stats.into(), "--".into()]);
+        words
     }
 }

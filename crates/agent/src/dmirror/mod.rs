@@ -25,7 +25,7 @@
 //! The interposed functions ([`calls`], [`status`]) only make system calls, and allocate nothing. Where there are no test
 //! devices they cost a load and a branch.
 
-pub(crate) mod calls;
+mod calls;
 mod client;
 mod map;
 mod names;
@@ -45,6 +45,12 @@ static ON: AtomicBool = AtomicBool::new(false);
 #[inline]
 pub(crate) fn is_on() -> bool {
     ON.load(Ordering::Relaxed)
+}
+
+/// Looks up what the interposed functions call, while there is only one thread.
+pub(crate) fn install() {
+    calls::install();
+    status::install();
 }
 
 /// From now on there are. Called when the listeners are there, before the program begins.

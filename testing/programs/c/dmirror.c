@@ -1,0 +1,266 @@
+/* The HMM test device, as programs reach it that Linux's own tests are not: descriptors that travel, wrong arguments, what
+ * is seen without opening it. Prints a line for each part that holds, and ends with status 1 at the first that does not. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PAGE 4096UL
+#define PAGES 40UL
+
+struct command {
+	uint64_t addr, ptr, pages, copied, faults;
+};
+
+#define REQUEST(nr) _IOWR('H', nr, struct command)
+enum { READ_PAGES, WRITE_PAGES, TO_DEVICE, TO_SYSTEM, SNAPSHOT, EXCLUSIVE, CHECK_EXCLUSIVE, RELEASE, FLAGS };
+
+#define CHECK(what)                                                                           \
+	do {                                                                                  \
+		if (!(what)) {                                                                \
+			printf("line %d: %s: errno %d (%s)\n", __LINE__, #what, errno,        \
+			       strerror(errno));                                              \
+			fflush(stdout);                                                       \
+			_exit(1);                                                             \
+		}                                                                             \
+	} while (0)
+
+static int open_device(int number)
+{
+	char path[32];
+	snprintf(path, sizeof(path), "/dev/hmm_dmirror%d", number);
+	int fd = open(path, O_RDWR);
+	CHECK(fd >= 0);
+	return fd;
+}
+
+/* 0 or an errno. */
+static int run(int fd, int nr, void *addr, void *buffer, uint64_t pages, struct command *out)
+{
+	struct command command = { (uintptr_t)addr, (uintptr_t)buffer, pages, 77, 77 };
+	int result = ioctl(fd, REQUEST(nr), &command);
+	*out = command;
+	return result == 0 ? 0 : errno;
+}
+
+static unsigned char *memory(int prot)
+{
+	unsigned char *start = mmap(NULL, PAGES * PAGE, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(start != MAP_FAILED);
+	return start;
+}
+
+static void fill(unsigned char *start, unsigned char first)
+{
+	for (unsigned long page = 0; page < PAGES; page++)
+		memset(start + page * PAGE, (int)(first + page), PAGE);
+}
+
+static void check_filled(const unsigned char *start, unsigned char first)
+{
+	for (unsigned long i = 0; i < PAGES * PAGE; i += 509)
+		CHECK(start[i] == (unsigned char)(first + i / PAGE));
+}
+
+static int wait_for(pid_t pid)
+{
+	int status;
+	CHECK(waitpid(pid, &status, 0) == pid);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 1000;
+}
+
+static void arguments(void)
+{
+	int fd = open_device(0);
+	unsigned char *mem = memory(PROT_READ | PROT_WRITE), *buffer = memory(PROT_READ | PROT_WRITE);
+	struct command out;
+	fill(mem, 1);
+	CHECK(run(fd, READ_PAGES, mem, buffer, PAGES, &out) == 0);
+	CHECK(out.copied == PAGES && out.faults == 1);
+	check_filled(buffer, 1);
+	CHECK(run(fd, READ_PAGES, mem + 1, buffer, 1, &out) == EINVAL && out.copied == 77 && out.faults == 77);
+	CHECK(run(fd, READ_PAGES, mem, buffer, 0, &out) == EINVAL);
+	CHECK(run(fd, READ_PAGES, mem, buffer, UINT64_MAX, &out) == EINVAL);
+	CHECK(run(fd, 10, mem, buffer, 1, &out) == EINVAL);
+	CHECK(run(fd, READ_PAGES, mem, NULL, 1, &out) == EFAULT && out.copied == 77);
+	CHECK(run(fd, READ_PAGES, NULL, buffer, 1, &out) == EFAULT);
+	CHECK(ioctl(fd, REQUEST(READ_PAGES), (void *)8) == -1 && errno == EFAULT);
+	CHECK(ioctl(fd, 0x5401, &out) == -1 && errno == EINVAL);
+	CHECK(mprotect(buffer, PAGES * PAGE, PROT_READ) == 0);
+	CHECK(run(fd, READ_PAGES, mem, buffer, 1, &out) == EFAULT);
+	CHECK(run(fd, WRITE_PAGES, buffer, mem, 1, &out) == EPERM);
+	CHECK(munmap(buffer, PAGES * PAGE) == 0);
+	CHECK(run(fd, WRITE_PAGES, mem, buffer, 1, &out) == EFAULT);
+	CHECK(run(fd, TO_DEVICE, buffer, mem, 1, &out) == EINVAL);
+	CHECK(munmap(mem, PAGES * PAGE) == 0);
+	CHECK(close(fd) == 0);
+	CHECK(close(fd) == -1 && errno == EBADF);
+	CHECK(ioctl(fd, REQUEST(READ_PAGES), &out) == -1 && errno == EBADF);
+	printf("arguments\n");
+}
+
+static void outside(void)
+{
+	struct stat status;
+	char byte;
+	CHECK(access("/dev/hmm_dmirror3", R_OK | W_OK) == 0);
+	CHECK(access("/dev/hmm_dmirror4", F_OK) == -1 && errno == ENOENT);
+	CHECK(open("/dev/hmm_dmirror4", O_RDWR) == -1 && errno == ENOENT);
+	CHECK(stat("/dev/hmm_dmirror1", &status) == 0 && S_ISCHR(status.st_mode));
+	int fd = openat(AT_FDCWD, "/dev/hmm_dmirror1", O_RDWR | O_CLOEXEC);
+	CHECK(fd >= 0 && fcntl(fd, F_GETFD) == FD_CLOEXEC);
+	CHECK(fstat(fd, &status) == 0 && S_ISCHR(status.st_mode));
+	CHECK(read(fd, &byte, 1) <= 0);
+	CHECK(close(fd) == 0);
+	int pipes[2];
+	CHECK(pipe(pipes) == 0 && fstat(pipes[0], &status) == 0 && S_ISFIFO(status.st_mode));
+	CHECK(close(pipes[0]) == 0 && close(pipes[1]) == 0);
+	printf("outside\n");
+}
+
+/* A child works on its parent's memory by the parent's descriptor, and on its own by its own. */
+static void inherited(void)
+{
+	int fd = open_device(0), copy = dup(fd);
+	unsigned char *mem = memory(PROT_READ | PROT_WRITE), *buffer = memory(PROT_READ | PROT_WRITE);
+	struct command out;
+	fill(mem, 1);
+	fill(buffer, 100);
+	pid_t pid = fork();
+	CHECK(pid >= 0);
+	if (pid == 0) {
+		fill(mem, 50);
+		CHECK(run(copy, WRITE_PAGES, mem, buffer, PAGES, &out) == 0 && out.copied == PAGES);
+		check_filled(mem, 50);
+		CHECK(run(fd, READ_PAGES, mem, buffer, PAGES, &out) == 0 && out.faults == 0);
+		check_filled(buffer, 100);
+		int own = open_device(0);
+		CHECK(run(own, READ_PAGES, mem, buffer, PAGES, &out) == 0 && out.faults == 1);
+		check_filled(buffer, 50);
+		_exit(0);
+	}
+	CHECK(wait_for(pid) == 0);
+	check_filled(mem, 100);
+	CHECK(close(fd) == 0);
+	memset(buffer, 0, PAGES * PAGE);
+	CHECK(run(copy, READ_PAGES, mem, buffer, PAGES, &out) == 0);
+	check_filled(buffer, 100);
+	CHECK(close(copy) == 0);
+	printf("inherited\n");
+}
+
+/* A descriptor is sent to a child that got none, and outlives who opened it. */
+static void sent(void)
+{
+	int pair[2];
+	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) == 0);
+	unsigned char *buffer = memory(PROT_READ | PROT_WRITE);
+	struct command out;
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	uint64_t addr = 0;
+	struct iovec data = { &addr, sizeof(addr) };
+	struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
+				  .msg_controllen = sizeof(control) };
+	pid_t opener = fork();
+	CHECK(opener >= 0);
+	if (opener == 0) {
+		int fd = open_device(1);
+		unsigned char *mem = memory(PROT_READ | PROT_WRITE);
+		fill(mem, 7);
+		addr = (uintptr_t)mem;
+		struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+		CHECK(sendmsg(pair[1], &message, 0) == sizeof(addr));
+		CHECK(read(pair[1], &addr, 1) == 1);
+		_exit(0);
+	}
+	CHECK(recvmsg(pair[0], &message, 0) == sizeof(addr));
+	int fd;
+	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+	CHECK(run(fd, READ_PAGES, (void *)(uintptr_t)addr, buffer, PAGES, &out) == 0 && out.copied == PAGES);
+	check_filled(buffer, 7);
+	CHECK(write(pair[0], "x", 1) == 1);
+	CHECK(wait_for(opener) == 0);
+	CHECK(run(fd, READ_PAGES, (void *)(uintptr_t)addr, buffer, 1, &out) == EFAULT);
+	CHECK(close(fd) == 0);
+	printf("sent\n");
+}
+
+/* Mappings of the device: zeroes that are there, and cannot migrate. */
+static void mapped(void)
+{
+	int fd = open_device(0);
+	struct command out;
+	unsigned char bytes[3];
+	unsigned char *own = mmap(NULL, 3 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	CHECK(own != MAP_FAILED);
+	CHECK(run(fd, SNAPSHOT, own, bytes, 3, &out) == 0 && out.copied == 3);
+	CHECK(bytes[0] == 1 && bytes[1] == 1 && bytes[2] == 1);
+	own[PAGE] = 9;
+	CHECK(run(fd, SNAPSHOT, own, bytes, 3, &out) == 0);
+	CHECK(bytes[0] == 1 && bytes[1] == 2 && bytes[2] == 1);
+	CHECK(own[0] == 0 && own[PAGE] == 9);
+	CHECK(run(fd, TO_DEVICE, own, bytes, 1, &out) == EINVAL);
+	CHECK(munmap(own, 3 * PAGE) == 0);
+	CHECK(close(fd) == 0);
+	printf("mapped\n");
+}
+
+/* The last close of a device brings everything home before it returns. */
+static void closed(int number)
+{
+	int fd = open_device(number), other = open_device(number ^ 1), copy = dup(fd);
+	unsigned char *mem = memory(PROT_READ | PROT_WRITE), *buffer = memory(PROT_READ | PROT_WRITE);
+	struct command out;
+	fill(mem, 3);
+	CHECK(run(fd, TO_DEVICE, mem, buffer, PAGES, &out) == 0 && out.copied == PAGES);
+	check_filled(buffer, 3);
+	CHECK(close(fd) == 0);
+	CHECK(run(copy, SNAPSHOT, mem, buffer, 1, &out) == 0);
+	CHECK(buffer[0] == (number < 2 ? 0x22 : 0x42));
+	CHECK(close(copy) == 0);
+	CHECK(run(other, SNAPSHOT, mem, buffer, PAGES, &out) == 0);
+	for (unsigned long page = 0; page < PAGES; page++)
+		CHECK(buffer[page] == 2);
+	check_filled(mem, 3);
+	CHECK(close(other) == 0);
+	printf("closed %d\n", number);
+}
+
+int main(int argc, char **argv)
+{
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	for (int i = 1; i < argc; i++) {
+		if (strcmp(argv[i], "arguments") == 0)
+			arguments();
+		else if (strcmp(argv[i], "outside") == 0)
+			outside();
+		else if (strcmp(argv[i], "inherited") == 0)
+			inherited();
+		else if (strcmp(argv[i], "sent") == 0)
+			sent();
+		else if (strcmp(argv[i], "mapped") == 0)
+			mapped();
+		else if (strcmp(argv[i], "closed") == 0)
+			for (int number = 0; number < 4; number += 2)
+				closed(number);
+		else
+			return 2;
+	}
+	return 0;
+}

@@ -1,0 +1,55 @@
+//! Linux's HMM test devices under `hmm run --dmirror`: what Linux's own tests leave out.
+
+use hmm_programs::{Hmm, Job, TempDir, can_run, compile};
+
+/// Parts of `c/dmirror.c`.
+#[track_caller]
+fn holds(part: &str, told: &[&str]) {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("dmirror", &dir) else { return };
+    let done = Job::new(program).arg(part).under(&Hmm::dmirror());
+    assert_eq!(done.stdout().lines().collect::<Vec<_>>(), told, "{}", done.stderr);
+    assert_eq!(done.code(), 0);
+}
+
+#[test]
+fn wrong_arguments() {
+    holds("arguments", &["arguments"]);
+}
+
+#[test]
+fn seen_from_outside() {
+    holds("outside", &["outside"]);
+}
+
+#[test]
+fn an_inherited_descriptor_is_of_the_openers_memory() {
+    holds("inherited", &["inherited"]);
+}
+
+#[test]
+fn a_descriptor_that_was_sent_outlives_who_opened_it() {
+    holds("sent", &["sent"]);
+}
+
+#[test]
+fn a_mapping_of_the_device() {
+    holds("mapped", &["mapped"]);
+}
+
+#[test]
+fn the_last_close_brings_everything_home() {
+    holds("closed", &["closed 0", "closed 2"]);
+}
+
+#[test]
+fn without_being_asked_for_there_are_none() {
+    if !can_run() {
+        return;
+    }
+    let done = Job::sh("test -e /dev/hmm_dmirror0; echo $?").under(&Hmm::ram(Hmm::MIN_RAM));
+    assert_eq!(done.stdout(), Job::sh("test -e /dev/hmm_dmirror0; echo $?").alone().stdout());
+}
