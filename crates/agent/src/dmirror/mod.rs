@@ -28,10 +28,12 @@
 mod calls;
 mod client;
 mod map;
+mod migration;
 mod names;
 mod server;
 mod space;
 mod status;
+mod writable;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -4,23 +4,27 @@ use std::sync::Arc;
 
 use hmm::core::addr::{PAGE_SIZE, PageRange, Vpn};
 use hmm::core::mirror::{Found, Pfn, RangeError, RangeFault, Request as Wanted};
+use hmm::core::DeviceId;
 use hmm::core::notifier::{Notifier, Notifiers, Sequence};
-use hmm::device::DevicePfn;
 use hmm::runtime::Runtime;
 use hmm::uapi::maps::Perms;
 use hmm::uapi::sys::gettid;
-use hmm::uapi::{Errno, VmaKind, process_vm};
+use hmm::uapi::{VmaKind, process_vm};
 use hmm_dmirror::{
     BATCH_PAGES, Drain, Failure, Fill, Follow, Kind, Memory, Moved, Number, Request, Seen, Space, Vma,
     owner_of,
 };
 
 use super::map;
+use super::writable::Writable;
 
 /// This process's memory.
 #[derive(Debug)]
 pub(super) struct EngineSpace {
-    runtime: &'static Runtime,
+    pub(super) runtime: &'static Runtime,
+    /// The devices' names in the engine, by their numbers.
+    devices: Vec<DeviceId>,
+    memories: Vec<Arc<Memory>>,
 }
 
 impl EngineSpace {
@@ -29,8 +33,22 @@ impl EngineSpace {
     /// # Errors
     /// What to tell the user.
     pub(super) fn new(runtime: &'static Runtime, memories: &[Arc<Memory>]) -> Result<Self, String> {
-        let _ = memories;
-        Ok(Self { runtime })
+        let add = |(number, memory): (Number, &Arc<Memory>)| {
+            runtime.engine().add_device(Arc::<Memory>::clone(memory), owner_of(number))
+        };
+        let devices = Number::all().zip(memories).map(add).collect::<Result<_, _>>();
+        let devices = devices.map_err(|error| error.to_string())?;
+        Ok(Self { runtime, devices, memories: memories.to_vec() })
+    }
+
+    /// The device's memory.
+    pub(super) fn memory(&self, device: Number) -> &Memory {
+        &self.memories[usize::from(device.get())]
+    }
+
+    /// The device's name in the engine.
+    pub(super) fn id(&self, device: Number) -> Result<DeviceId, Failure> {
+        self.devices.get(usize::from(device.get())).copied().ok_or(Failure::Invalid)
     }
 }
 
@@ -86,22 +104,26 @@ impl Space for EngineSpace {
 
     fn migrate_to_device(
         &self,
-        _device: Number,
-        _range: PageRange,
-        _fill: &mut Fill<'_>,
-        _moved: &mut Moved<'_>,
+        device: Number,
+        range: PageRange,
+        fill: &mut Fill<'_>,
+        moved: &mut Moved<'_>,
     ) -> Result<(), Failure> {
-        Err(Failure::Unsupported)
+        self.manage(range);
+        let may_write = Writable::is_now(self.runtime, range);
+        let _open = Writable::make(self.runtime, range);
+        self.to_device(device, range, may_write, fill, moved)
     }
 
     fn migrate_to_system(
         &self,
-        _device: Number,
-        _range: PageRange,
-        _drain: &mut Drain<'_>,
-        _moved: &mut Moved<'_>,
+        device: Number,
+        range: PageRange,
+        drain: &mut Drain<'_>,
+        moved: &mut Moved<'_>,
     ) -> Result<(), Failure> {
-        Err(Failure::Unsupported)
+        let _open = Writable::make(self.runtime, range);
+        self.to_system(device, range, drain, moved)
     }
 
     fn make_exclusive(&self, _device: Number, _page: Vpn, _map: &mut dyn FnMut(u64)) -> Result<(), Failure> {
@@ -110,7 +132,9 @@ impl Space for EngineSpace {
 
     fn load_exclusive(&self, _addr: u64, _to: &mut [u8; PAGE_SIZE]) {}
 
-    fn evict(&self, _device: Number) {}
+    fn evict(&self, device: Number) {
+        self.bring_home(device);
+    }
 }
 
 fn seen_of(pfn: Pfn) -> Seen {

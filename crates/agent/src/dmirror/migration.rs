@@ -1,0 +1,125 @@
+//! The engine's migrations, as the driver of the devices needs them.
+//!
+//! Between setup and the end nothing of the program's memory is touched: this thread might wait for itself.
+
+use hmm::core::addr::{PAGE_SIZE, PageRange};
+use hmm::core::driver::{Select, Source};
+use hmm::core::state::PageState;
+use hmm::device::{Device, MemKind};
+use hmm_dmirror::{Drain, Failure, Fill, Moved, Number, owner_of};
+
+use super::space::EngineSpace;
+use crate::control;
+
+/// Pages of one migration.
+const MAX_PAGES: u64 = hmm::core::driver::MAX_PAGES as u64;
+
+impl EngineSpace {
+    /// Has memory managed that can be, so that it can migrate.
+    pub(super) fn manage(&self, range: PageRange) {
+        let (start, end) = (range.start.addr(), range.end.addr());
+        if self.runtime.engine().kernel().extents().first_gap(range).is_some() {
+            control::discover(self.runtime, hmm::uapi::AddrRange { start, end });
+        }
+    }
+
+    pub(super) fn to_device(
+        &self,
+        device: Number,
+        range: PageRange,
+        may_write: bool,
+        fill: &mut Fill<'_>,
+        moved: &mut Moved<'_>,
+    ) -> Result<(), Failure> {
+        let engine = self.runtime.engine();
+        let id = self.id(device)?;
+        let setup = engine.migrate_setup(range, Select::SYSTEM, owner_of(device));
+        let mut migration = setup.map_err(|_range| Failure::Invalid)?;
+        for index in 0..migration.entries().len() {
+            let entry = migration.entries()[index];
+            let mut pfn = None;
+            match entry.source() {
+                Source::Hole => pfn = fill(entry.page(), None),
+                Source::System => {
+                    migration.with_bytes(index, &mut |bytes| pfn = fill(entry.page(), Some(bytes)));
+                }
+                Source::Skipped(_) | Source::Private(_) | Source::Coherent(_) => {}
+            }
+            if let Some(pfn) = pfn
+                && migration.set_frame(index, id, pfn).is_err()
+            {
+                self.memory(device).free(&[pfn]);
+            }
+        }
+        let migration = migration.pages();
+        for entry in migration.entries() {
+            if let Some(frame) = entry.frame() {
+                moved(entry.page(), frame.pfn, may_write);
+            }
+        }
+        migration.finalize();
+        Ok(())
+    }
+
+    pub(super) fn to_system(
+        &self,
+        device: Number,
+        range: PageRange,
+        drain: &mut Drain<'_>,
+        moved: &mut Moved<'_>,
+    ) -> Result<(), Failure> {
+        let select = match device.kind() {
+            MemKind::Private => Select::PRIVATE,
+            MemKind::Coherent => Select::COHERENT,
+        };
+        let setup = self.runtime.engine().migrate_setup(range, select, owner_of(device));
+        let mut migration = setup.map_err(|_range| Failure::Invalid)?;
+        let mut no_memory = false;
+        let mut bytes = Box::new([0; PAGE_SIZE]);
+        for index in 0..migration.entries().len() {
+            let entry = migration.entries()[index];
+            if let Source::Private(frame) | Source::Coherent(frame) = entry.source()
+                && drain(entry.page(), frame.pfn, &mut bytes[..])
+            {
+                no_memory |= migration.fill_system(index, &mut |to| to.copy_from_slice(&bytes[..])).is_err();
+            }
+        }
+        let migration = migration.pages();
+        for entry in migration.entries().iter().filter(|entry| entry.is_migrated()) {
+            if let Source::Private(frame) | Source::Coherent(frame) = entry.source() {
+                moved(entry.page(), frame.pfn, true);
+            }
+        }
+        migration.finalize();
+        if no_memory { Err(Failure::NoMemory) } else { Ok(()) }
+    }
+
+    /// Brings home what is on the device, wherever that is. What a fault or an event has in its hands comes home or is
+    /// given up by itself.
+    pub(super) fn bring_home(&self, device: Number) {
+        let Ok(id) = self.id(device) else { return };
+        let engine = self.runtime.engine();
+        let mut pages = Vec::new();
+        engine.for_each_absent(&mut |page| pages.push(page));
+        pages.retain(|page| match engine.state(*page) {
+            PageState::Device { frame } => frame.device == id.number(),
+            _ => false,
+        });
+        let mut rest = &pages[..];
+        while let Some(first) = rest.first() {
+            let range = PageRange::new(*first, MAX_PAGES);
+            let len = rest.iter().take_while(|page| range.contains(**page)).count();
+            let last = rest.get(len - 1).copied().unwrap_or(*first);
+            self.bring_range_home(device, PageRange { start: *first, end: last.add(1) });
+            rest = &rest[len..];
+        }
+    }
+
+    fn bring_range_home(&self, device: Number, range: PageRange) {
+        let select = Select::PRIVATE | Select::COHERENT;
+        if let Ok(mut migration) = self.runtime.engine().migrate_setup(range, select, owner_of(device)) {
+            migration.fetch();
+            migration.pages().finalize();
+        }
+    }
+}

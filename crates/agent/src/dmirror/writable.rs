@@ -1,0 +1,52 @@
+//! Mappings that may only be read, made writable for the time of a migration.
+//!
+//! The kernel moves pages out of writable mappings only. So a read-only one is made writable, and back again. Meanwhile a
+//! write of the program's that should have raised SIGSEGV would succeed: there is no better way, and no program that is
+//! right does so.
+
+use hmm::core::addr::PageRange;
+use hmm::runtime::Runtime;
+use hmm::uapi::maps::{Perms, Vma};
+
+/// A range inside one mapping that was made writable, until this is dropped.
+pub(super) struct Writable {
+    runtime: &'static Runtime,
+    range: PageRange,
+    perms: Perms,
+}
+
+impl Writable {
+    /// Makes the range writable if it is memory that can be managed and may only be read.
+    pub(super) fn make(runtime: &'static Runtime, range: PageRange) -> Option<Self> {
+        let vma = vma(runtime, range).filter(hmm::adopt::is_manageable)?;
+        let read_only = vma.perms.contains(Perms::READ) && !vma.perms.contains(Perms::WRITE);
+        let this = Self { runtime, range, perms: vma.perms };
+        (read_only && this.protect(vma.perms | Perms::WRITE)).then_some(this)
+    }
+
+    /// Whether the program may write to the range now.
+    pub(super) fn is_now(runtime: &Runtime, range: PageRange) -> bool {
+        vma(runtime, range).is_some_and(|vma| vma.perms.contains(Perms::WRITE))
+    }
+
+    fn protect(&self, perms: Perms) -> bool {
+        let (start, end) = (self.range.start.addr(), self.range.end.addr());
+        let _ = self.runtime;
+        // SAFETY: more access than before breaks nothing, and what was there before is given back.
+        unsafe { hmm::uapi::sys::mprotect(hmm::uapi::AddrRange { start, end }, perms) }.is_ok()
+    }
+}
+
+impl Drop for Writable {
+    fn drop(&mut self) {
+        // If the program has changed the mapping meanwhile, its own protection counts.
+        if vma(self.runtime, self.range).is_some_and(|vma| vma.perms == self.perms | Perms::WRITE) {
+            self.protect(self.perms);
+        }
+    }
+}
+
+fn vma(runtime: &Runtime, range: PageRange) -> Option<Vma> {
+    let vma = runtime.engine().kernel().maps().next_vma(range.start.addr()).ok()??;
+    (vma.start <= range.start.addr() && range.end.addr() <= vma.end).then_some(vma)
+}
