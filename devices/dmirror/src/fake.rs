@@ -141,7 +141,7 @@ impl Fake {
                 self.change(page, Cause::Clear, None);
                 self.pages().get_mut(&page.0).expect("mapped").home = Home::System(bytes);
             }
-            _ => {}
+            None | Some(Home::Hole | Home::Zero | Home::System(_) | Home::Device(..)) => {}
         }
     }
 
@@ -288,23 +288,21 @@ impl Space for Fake {
         Ok(())
     }
 
-    fn make_exclusive(&self, device: Number, page: Vpn, map: &mut dyn FnMut(u64)) -> Result<(), Failure> {
+    fn make_exclusive(&self, device: Number, page: Vpn) -> Result<u64, Failure> {
         self.fault(page, Request::Write, device).map_err(|_any| Failure::Fault)?;
-        self.change(page, Cause::Exclusive, None);
+        self.change(page, Cause::Exclusive, Some(device));
         let mut pages = self.pages();
         let entry = pages.get_mut(&page.0).ok_or(Failure::Fault)?;
         if let Home::System(bytes) = &entry.home {
             entry.home = Home::Exclusive(bytes.clone());
         }
-        drop(pages);
-        map(page.addr());
-        Ok(())
+        Ok(page.addr())
     }
 
     fn load_exclusive(&self, addr: u64, to: &mut [u8; PAGE_SIZE]) {
         match &self.pages().get(&Vpn::of_addr(addr).0).expect("mapped").home {
             Home::Exclusive(bytes) => to.copy_from_slice(&bytes[..]),
-            _ => panic!("a stale entry"),
+            Home::Hole | Home::Zero | Home::System(_) | Home::Device(..) => panic!("a stale entry"),
         }
     }
 

@@ -179,7 +179,7 @@ impl<S: Space> Mirror<S> {
                 }
                 Request::Read | Request::Snapshot => match self.load_page(vpn, &mut page) {
                     Step::Done if !copier(index, &mut page) => Step::BadBuffer,
-                    step => step,
+                    step @ (Step::Done | Step::Missing | Step::BadBuffer) => step,
                 },
             };
             if !matches!(step, Step::Done) {
@@ -291,11 +291,22 @@ impl<S: Space> Mirror<S> {
     }
 
     fn make_exclusive(&self, range: PageRange) -> Result<(), Failure> {
-        range.iter().try_for_each(|page| {
-            self.space.make_exclusive(self.device, page, &mut |addr| {
-                self.notifier.table().set(page, Entry { place: Place::Exclusive(addr), write: false });
-            })
-        })
+        range.iter().try_for_each(|page| self.make_page_exclusive(page))
+    }
+
+    fn make_page_exclusive(&self, page: Vpn) -> Result<(), Failure> {
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            // What was known of the page is not true any more; the change itself is not told.
+            self.notifier.table().remove(PageRange::new(page, 1));
+            let seq = self.notifier.read_begin();
+            let addr = self.notifier.watch().migrating(|| self.space.make_exclusive(self.device, page))?;
+            let entry = Entry { place: Place::Exclusive(addr), write: false };
+            if self.notifier.install(seq, |table| table.set(page, entry)).is_ok() {
+                return Ok(());
+            }
+        }
+        Err(Failure::Busy)
     }
 
     fn check_exclusive(&self, range: PageRange) -> Result<(), Failure> {

@@ -124,13 +124,13 @@ pub trait Space: Send + Sync + 'static {
         moved: &mut Moved<'_>,
     ) -> Result<(), Failure>;
 
-    /// Makes a page exclusive to the device. `map` is called with the address of its bytes, while they stand still; they
-    /// stay there until the notifiers hear that they do not.
+    /// Makes a page exclusive to the device. Returns the address of its bytes; they stay there until the notifiers hear that
+    /// they do not. This thread's [`Follow::migrating`] keeps the change itself from being heard.
     ///
     /// # Errors
     /// [`Failure::Fault`]: no memory there, or not for writing. [`Failure::Unsupported`]: not private anonymous memory.
     /// [`Failure::Busy`], [`Failure::NoMemory`].
-    fn make_exclusive(&self, device: Number, page: Vpn, map: &mut dyn FnMut(u64)) -> Result<(), Failure>;
+    fn make_exclusive(&self, device: Number, page: Vpn) -> Result<u64, Failure>;
 
     /// Copies the bytes of an exclusive page, whose address `make_exclusive` told. The only function that is called with
     /// the table locked: so long the bytes are there.

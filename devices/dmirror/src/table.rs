@@ -77,8 +77,8 @@ impl Follow {
         Self { owner, migrating: AtomicI32::new(NOBODY) }
     }
 
-    /// Does something in which the migrations of this thread are not told to the table.
-    pub(crate) fn migrating<R>(&self, work: impl FnOnce() -> R) -> R {
+    /// Does something in which what this thread migrates or makes exclusive is not told to the table.
+    pub fn migrating<R>(&self, work: impl FnOnce() -> R) -> R {
         self.migrating.store(gettid(), Ordering::Relaxed);
         let result = work();
         self.migrating.store(NOBODY, Ordering::Relaxed);
@@ -90,7 +90,7 @@ impl Watch for Follow {
     type Table = Table;
 
     fn ignores(&self, change: &Change) -> bool {
-        change.cause == Cause::Migrate
+        matches!(change.cause, Cause::Migrate | Cause::Exclusive)
             && change.owner == Some(self.owner)
             && self.migrating.load(Ordering::Relaxed) == gettid()
     }

@@ -78,6 +78,12 @@ fn int(result: libc::c_long) -> c_int {
     c_int::try_from(result).unwrap_or(-1)
 }
 
+/// The address that a system call has returned.
+#[expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
+pub(super) const fn address(result: libc::c_long) -> usize {
+    result.cast_unsigned() as usize
+}
+
 /// What a function of libc returns for an error.
 pub(super) fn fail(errno: Errno) -> c_int {
     // SAFETY: gives this thread's errno.

@@ -49,7 +49,7 @@ pub(crate) unsafe fn map(
     };
     // SAFETY: the system call, with the caller's arguments but for the file.
     let result = unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, file.as_raw_fd(), 0_i64) };
-    let start: *mut c_void = std::ptr::with_exposed_provenance_mut(result.cast_unsigned() as usize);
+    let start: *mut c_void = std::ptr::with_exposed_provenance_mut(super::calls::address(result));
     if start != libc::MAP_FAILED {
         // Without the right to read nothing can be there yet, and nothing is.
         // SAFETY: the new mapping, of which pages are read.

@@ -2,13 +2,14 @@
 //!
 //! Between setup and the end nothing of the program's memory is touched: this thread might wait for itself.
 
-use hmm::core::addr::{PAGE_SIZE, PageRange};
-use hmm::core::driver::{Select, Source};
+use hmm::core::addr::{PAGE_SIZE, PageRange, Vpn};
+use hmm::core::driver::{ExclusiveError, Select, Source};
 use hmm::core::state::PageState;
 use hmm::device::{Device, MemKind};
-use hmm_dmirror::{Drain, Failure, Fill, Moved, Number, owner_of};
+use hmm_dmirror::{Drain, Failure, Fill, Moved, Number, Space, owner_of};
 
 use super::space::EngineSpace;
+use super::writable::Writable;
 use crate::control;
 
 /// Pages of one migration.
@@ -94,6 +95,23 @@ impl EngineSpace {
         if no_memory { Err(Failure::NoMemory) } else { Ok(()) }
     }
 
+    /// Gives the device a page to itself. Returns where its bytes are.
+    pub(super) fn isolate(&self, device: Number, page: Vpn) -> Result<u64, Failure> {
+        let range = PageRange::new(page, 1);
+        self.manage(range);
+        let vma = self.vma(page).ok_or(Failure::Fault)?;
+        if !vma.readable || !Writable::is_now(self.runtime, range) {
+            return Err(Failure::Fault);
+        }
+        match self.runtime.engine().make_exclusive(page, owner_of(device)) {
+            Ok(exclusive) => Ok(exclusive.addr),
+            Err(ExclusiveError::ReadOnly(_) | ExclusiveError::Poisoned(_)) => Err(Failure::Fault),
+            Err(ExclusiveError::Unmanaged(_)) => Err(Failure::Unsupported),
+            Err(ExclusiveError::NoMemory(_)) => Err(Failure::NoMemory),
+            Err(_) => Err(Failure::Busy),
+        }
+    }
+
     /// Brings home what is on the device, wherever that is. What a fault or an event has in its hands comes home or is
     /// given up by itself.
     pub(super) fn bring_home(&self, device: Number) {
@@ -101,10 +119,8 @@ impl EngineSpace {
         let engine = self.runtime.engine();
         let mut pages = Vec::new();
         engine.for_each_absent(&mut |page| pages.push(page));
-        pages.retain(|page| match engine.state(*page) {
-            PageState::Device { frame } => frame.device == id.number(),
-            _ => false,
-        });
+        let is_there = |state| matches!(state, PageState::Device { frame } if frame.device == id.number());
+        pages.retain(|page| is_there(engine.state(*page)));
         let mut rest = &pages[..];
         while let Some(first) = rest.first() {
             let range = PageRange::new(*first, MAX_PAGES);

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use hmm::core::DeviceId;
 use hmm::core::addr::{PAGE_SIZE, PageRange, Vpn};
 use hmm::core::mirror::{Found, Pfn, RangeError, RangeFault, Request as Wanted};
-use hmm::core::DeviceId;
 use hmm::core::notifier::{Notifier, Notifiers, Sequence};
 use hmm::runtime::Runtime;
 use hmm::uapi::maps::Perms;
@@ -126,11 +126,18 @@ impl Space for EngineSpace {
         self.to_system(device, range, drain, moved)
     }
 
-    fn make_exclusive(&self, _device: Number, _page: Vpn, _map: &mut dyn FnMut(u64)) -> Result<(), Failure> {
-        Err(Failure::Unsupported)
+    fn make_exclusive(&self, device: Number, page: Vpn) -> Result<u64, Failure> {
+        self.isolate(device, page)
     }
 
-    fn load_exclusive(&self, _addr: u64, _to: &mut [u8; PAGE_SIZE]) {}
+    fn load_exclusive(&self, addr: u64, to: &mut [u8; PAGE_SIZE]) {
+        let slot: *const u8 = std::ptr::with_exposed_provenance(usize::try_from(addr).unwrap_or(0));
+        // SAFETY:
+        // 1. the address is that of a slot of staging, which holds a page as long as the caller's entry is there; it is
+        //    there while the caller holds the lock of its table.
+        // 2. nobody else uses the page meanwhile: it is exclusive.
+        unsafe { std::ptr::copy_nonoverlapping(slot, to.as_mut_ptr(), PAGE_SIZE) };
+    }
 
     fn evict(&self, device: Number) {
         self.bring_home(device);
