@@ -103,7 +103,8 @@ impl Hints {
         split(&mut ranges, range.start);
         split(&mut ranges, range.end);
         let mut gap = range.start;
-        let parts: Vec<_> = ranges.range(range.start..range.end).map(|(start, value)| (*start, *value)).collect();
+        let parts: Vec<_> =
+            ranges.range(range.start..range.end).map(|(start, value)| (*start, *value)).collect();
         let mut put = |start: Vpn, end: Vpn, mut hint: Hint| {
             if start < end {
                 hint.take(advice);

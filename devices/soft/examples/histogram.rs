@@ -18,7 +18,8 @@ fn histogram(nr: usize) -> Result<()> {
     let space = AddressSpace::builder().build()?;
     let build = || -> Result<Soft> { Ok(Soft::builder(&space)?.memory(8 << 20).units(2).build()?) };
     let (one, two) = (build()?, build()?);
-    let data: Vec<u8> = (0..nr as u64).map(|index| (index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
+    let data: Vec<u8> =
+        (0..nr as u64).map(|index| (index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
     let bins: Vec<AtomicU64> = (0..NR_BINS).map(|_| AtomicU64::new(0)).collect();
     let mut expected = [0_u64; NR_BINS];
     data.iter().for_each(|byte| expected[usize::from(*byte)] += 1);

@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn a_write_stands_for_a_read() {
-        let mut batch = vec![fault(2, false), fault(1, true), fault(2, true), fault(1, true), fault(3, false)];
+        let mut batch =
+            vec![fault(2, false), fault(1, true), fault(2, true), fault(1, true), fault(3, false)];
         drop_duplicates(&mut batch);
         assert_eq!(batch, [fault(1, true), fault(2, true), fault(3, false)]);
     }

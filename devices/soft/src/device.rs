@@ -41,7 +41,13 @@ impl Shared {
     ///
     /// `ahead` are further pages that the unit is about to access in the same way: their faults are raised along.
     #[cold]
-    pub(crate) fn translate(&self, core: &Core, addr: u64, write: bool, ahead: u64) -> Result<(), DeviceFault> {
+    pub(crate) fn translate(
+        &self,
+        core: &Core,
+        addr: u64,
+        write: bool,
+        ahead: u64,
+    ) -> Result<(), DeviceFault> {
         let page = Vpn::of_addr(addr);
         loop {
             let entry = {

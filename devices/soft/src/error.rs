@@ -10,10 +10,14 @@ use crate::trap::TrapError;
 #[non_exhaustive]
 pub enum BuildError {
     /// A device of nothing.
-    #[error("a device has at least one unit and one page of memory ({PAGE_SIZE} bytes), and at most 2^32 pages")]
+    #[error(
+        "a device has at least one unit and one page of memory ({PAGE_SIZE} bytes), and at most 2^32 pages"
+    )]
     Size,
     /// Memory for the device.
-    #[error("cannot get memory for the device: {0}; give it less (`memory`), or raise the limit (`ulimit -v`)")]
+    #[error(
+        "cannot get memory for the device: {0}; give it less (`memory`), or raise the limit (`ulimit -v`)"
+    )]
     Memory(Errno),
     /// No view of the process's mappings.
     #[error("cannot read the process's mappings: {0}; mount /proc")]
@@ -61,7 +65,9 @@ impl Why {
 
     const fn text(self) -> &'static str {
         match self {
-            Self::NoMapping => "there is no memory that a device may access; give the kernel a pointer to a mapping",
+            Self::NoMapping => {
+                "there is no memory that a device may access; give the kernel a pointer to a mapping"
+            }
             Self::Permission => "the mapping is read-only",
             Self::NoMemory => "the system has no memory for the page",
             Self::Misaligned => "the address is no multiple of the value's size",

@@ -91,7 +91,8 @@ impl Fake {
         let mut state = self.state.lock().unwrap();
         let mut nr = 0;
         for page in range.iter() {
-            let Some((device, frame)) = state.away.get(&page).copied().filter(|(device, _)| which(*device)) else {
+            let Some((device, frame)) = state.away.get(&page).copied().filter(|(device, _)| which(*device))
+            else {
                 continue;
             };
             state.away.remove(&page);
@@ -123,7 +124,8 @@ impl Host for Fake {
 
     fn remove(&self, device: u8) {
         let all = PageRange { start: Vpn(0), end: Vpn(1 << 35) };
-        let away: Vec<_> = self.state.lock().unwrap().away.keys().copied().filter(|p| all.contains(*p)).collect();
+        let away: Vec<_> =
+            self.state.lock().unwrap().away.keys().copied().filter(|p| all.contains(*p)).collect();
         away.into_iter().for_each(|page| {
             self.bring_home(PageRange::new(page, 1), |of| of == device);
         });

@@ -91,7 +91,12 @@ impl Memory {
     }
 
     /// Copies a page directly from another device of this kind, whose units have no entry for it.
-    pub(crate) fn copy_page(&self, frame: DevicePfn, peer: &Self, from: DevicePfn) -> Result<(), DeviceError> {
+    pub(crate) fn copy_page(
+        &self,
+        frame: DevicePfn,
+        peer: &Self,
+        from: DevicePfn,
+    ) -> Result<(), DeviceError> {
         let from = peer.frame(from, FULL)?;
         let to = self.frame(frame, EMPTY)?;
         // SAFETY: as in `store_page` and `fetch_page`; they are different frames, because one was handed out and not
@@ -181,7 +186,11 @@ mod tests {
         let mut frames = [DevicePfn(0); 2];
         assert_eq!(one.alloc(&mut frames), 2);
         one.store_page(frames[1], &[7; PAGE_SIZE]).unwrap();
-        assert_eq!(two.copy_page(DevicePfn(3), &one, frames[1]), Err(DeviceError::Unsupported), "not handed out");
+        assert_eq!(
+            two.copy_page(DevicePfn(3), &one, frames[1]),
+            Err(DeviceError::Unsupported),
+            "not handed out"
+        );
         assert_eq!(two.alloc(&mut frames[..1]), 1);
         two.copy_page(frames[0], &one, frames[1]).unwrap();
         let mut page = [0; PAGE_SIZE];

@@ -28,7 +28,9 @@ impl Room {
     pub(crate) fn came(&mut self, range: PageRange) {
         match self.came.back_mut() {
             // Pages of one run leave together.
-            Some(last) if last.end == range.start && last.nr_pages() + range.nr_pages() <= BLOCK_PAGES as u64 => {
+            Some(last)
+                if last.end == range.start && last.nr_pages() + range.nr_pages() <= BLOCK_PAGES as u64 =>
+            {
                 last.end = range.end;
             }
             _ => self.came.push_back(range),

@@ -230,7 +230,8 @@ fn try_map(device: &Shared, run: PageRange, faults: &[Fault]) -> Result<(), Faul
             continue;
         }
         let may_write = |index| may_write(device, run.start.add(index as u64), wants[index]);
-        let entered: Vec<_> = found.iter().enumerate().map(|(index, found)| (*found, may_write(index))).collect();
+        let entered: Vec<_> =
+            found.iter().enumerate().map(|(index, found)| (*found, may_write(index))).collect();
         if let Ok(in_place) = device.notifier.install(seq, |table| enter(device, table, run, &entered)) {
             device.stats.in_place.add(in_place);
             return Ok(());
@@ -245,7 +246,8 @@ fn try_map(device: &Shared, run: PageRange, faults: &[Fault]) -> Result<(), Faul
 fn recall(device: &Shared, run: PageRange, wants: &[Want], found: &[Found]) -> bool {
     let mut any = false;
     for (index, (want, found)) in wants.iter().zip(found).enumerate() {
-        if *want != Want::Look && matches!(found, Found::Frame { device: peer, .. } if *peer != device.index) {
+        if *want != Want::Look && matches!(found, Found::Frame { device: peer, .. } if *peer != device.index)
+        {
             device.host.migrate_home(device.owner, PageRange::new(run.start.add(index as u64), 1));
             any = true;
         }

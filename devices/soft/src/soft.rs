@@ -107,7 +107,8 @@ impl Builder {
         let cores = Arc::new(OwnSlice::<Core>::new(self.nr_units).map_err(BuildError::Memory)?);
         cores.iter().for_each(Core::reset);
         let memory = Arc::new(Memory::new(nr_frames).map_err(BuildError::Memory)?);
-        let table = Table::new(self.nr_nodes, Arc::clone(&cores), memory.addr()).map_err(BuildError::Memory)?;
+        let table =
+            Table::new(self.nr_nodes, Arc::clone(&cores), memory.addr()).map_err(BuildError::Memory)?;
         let stats = Arc::new(Stats::default());
         let mirror = Mirror::new(Arc::clone(&cores), Arc::clone(&stats));
         let Group { owner, peers } = self.group;

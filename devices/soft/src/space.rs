@@ -104,7 +104,9 @@ impl Host for Space {
 
     fn clip(&self, page: Vpn, range: PageRange) -> PageRange {
         match self.maps.next_vma(page.addr()) {
-            Ok(Some(vma)) if vma.start <= page.addr() => range.intersect(PageRange::of_bytes(vma.start, vma.end)),
+            Ok(Some(vma)) if vma.start <= page.addr() => {
+                range.intersect(PageRange::of_bytes(vma.start, vma.end))
+            }
             Ok(_) | Err(_) => PageRange::new(page, 1),
         }
     }
@@ -148,7 +150,9 @@ impl Host for Space {
         for (found, pfn) in found.iter_mut().zip(&pfns) {
             *found = match pfn.found {
                 mirror::Found::None | mirror::Found::Error => Found::None,
-                mirror::Found::System { .. } | mirror::Found::Coherent(..) => Found::System { write: pfn.write },
+                mirror::Found::System { .. } | mirror::Found::Coherent(..) => {
+                    Found::System { write: pfn.write }
+                }
                 mirror::Found::Private(frame) => Found::Frame { device: frame.device, frame: frame.pfn },
             };
         }

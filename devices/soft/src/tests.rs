@@ -18,7 +18,10 @@ fn device(fake: &Arc<Fake>, nr_pages: usize, nr_units: usize) -> Soft {
 }
 
 /// Runs a kernel on one unit, and gives its result back.
-fn run<R: Send>(soft: &Soft, kernel: impl Fn(&Unit<'_>) -> Result<R, DeviceFault> + Sync) -> Result<R, DeviceFault> {
+fn run<R: Send>(
+    soft: &Soft,
+    kernel: impl Fn(&Unit<'_>) -> Result<R, DeviceFault> + Sync,
+) -> Result<R, DeviceFault> {
     let result = std::sync::Mutex::new(None);
     // SAFETY: tests access memory of their own, which nobody holds references to.
     let launched = unsafe {

@@ -3,7 +3,7 @@
 use hmm_core::driver::{RefusedDestination, Select, SetupError, Skip, Source};
 use hmm_core::notifier::Cause;
 use hmm_core::{Outcome, addr};
-use hmm_model::{Op, Pattern, Span};
+use hmm_model::{Op, Span};
 
 use super::{DATA, Fixture, range, vpn};
 
