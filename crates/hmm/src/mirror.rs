@@ -7,15 +7,16 @@
 //! The kernel tells of no change of protection (`mprotect`), and of no change at all in memory that is not registered. Who
 //! makes such a change announces it: [`AddressSpace::protect`] and [`Runtime::announce`] do.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hmm_core::addr::{PageRange, Vpn};
-use hmm_core::driver::{Collected, Migration, Select, SetupError};
+use hmm_core::driver::{Collected, Exclusive, ExclusiveError, Migration, RemoveError, Select, SetupError};
 use hmm_core::mirror::{RangeError, RangeFault};
 use hmm_core::notifier::{Cause, Change, Changing, EmptyRange, Notifier, Owner, Sequence, Watch};
 use hmm_core::{DeviceId, TooManyDevices};
-use hmm_device::Device;
+use hmm_device::{Device, DevicePfn};
 use hmm_uapi::maps::Perms;
 use rustix::io::Errno;
 
@@ -46,7 +47,29 @@ pub enum MigrateError {
     Setup(#[from] SetupError),
 }
 
+/// Why a device does not get a page to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TakeError {
+    /// The memory is not managed, and cannot be.
+    #[error(transparent)]
+    Manage(#[from] ManageError),
+    /// The page cannot be had.
+    #[error(transparent)]
+    Exclusive(#[from] ExclusiveError),
+}
+
 impl Runtime {
+    /// Gives a device a page to itself, until the CPU touches it; see [`hmm_core::driver::Exclusive`]. Memory that is not
+    /// managed yet is from now on ([`manage`](Self::manage)).
+    ///
+    /// # Errors
+    /// [`TakeError`].
+    pub fn make_exclusive(&self, page: Vpn, owner: Owner) -> Result<Exclusive, TakeError> {
+        self.manage(PageRange::new(page, 1))?;
+        Ok(self.engine().make_exclusive(page, owner)?)
+    }
+
     /// Begins the migration of a range by a driver; see [`hmm_core::driver`]. Memory that is not managed yet is from now
     /// on ([`manage`](Self::manage)).
     ///
@@ -132,6 +155,45 @@ impl Runtime {
 }
 
 impl AddressSpace {
+    /// Gives a device a page to itself, until the CPU touches it; see [`hmm_core::driver::Exclusive`]. Memory that is not
+    /// managed yet is from now on.
+    ///
+    /// # Errors
+    /// [`TakeError`].
+    pub fn make_exclusive(&self, page: Vpn, owner: Owner) -> Result<Exclusive, TakeError> {
+        let _inside = callers::enter();
+        self.runtime().make_exclusive(page, owner)
+    }
+
+    /// Takes pages of the range that devices have to themselves back from them.
+    pub fn revoke(&self, range: PageRange) {
+        let _inside = callers::enter();
+        self.runtime().engine().revoke(range);
+    }
+
+    /// Collects pages by the frames that they are in; see [`Engine::migrate_device_range`](hmm_core::Engine).
+    ///
+    /// # Errors
+    /// [`SetupError::NotYours`].
+    pub fn migrate_device_range(
+        &self,
+        device: DeviceId,
+        frames: Range<DevicePfn>,
+        owner: Owner,
+    ) -> Result<Migration<'_, Mm, Collected>, SetupError> {
+        let _inside = callers::enter();
+        self.runtime().engine().migrate_device_range(device, frames, owner)
+    }
+
+    /// Removes a driver's device: brings every page home that is there.
+    ///
+    /// # Errors
+    /// [`RemoveError`]; removing it again goes on.
+    pub fn remove_device(&self, device: DeviceId) -> Result<(), RemoveError> {
+        let _inside = callers::enter();
+        self.runtime().engine().remove_device(device)
+    }
+
     /// See [`Runtime::migrate_setup`].
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-use crate::addr::{PageRange, Slot, SlotRun, Vpn};
+use crate::addr::{BLOCK_PAGES, PageRange, Slot, SlotRun};
 use crate::bits::PageSet;
 use crate::driver::{Collected, Committed, Destination, Entry, Migration, Source};
 use crate::engine::Engine;
@@ -13,26 +13,13 @@ use crate::staging::Left;
 use crate::state::{Frame, PageState, Ticket};
 use crate::table::States;
 
-/// A page whose bytes are in a slot, and that goes back to the program.
-#[derive(Clone, Copy)]
-struct Homing {
-    page: Vpn,
-    slot: Slot,
-    /// A frame on a tier that may still hold it.
-    copy: Option<Frame>,
-}
-
-impl Homing {
-    /// Whether the two can be mapped in one call.
-    fn is_followed_by(self, next: Self) -> bool {
-        next.page == self.page.add(1) && next.slot == self.slot.add(1) && next.slot.bay() == self.slot.bay()
-    }
-}
-
 /// What is left to do for a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Settled {
     Done,
-    Home(Homing),
+    /// Its bytes are in that slot, and go back to the program.
+    Home(Slot),
+    /// It is not where it was.
     Elsewhere,
 }
 
@@ -86,7 +73,7 @@ impl<K: Kernel, Stage> Drop for Migration<'_, K, Stage> {
         }
         let engine = self.engine;
         let gate = engine.gate();
-        for chunk in self.entries.chunk_by(same_block) {
+        for chunk in self.entries.chunk_by_mut(same_block) {
             engine.settle_block(chunk, self.ticket);
         }
         engine.end_moved(self.ticket);
@@ -140,26 +127,29 @@ impl<K: Kernel> Engine<K> {
         true
     }
 
-    /// Ends the hold on pages of one block. The caller holds the gate.
-    fn settle_block(&self, chunk: &[Entry], ticket: Ticket) {
+    /// Ends the hold on pages of one block. The caller holds the gate. Nothing is allocated: with the block locked, memory
+    /// that could be away must not be touched.
+    fn settle_block(&self, chunk: &mut [Entry], ticket: Ticket) {
         let id = chunk[0].page.block();
         let mut states = self.table.block(id).lock();
-        let mut run: Vec<Homing> = Vec::new();
-        let mut elsewhere: Vec<&Entry> = Vec::new();
-        for entry in chunk {
-            match self.settle_page(&mut states, entry, ticket) {
-                Settled::Done => {}
-                Settled::Elsewhere => elsewhere.push(entry),
-                Settled::Home(homing) => {
-                    if run.last().is_some_and(|last| !last.is_followed_by(homing)) {
-                        self.bring_home(&mut states, &run);
-                        run.clear();
-                    }
-                    run.push(homing);
-                }
+        // Neighbours that are in neighbouring slots go home together.
+        let (mut first, mut end, mut slot) = (0, 0, Slot(0));
+        for number in 0..chunk.len() {
+            let settled = self.settle_page(&mut states, &chunk[number], ticket);
+            chunk[number].elsewhere = settled == Settled::Elsewhere;
+            let Settled::Home(at) = settled else { continue };
+            let offset = number - first;
+            let follows = number == end
+                && offset < BLOCK_PAGES - slot.index()
+                && at == slot.add(offset)
+                && chunk[number].page == chunk[first].page.add(offset as u64);
+            if !follows {
+                self.bring_home(&mut states, &chunk[first..end], slot);
+                (first, slot) = (number, at);
             }
+            end = number + 1;
         }
-        self.bring_home(&mut states, &run);
+        self.bring_home(&mut states, &chunk[first..end], slot);
         self.note_resident(id, &mut states);
         drop(states);
         // Whoever waits for one of the pages looks again.
@@ -168,7 +158,7 @@ impl<K: Kernel> Engine<K> {
                 self.kernel.wake(PageRange::new(run[0].page, run.len() as u64));
             }
         }
-        elsewhere.into_iter().for_each(|entry| self.settle_elsewhere(entry));
+        chunk.iter().filter(|entry| entry.elsewhere).for_each(|entry| self.settle_elsewhere(entry));
     }
 
     /// Ends the hold on one page. What goes from a slot to the program is `Storing` still.
@@ -182,7 +172,7 @@ impl<K: Kernel> Engine<K> {
                 if !matches!(states.get(index), PageState::Storing { slot } if slot == entry.slot) {
                     return Settled::Elsewhere;
                 }
-                return Settled::Home(Homing { page: entry.page, slot: entry.slot, copy: entry.copy });
+                return Settled::Home(entry.slot);
             }
             Source::Hole if !entry.migrated => self.give_back(destination),
             Source::Private(old) | Source::Coherent(old) => {
@@ -192,7 +182,7 @@ impl<K: Kernel> Engine<K> {
                     // From here on the slot is where its bytes are.
                     self.forget_frame(old);
                     states.set(index, PageState::Storing { slot });
-                    return Settled::Home(Homing { page: entry.page, slot, copy: None });
+                    return Settled::Home(slot);
                 }
                 if !entry.migrated || matches!(destination, Destination::System(_)) {
                     self.give_back(destination);
@@ -214,33 +204,34 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Gives a run of pages from slots to the program. What cannot be mapped now waits in staging.
-    fn bring_home(&self, states: &mut States, run: &[Homing]) {
-        let mut rest = run;
-        while let Some(first) = rest.first() {
+    /// Gives a run of pages, from the slots that begin at `slot`, to the program. What cannot be mapped now waits in
+    /// staging.
+    fn bring_home(&self, states: &mut States, run: &[Entry], slot: Slot) {
+        let mut done = 0;
+        while let Some(first) = run.get(done) {
             let extent = self.kernel.extent(first.page);
-            let within = rest.iter().take_while(|homing| extent.contains(homing.page)).count().max(1);
-            let slots = SlotRun { start: first.slot, len: within };
+            let within = run[done..].iter().take_while(|entry| extent.contains(entry.page)).count().max(1);
+            let slots = SlotRun { start: slot.add(done), len: within };
             let mapped = self.give_home(slots, PageRange::new(first.page, within as u64));
-            for homing in &rest[..mapped.done] {
-                states.set(homing.page.index(), PageState::System { copy: homing.copy });
+            for entry in &run[done..done + mapped.done] {
+                states.set(entry.page.index(), PageState::System { copy: entry.copy });
             }
-            self.staging.put(SlotRun { start: first.slot, len: mapped.done }, mapped.left);
-            rest = &rest[mapped.done..];
-            let (Some(stopped), Some(stop)) = (rest.first(), mapped.stop) else { continue };
+            self.staging.put(SlotRun { start: slots.start, len: mapped.done }, mapped.left);
+            done += mapped.done;
+            let (Some(stopped), Some(stop)) = (run.get(done), mapped.stop) else { continue };
             if stop == Stop::Exists {
                 // The program has a page there that we know nothing of; what it maps is the truth.
                 states.set(stopped.page.index(), PageState::System { copy: stopped.copy });
-                self.staging.put(SlotRun { start: stopped.slot, len: 1 }, Left::Memory);
+                self.staging.put(SlotRun { start: slot.add(done), len: 1 }, Left::Memory);
                 self.charge_found(1);
                 self.kernel.wake(PageRange::new(stopped.page, 1));
-                rest = &rest[1..];
+                done += 1;
                 continue;
             }
-            for homing in rest {
-                let Homing { page, slot, copy } = *homing;
-                states.set(page.index(), PageState::Staged { slot, copy });
-                self.staging.stage(slot, page);
+            for (offset, entry) in run.iter().enumerate().skip(done) {
+                let slot = slot.add(offset);
+                states.set(entry.page.index(), PageState::Staged { slot, copy: entry.copy });
+                self.staging.stage(slot, entry.page);
             }
             return;
         }

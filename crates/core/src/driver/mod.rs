@@ -60,7 +60,7 @@ use crate::addr::{BLOCK_PAGES, PageRange, Slot, Vpn};
 use crate::engine::Engine;
 use crate::kernel::Kernel;
 use crate::notifier::Owner;
-use crate::registry::Member;
+use crate::registry::{MAX_DEVICES, Member};
 use crate::state::{Frame, Ticket};
 
 pub use destination::RefusedDestination;
@@ -152,11 +152,21 @@ pub struct Entry {
     copy: Option<Frame>,
     destination: Destination,
     migrated: bool,
+    /// When the migration ended its page was not where it was.
+    elsewhere: bool,
 }
 
 impl Entry {
     fn new(page: Vpn, source: Source) -> Self {
-        Self { page, source, slot: Slot(0), copy: None, destination: Destination::Stay, migrated: false }
+        Self {
+            page,
+            source,
+            slot: Slot(0),
+            copy: None,
+            destination: Destination::Stay,
+            migrated: false,
+            elsewhere: false,
+        }
     }
 
     /// The page.
@@ -236,7 +246,8 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
             owner,
             ticket: engine.new_ticket(),
             entries: Vec::with_capacity(usize::try_from(range.nr_pages()).unwrap_or(0).min(MAX_PAGES)),
-            devices: Vec::new(),
+            // All memory is allocated now, see `settle_block`.
+            devices: Vec::with_capacity(MAX_DEVICES),
             stage: PhantomData,
         }
     }

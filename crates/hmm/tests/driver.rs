@@ -1,0 +1,212 @@
+//! Drivers on the real kernel: migration both ways, exclusive access, and devices that are removed, while threads of the
+//! program use the memory.
+
+#![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::{MIB, within};
+use hmm::core::DeviceId;
+use hmm::core::addr::{BLOCK_PAGES, PageRange, Vpn};
+use hmm::core::driver::Select;
+use hmm::core::notifier::Owner;
+use hmm::device::{Device, Ram};
+use hmm::{AddressSpace, Region};
+
+const MINE: Owner = Owner(1);
+const WORDS_A_PAGE: usize = 512;
+
+struct Driver {
+    space: AddressSpace,
+    device: Arc<Ram>,
+    id: DeviceId,
+}
+
+impl Driver {
+    fn new() -> Self {
+        let space = AddressSpace::builder().build().expect("userfaultfd can be had");
+        let device = Arc::new(Ram::new(16 * 1024));
+        let id = space.add_device(Arc::clone(&device) as _, MINE).expect("there are few devices");
+        Self { space, device, id }
+    }
+
+    fn region(&self, bytes: usize) -> (Region, PageRange) {
+        let region = self.space.alloc(bytes).expect("there is memory");
+        let start = region.as_ptr().expose_provenance() as u64;
+        (region, PageRange::of_bytes(start, start + bytes as u64))
+    }
+
+    /// Takes a range to the device, a block at a time. Returns how many pages went.
+    fn take(&self, range: PageRange) -> usize {
+        parts(range)
+            .map(|part| {
+                let mut migration = self.space.migrate_setup(part, Select::SYSTEM, MINE).expect("is managed");
+                migration.store(self.id).expect("is ours");
+                migration.pages().finalize()
+            })
+            .sum()
+    }
+
+    fn bring(&self, range: PageRange) -> usize {
+        parts(range)
+            .map(|part| {
+                let mut migration =
+                    self.space.migrate_setup(part, Select::PRIVATE, MINE).expect("is managed");
+                migration.fetch();
+                migration.pages().finalize()
+            })
+            .sum()
+    }
+
+    fn nr_used(&self) -> u64 {
+        self.device.usage().frames
+    }
+}
+
+fn parts(range: PageRange) -> impl Iterator<Item = PageRange> {
+    let step = BLOCK_PAGES as u64;
+    (range.start.0..range.end.0)
+        .step_by(BLOCK_PAGES)
+        .map(move |start| PageRange { start: Vpn(start), end: Vpn((start + step).min(range.end.0)) })
+}
+
+fn fill(region: &mut Region) {
+    region.as_mut_slice::<u64>().iter_mut().zip(1..).for_each(|(word, value)| *word = value * 3);
+}
+
+fn verify(region: &Region) {
+    for (word, value) in region.as_slice::<u64>().iter().zip(1..) {
+        assert_eq!(*word, value * 3);
+    }
+}
+
+#[test]
+fn everything_goes_and_comes_back() {
+    within(60, || {
+        let driver = Driver::new();
+        let (mut region, range) = driver.region(8 * MIB);
+        fill(&mut region);
+        let nr_pages = 8 * MIB / 4096;
+        assert_eq!(driver.take(range), nr_pages);
+        assert_eq!(driver.nr_used(), nr_pages as u64);
+        verify(&region);
+        assert_eq!(driver.nr_used(), 0, "touched pages leave their frames");
+        assert_eq!(driver.take(range), nr_pages);
+        assert_eq!(driver.bring(range), nr_pages);
+        assert_eq!(driver.nr_used(), 0);
+        verify(&region);
+    });
+}
+
+#[test]
+fn holes_become_frames_of_zeroes() {
+    within(60, || {
+        let driver = Driver::new();
+        let (region, range) = driver.region(MIB);
+        assert_eq!(driver.take(range), MIB / 4096);
+        assert!(region.as_slice::<u64>().iter().all(|word| *word == 0));
+    });
+}
+
+#[test]
+fn threads_count_on_while_their_pages_come_and_go() {
+    within(120, || {
+        let driver = Driver::new();
+        let (region, range) = driver.region(4 * MIB);
+        let nr_pages = 4 * MIB / 4096;
+        let word = |page: usize| {
+            let at = region.as_ptr().wrapping_add(page * 4096).cast::<u64>();
+            // SAFETY: inside of the region, aligned, and accessed by atomics only while the threads run.
+            unsafe { AtomicU64::from_ptr(at) }
+        };
+        let stop = AtomicBool::new(false);
+        let (mut nr_taken, mut nr_brought) = (0, 0);
+        let sums: Vec<u64> = std::thread::scope(|scope| {
+            let counters: Vec<_> = (0..2)
+                .map(|number| {
+                    let (stop, word) = (&stop, &word);
+                    scope.spawn(move || {
+                        let mut nr_added = 0;
+                        let mut page = number * 7;
+                        while !stop.load(Ordering::Relaxed) {
+                            page = (page * 5 + 3 + number) % nr_pages;
+                            word(page).fetch_add(1, Ordering::Relaxed);
+                            nr_added += 1;
+                        }
+                        nr_added
+                    })
+                })
+                .collect();
+            for _ in 0..30 {
+                nr_taken += driver.take(range);
+                nr_brought += driver.bring(range);
+            }
+            stop.store(true, Ordering::Relaxed);
+            counters.into_iter().map(|thread| thread.join().expect("counts")).collect()
+        });
+        let counted: u64 = (0..nr_pages).map(|page| word(page).load(Ordering::Relaxed)).sum();
+        assert_eq!(counted, sums.iter().sum::<u64>(), "I3: no lost write");
+        assert!(nr_taken > nr_pages && nr_brought > 0, "{nr_taken} pages went, {nr_brought} were brought");
+        assert_eq!(driver.nr_used(), 0);
+    });
+}
+
+#[test]
+fn a_device_adds_to_a_word_that_the_cpu_adds_to() {
+    within(60, || {
+        let driver = Driver::new();
+        let (region, range) = driver.region(MIB);
+        let on_cpu = region.as_ptr().cast::<u64>();
+        let nr_rounds = 200;
+        for _ in 0..nr_rounds {
+            let exclusive = driver.space.make_exclusive(range.start, MINE).expect("is private memory");
+            let device_at = std::ptr::with_exposed_provenance_mut::<u64>(
+                usize::try_from(exclusive.addr).expect("an address"),
+            );
+            // SAFETY: the page is the device's until the CPU touches it, which this thread does below only.
+            unsafe { *device_at += 1 };
+            // SAFETY: the region's first word; nobody else writes to it.
+            unsafe { *on_cpu += 1 };
+        }
+        assert_eq!(region.as_slice::<u64>()[0], 2 * nr_rounds);
+    });
+}
+
+#[test]
+fn a_device_is_removed_in_use() {
+    within(60, || {
+        let driver = Driver::new();
+        let (mut region, range) = driver.region(4 * MIB);
+        fill(&mut region);
+        assert_eq!(driver.take(range), 4 * MIB / 4096);
+        driver.space.remove_device(driver.id).expect("there is memory for its pages");
+        assert_eq!(driver.nr_used(), 0);
+        verify(&region);
+        assert!(driver.space.remove_device(driver.id).is_err());
+    });
+}
+
+#[test]
+fn memory_that_is_given_up_frees_its_frames() {
+    within(60, || {
+        let driver = Driver::new();
+        let (mut region, range) = driver.region(4 * MIB);
+        fill(&mut region);
+        driver.take(range);
+        // SAFETY: the region's own memory, which reads as zeroes from here on.
+        let discarded = unsafe {
+            hmm::uapi::sys::madvise(
+                hmm::uapi::AddrRange::new(range.start.addr(), MIB as u64),
+                hmm::uapi::mapping::Advice::DontNeed,
+            )
+        };
+        discarded.expect("may be discarded");
+        assert_eq!(driver.nr_used(), (3 * MIB / 4096) as u64);
+        assert!(region.as_slice::<u64>()[..MIB / 4096 * WORDS_A_PAGE].iter().all(|word| *word == 0));
+        drop(region);
+        assert_eq!(driver.nr_used(), 0);
+    });
+}
