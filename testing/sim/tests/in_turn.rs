@@ -3,14 +3,23 @@
 #![cfg(test)]
 
 use hmm_model::Op;
-use hmm_sim::{Failure, Noise, Report, Setup, ops_of, run, seeds};
+use hmm_sim::{DeviceSetup, Failure, Noise, Report, Setup, ops_of, run, seeds};
 
 const NR_OPS: usize = 40;
 const NOISES: [Noise; 2] = [Noise::NONE, Noise { program: 8, engine: 3 }];
 
-/// Programs to go through, each in a quiet and in a noisy world.
+/// The device of a driver.
+const DRIVEN: DeviceSetup = DeviceSetup { capacity_pages: 20, keeps_copies: false };
+
+/// Programs to go through, each in a quiet world, in a noisy one, and every second in one with a driver.
 fn programs(default: u64) -> impl Iterator<Item = (Setup, Vec<Op>, Report)> {
-    seeds(default).flat_map(|seed| NOISES.map(|noise| Setup::small(seed, noise))).map(|setup| {
+    let driven = |seed| Setup { drivers: vec![DRIVEN], ..Setup::small(seed, NOISES[1]) };
+    let undriven = NOISES.map(|noise| move |seed| Setup::small(seed, noise));
+    let setups = move |seed: u64| {
+        let driven = seed.is_multiple_of(2).then(|| driven(seed));
+        undriven.map(|setup| setup(seed)).into_iter().chain(driven)
+    };
+    seeds(default).flat_map(setups).map(|setup| {
         let ops = ops_of(&setup, NR_OPS);
         let report = run(&setup, &ops);
         (setup, ops, report)

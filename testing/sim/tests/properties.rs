@@ -3,7 +3,7 @@
 #![cfg(test)]
 
 use hmm_model::{Arena, strategy};
-use hmm_sim::{Noise, Setup, run};
+use hmm_sim::{DeviceSetup, Noise, Setup, run};
 use proptest::prelude::*;
 
 /// Pages of one block's end and the next one's beginning are what the operations are about.
@@ -24,5 +24,12 @@ proptest! {
     #[test]
     fn programs_with_threads_read_what_they_wrote(seed: u64, ops in strategy::ops(ARENA, 30)) {
         run(&setup(seed, Noise { program: 6, engine: 2 }), &ops);
+    }
+
+    #[test]
+    fn programs_with_drivers_read_what_they_wrote(seed: u64, rarity in prop_oneof![Just(0), 10_u32..30], ops in strategy::ops(ARENA, 30)) {
+        let device = |capacity_pages| DeviceSetup { capacity_pages, keeps_copies: false };
+        let noisy = setup(seed, Noise { program: 6, engine: 3 });
+        run(&Setup { drivers: vec![device(40), device(600)], failure_rarity: rarity, ..noisy }, &ops);
     }
 }
