@@ -297,8 +297,16 @@ impl<S: Space> Mirror<S> {
     fn make_page_exclusive(&self, page: Vpn) -> Result<(), Failure> {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
-            // What was known of the page is not true any more; the change itself is not told.
-            self.notifier.table().remove(PageRange::new(page, 1));
+            // Now the page is in system memory, and nobody's: bringing it there in between would collide.
+            self.fault(PageRange::new(page, 1), Request::Write).map_err(|failure| match failure {
+                Failure::Permission => Failure::Fault,
+                Failure::Invalid
+                | Failure::Fault
+                | Failure::NoEntry
+                | Failure::NoMemory
+                | Failure::Busy
+                | Failure::Unsupported => failure,
+            })?;
             let seq = self.notifier.read_begin();
             let addr = self.notifier.watch().migrating(|| self.space.make_exclusive(self.device, page))?;
             let entry = Entry { place: Place::Exclusive(addr), write: false };

@@ -239,7 +239,29 @@ static void closed(int number)
 		CHECK(buffer[page] == 2);
 	check_filled(mem, 3);
 	CHECK(close(other) == 0);
-	printf("closed %d\n", number);
+	printf("closed_%s\n", number < 2 ? "private" : "coherent");
+}
+
+/* A page is the device's alone until the CPU, mprotect or the device's own write takes it back. */
+static void exclusive(void)
+{
+	int fd = open_device(1);
+	unsigned char *mem = memory(PROT_READ | PROT_WRITE), *buffer = memory(PROT_READ | PROT_WRITE);
+	struct command out;
+	fill(mem, 9);
+	CHECK(run(fd, EXCLUSIVE, mem, buffer, PAGES, &out) == 0 && out.copied == PAGES);
+	check_filled(buffer, 9);
+	CHECK(run(fd, CHECK_EXCLUSIVE, mem, buffer, PAGES, &out) == EPERM);
+	CHECK(mem[0] == 9);
+	CHECK(run(fd, CHECK_EXCLUSIVE, mem, buffer, 1, &out) == 0);
+	CHECK(run(fd, CHECK_EXCLUSIVE, mem + PAGE, buffer, 1, &out) == EPERM);
+	CHECK(run(fd, WRITE_PAGES, mem + PAGE, buffer, 1, &out) == 0 && out.faults == 1);
+	CHECK(mem[PAGE] == 9);
+	CHECK(mprotect(mem, PAGES * PAGE, PROT_READ) == 0);
+	CHECK(run(fd, CHECK_EXCLUSIVE, mem, buffer, PAGES, &out) == 0);
+	CHECK(run(fd, EXCLUSIVE, mem, buffer, 1, &out) == EFAULT);
+	CHECK(close(fd) == 0);
+	printf("exclusive\n");
 }
 
 int main(int argc, char **argv)
@@ -256,9 +278,12 @@ int main(int argc, char **argv)
 			sent();
 		else if (strcmp(argv[i], "mapped") == 0)
 			mapped();
-		else if (strcmp(argv[i], "closed") == 0)
-			for (int number = 0; number < 4; number += 2)
-				closed(number);
+		else if (strcmp(argv[i], "exclusive") == 0)
+			exclusive();
+		else if (strcmp(argv[i], "closed_private") == 0)
+			closed(0);
+		else if (strcmp(argv[i], "closed_coherent") == 0)
+			closed(2);
 		else
 			return 2;
 	}

@@ -42,7 +42,20 @@ fn a_mapping_of_the_device() {
 
 #[test]
 fn the_last_close_brings_everything_home() {
-    holds("closed", &["closed 0", "closed 2"]);
+    holds("closed_private", &["closed_private"]);
+}
+
+#[test]
+fn the_last_close_of_a_coherent_device_brings_everything_home() {
+    if hmm_programs::skip::is_known_gap("pages cannot migrate to coherent devices yet") {
+        return;
+    }
+    holds("closed_coherent", &["closed_coherent"]);
+}
+
+#[test]
+fn exclusive_pages() {
+    holds("exclusive", &["exclusive"]);
 }
 
 #[test]
