@@ -59,12 +59,12 @@ impl Shared {
                 entry
             };
             match entry {
-                Entry::Frame(_) | Entry::System { write: true } => return Ok(()),
-                Entry::System { write: false } if !write => return Ok(()),
+                Entry::Frame { write: true, .. } | Entry::System { write: true } => return Ok(()),
+                Entry::Frame { .. } | Entry::System { .. } if !write => return Ok(()),
                 // Somebody else's write failed; ours is no write.
                 Entry::Failed(Why::Permission) if !write => {}
                 Entry::Failed(why) => return Err(DeviceFault { addr, write, why }),
-                Entry::None | Entry::System { write: false } => {}
+                Entry::None | Entry::Frame { .. } | Entry::System { .. } => {}
             }
             self.raise(page, write, ahead);
         }
@@ -79,8 +79,8 @@ impl Shared {
             let table = self.notifier.table();
             for page in PageRange::new(page.add(1), ahead).iter() {
                 let is_missing = match table.get(page) {
-                    Entry::Frame(_) | Entry::System { write: true } => false,
-                    Entry::System { write: false } => write,
+                    Entry::Frame { write: true, .. } | Entry::System { write: true } => false,
+                    Entry::Frame { .. } | Entry::System { .. } => write,
                     Entry::None | Entry::Failed(_) => true,
                 };
                 if is_missing && nr < BATCH {

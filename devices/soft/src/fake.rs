@@ -163,7 +163,7 @@ impl Host for Fake {
                 (None, _) => return Err(FaultError::NoMapping),
                 (Some(false), Want::Write) => return Err(FaultError::Permission),
                 (Some(write), want) => match away {
-                    Some((device, frame)) if is_own => Found::Frame { device, frame },
+                    Some((device, frame)) if is_own => Found::Frame { device, frame, write },
                     Some(_) if *want == Want::Look => Found::None,
                     Some(_) => {
                         self.touch(page);

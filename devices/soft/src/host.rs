@@ -41,6 +41,8 @@ pub(crate) enum Found {
         device: u8,
         /// Its frame.
         frame: DevicePfn,
+        /// Writing is allowed.
+        write: bool,
     },
 }
 

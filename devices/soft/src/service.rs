@@ -229,6 +229,13 @@ fn try_map(device: &Shared, run: PageRange, faults: &[Fault]) -> Result<(), Faul
         if recall(device, run, wants, found) {
             continue;
         }
+        // The own device's frames are shown whatever the mapping allows.
+        let is_refused = |(want, found): (&Want, &Found)| {
+            *want == Want::Write && matches!(found, Found::Frame { write: false, .. })
+        };
+        if wants.iter().zip(found.iter()).any(is_refused) {
+            return Err(FaultError::Permission);
+        }
         let may_write = |index| may_write(device, run.start.add(index as u64), wants[index]);
         let entered: Vec<_> =
             found.iter().enumerate().map(|(index, found)| (*found, may_write(index))).collect();
@@ -269,7 +276,9 @@ fn enter(device: &Shared, table: &mut Table, run: PageRange, found: &[(Found, bo
     let mut in_place = 0;
     for (page, (found, may_write)) in run.iter().zip(found) {
         let entry = match *found {
-            Found::Frame { device: owner, frame } if owner == device.index => Entry::Frame(frame.0),
+            Found::Frame { device: owner, frame, write } if owner == device.index => {
+                Entry::Frame { frame: frame.0, write }
+            }
             Found::System { write } => {
                 // What a write was granted for before stays so.
                 let granted = table.get(page) == Entry::System { write: true };

@@ -153,7 +153,9 @@ impl Host for Space {
                 mirror::Found::System { .. } | mirror::Found::Coherent(..) => {
                     Found::System { write: pfn.write }
                 }
-                mirror::Found::Private(frame) => Found::Frame { device: frame.device, frame: frame.pfn },
+                mirror::Found::Private(frame) => {
+                    Found::Frame { device: frame.device, frame: frame.pfn, write: pfn.write }
+                }
             };
         }
         Ok(())

@@ -27,8 +27,8 @@ pub(crate) enum Entry {
     None,
     /// It is in system memory, or where the CPU can access it, too.
     System { write: bool },
-    /// It is in a frame of this device, where it may be read and written.
-    Frame(u32),
+    /// It is in a frame of this device.
+    Frame { frame: u32, write: bool },
     /// Asking failed. The unit that reads this takes it away.
     Failed(Why),
 }
@@ -38,7 +38,7 @@ impl Entry {
         match self {
             Self::None => 0,
             Self::System { write } => 1 | u64::from(write) << 8,
-            Self::Frame(frame) => 2 | u64::from(frame) << 8,
+            Self::Frame { frame, write } => 2 | u64::from(write) << 8 | u64::from(frame) << 9,
             Self::Failed(why) => 3 | why.code() << 8,
         }
     }
@@ -47,7 +47,7 @@ impl Entry {
         match bits & 0xff {
             1 => Self::System { write: bits >> 8 == 1 },
             #[expect(clippy::cast_possible_truncation, reason = "packed from 32 bits")]
-            2 => Self::Frame((bits >> 8) as u32),
+            2 => Self::Frame { frame: (bits >> 9) as u32, write: bits >> 8 & 1 == 1 },
             3 => Self::Failed(Why::of_code(bits >> 8)),
             _ => Self::None,
         }
@@ -113,9 +113,9 @@ impl Table {
         let entry = self.get(page);
         match entry {
             Entry::System { write } => core.fill(page, None, write),
-            Entry::Frame(frame) => {
+            Entry::Frame { frame, write } => {
                 let at = self.frames + u64::from(frame) * PAGE_SIZE as u64;
-                core.fill(page, Some(at), true);
+                core.fill(page, Some(at), write);
             }
             Entry::None | Entry::Failed(_) => {}
         }
@@ -127,7 +127,7 @@ impl Table {
         let mut mask = Mask::default();
         if let Some(leaf) = self.leaf(block.page(0)) {
             for (index, bits) in self.nodes[leaf].iter().enumerate() {
-                if matches!(Entry::unpack(*bits), Entry::Frame(_)) {
+                if matches!(Entry::unpack(*bits), Entry::Frame { .. }) {
                     mask.set(index);
                 }
             }
@@ -193,7 +193,7 @@ impl Table {
             let index = index as usize;
             let bits = self.nodes[node][index];
             if level == 0 {
-                had_frames |= matches!(Entry::unpack(bits), Entry::Frame(_));
+                had_frames |= matches!(Entry::unpack(bits), Entry::Frame { .. });
                 self.nodes[node][index] = 0;
             } else if let Some(child) = child_of(bits) {
                 had_frames |= self.clear_node(child, level - 1, start, range);
@@ -232,7 +232,8 @@ mod tests {
         let all = [
             Entry::System { write: false },
             Entry::System { write: true },
-            Entry::Frame(u32::MAX),
+            Entry::Frame { frame: u32::MAX, write: true },
+            Entry::Frame { frame: 0, write: false },
             Entry::Failed(Why::Permission),
         ];
         for (page, entry) in (0..).map(|nr| FAR.add(nr)).zip(all) {
@@ -241,19 +242,22 @@ mod tests {
             assert_eq!(table.get(page), entry);
         }
         assert_eq!(table.frames_of(FAR.block()).count(0..512), 0);
-        assert_eq!(table.frames_of(FAR.add(1).block()).count(0..512), 1);
+        assert_eq!(table.frames_of(FAR.add(1).block()).count(0..512), 2);
     }
 
     #[test]
     fn only_the_range_is_cleared_and_frames_are_noticed() {
         let mut table = table(64);
         table.set(Vpn(511), Entry::System { write: true });
-        table.set(Vpn(512), Entry::Frame(3));
-        table.set(Vpn(513), Entry::Frame(4));
+        table.set(Vpn(512), Entry::Frame { frame: 3, write: true });
+        table.set(Vpn(513), Entry::Frame { frame: 4, write: true });
         assert!(!table.clear(PageRange::new(Vpn(0), 512)));
         assert_eq!(table.get(Vpn(511)), Entry::None);
         assert!(table.clear(PageRange::new(Vpn(512), 1)));
-        assert_eq!((table.get(Vpn(512)), table.get(Vpn(513))), (Entry::None, Entry::Frame(4)));
+        assert_eq!(
+            (table.get(Vpn(512)), table.get(Vpn(513))),
+            (Entry::None, Entry::Frame { frame: 4, write: true })
+        );
         assert!(table.clear(ALL));
         assert_eq!(table.get(Vpn(513)), Entry::None);
         assert!(!table.clear(ALL));
@@ -275,8 +279,8 @@ mod tests {
         let mut table = table(8);
         for block in 0..100 {
             let page = BlockId(block).page(7);
-            table.set(page, Entry::Frame(1));
-            assert_eq!(table.get(page), Entry::Frame(1));
+            table.set(page, Entry::Frame { frame: 1, write: true });
+            assert_eq!(table.get(page), Entry::Frame { frame: 1, write: true });
         }
         assert!(table.clear(PageRange::new(FAR, 1)), "who clears anything has to wait now");
     }

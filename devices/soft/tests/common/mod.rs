@@ -1,0 +1,47 @@
+//! What tests on the real kernel share.
+
+use std::time::Duration;
+
+use hmm::AddressSpace;
+use hmm_soft::Soft;
+
+pub(crate) const PAGE: usize = 4096;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn space() -> AddressSpace {
+    AddressSpace::builder().build().unwrap()
+}
+
+pub(crate) fn soft(space: &AddressSpace, nr_pages: usize) -> Soft {
+    Soft::builder(space).unwrap().memory(nr_pages * PAGE).build().unwrap()
+}
+
+/// Runs a test, and ends the process if it does not come to its end.
+pub(crate) fn watched(test: impl FnOnce()) {
+    let (ended, waits) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if waits.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("the test did not end in {PATIENCE:?}");
+            std::process::abort();
+        }
+    });
+    test();
+    drop(ended);
+}
+
+/// New memory, all of it resident; its address.
+pub(crate) fn map(nr_pages: usize) -> u64 {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+    // SAFETY: a new mapping at a place of the kernel's choice.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), nr_pages * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    };
+    assert_ne!(at, libc::MAP_FAILED);
+    at.expose_provenance() as u64
+}
+
+pub(crate) fn unmap(at: u64, nr_pages: usize) {
+    // SAFETY: memory of the test's, that nobody holds references to.
+    let result = unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(at as usize), nr_pages * PAGE) };
+    assert_eq!(result, 0);
+}
