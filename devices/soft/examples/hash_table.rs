@@ -22,6 +22,7 @@ struct Item {
 struct Table {
     buckets: Vec<Ptr<Item>>,
     /// Each item on its own, so that pointers to them stay true.
+    #[expect(clippy::vec_box, reason = "items must not move when the vector grows")]
     _items: Vec<Box<Item>>,
 }
 

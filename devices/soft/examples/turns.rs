@@ -15,7 +15,7 @@ static ALLOCATOR: hmm::Heap = hmm::Heap;
 /// Words that each turn adds to, over many pages.
 const NR_WORDS: usize = 16 << 10;
 
-fn turns(nr_turns: u64) -> Result<()> {
+fn turns(nr_turns: usize) -> Result<()> {
     let space = AddressSpace::builder().build()?;
     let soft = Soft::builder(&space)?.memory(1 << 20).build()?;
     let turn = AtomicU64::new(0);
@@ -24,12 +24,12 @@ fn turns(nr_turns: u64) -> Result<()> {
         (Ptr::<u64>::from_raw(turn.as_ptr()), Ptr::<u64>::from_raw(words.as_ptr().cast()));
     let kernel = |unit: &Unit<'_>| {
         for mine in (0..nr_turns).step_by(2) {
-            while unit.fetch_add(turn_at, 0)? != mine {
+            while unit.fetch_add(turn_at, 0)? != mine as u64 {
                 std::thread::yield_now();
             }
-            for index in (mine as usize % 64..NR_WORDS).step_by(64) {
+            for index in (mine % 64..NR_WORDS).step_by(64) {
                 let at = words_at.add(index);
-                unit.store(at, unit.load(at)? + mine)?;
+                unit.store(at, unit.load(at)? + mine as u64)?;
             }
             unit.fetch_add(turn_at, 1)?;
         }
@@ -39,16 +39,16 @@ fn turns(nr_turns: u64) -> Result<()> {
         // SAFETY: both sides access these words atomically only.
         let device = scope.spawn(|| unsafe { soft.launch(kernel) });
         for mine in (1..nr_turns).step_by(2) {
-            while turn.load(Ordering::Acquire) != mine {
-                if device.is_finished() && turn.load(Ordering::Acquire) != mine {
+            while turn.load(Ordering::Acquire) != mine as u64 {
+                if device.is_finished() && turn.load(Ordering::Acquire) != mine as u64 {
                     break;
                 }
                 std::thread::yield_now();
             }
             // A word that the device changes in other turns, and one that it never changes.
-            for index in (mine as usize % 64 - 1..NR_WORDS).step_by(64) {
+            for index in (mine % 64 - 1..NR_WORDS).step_by(64) {
                 let before = words[index].load(Ordering::Relaxed);
-                words[index].store(before + mine, Ordering::Relaxed);
+                words[index].store(before + mine as u64, Ordering::Relaxed);
             }
             turn.fetch_add(1, Ordering::AcqRel);
         }
@@ -56,7 +56,7 @@ fn turns(nr_turns: u64) -> Result<()> {
         Ok(())
     })?;
     let mut expected = vec![0_u64; 64];
-    (0..nr_turns).for_each(|turn| expected[(turn % 64 - turn % 2) as usize] += turn);
+    (0..nr_turns).for_each(|turn| expected[turn % 64 - turn % 2] += turn as u64);
     let is_right = |(index, word): (usize, &AtomicU64)| word.load(Ordering::Relaxed) == expected[index % 64];
     ensure!(words.iter().enumerate().all(is_right), "a turn was lost");
     let stats = soft.stats();

@@ -19,7 +19,7 @@
 //!     let mine = unit.share(nr);
 //!     unit.chunks_mut(at.add(mine.start), mine.len(), |_, words| words.iter_mut().for_each(|word| *word += 1))
 //! };
-//! // SAFETY: nobody else accesses `data` while the kernel runs, and each unit has its own part.
+//! // Safe, because nobody else accesses `data` while the kernel runs, and each unit has its own part.
 //! unsafe { soft.launch(kernel) }?;
 //! assert!(data.iter().all(|word| *word == 2));
 //! # Ok(())

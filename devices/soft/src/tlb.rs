@@ -92,9 +92,9 @@ impl Core {
         if tag.load(Ordering::Relaxed) == addr & (PAGE_MASK | (size as u64 - 1)) {
             let offset = entry.offset.load(Ordering::Relaxed);
             if offset != 0 {
-                return Some(Place::Frame(std::ptr::with_exposed_provenance_mut(
-                    addr.wrapping_add(offset) as usize
-                )));
+                #[expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
+                let at = addr.wrapping_add(offset) as usize;
+                return Some(Place::Frame(std::ptr::with_exposed_provenance_mut(at)));
             }
             self.leave();
             return Some(Place::System);

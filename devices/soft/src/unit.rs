@@ -230,7 +230,9 @@ impl<'d> Unit<'d> {
         let mut done = 0;
         while done < nr {
             let addr = first.add(done).addr();
-            let in_page = (PAGE_SIZE - (addr % PAGE_SIZE as u64) as usize) / size_of::<T>();
+            #[expect(clippy::cast_possible_truncation, reason = "less than a page")]
+            let offset = (addr % PAGE_SIZE as u64) as usize;
+            let in_page = (PAGE_SIZE - offset) / size_of::<T>();
             let end = nr.min(done + in_page);
             let ahead = (Vpn::of_addr(last).0 - Vpn::of_addr(addr).0).min(BATCH as u64 - 1);
             work(self, Run { addr, write, ahead }, done..end, &mut bounce)?;
