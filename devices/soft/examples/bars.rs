@@ -45,6 +45,7 @@ fn ring(nr: usize) -> Vec<u64> {
     order
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
 fn hits(space: &AddressSpace, soft: &Soft, nr_bytes: usize) -> Result<()> {
     let steps = 10_000_000;
     let mut words = ring(nr_bytes / 8);
