@@ -1,8 +1,6 @@
 //! What the program tells all drivers of its memory beforehand.
 
-use hmm_core::DeviceId;
 use hmm_core::addr::{PageRange, Vpn};
-use hmm_core::driver::RemoveError;
 use hmm_core::hints::{Advice, Hint};
 
 use crate::callers;
@@ -19,14 +17,5 @@ impl AddressSpace {
     pub fn hint(&self, page: Vpn) -> (Hint, PageRange) {
         let _inside = callers::enter();
         self.runtime().engine().hints().get(page)
-    }
-
-    /// Takes a driver's device away, after every page on it has come home.
-    ///
-    /// # Errors
-    /// [`RemoveError`].
-    pub fn remove_device(&self, device: DeviceId) -> Result<(), RemoveError> {
-        let _inside = callers::enter();
-        self.runtime().engine().remove_device(device)
     }
 }
