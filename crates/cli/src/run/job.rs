@@ -139,7 +139,7 @@ mod tests {
         assert_eq!((config.has_budget(), config.dmirror, config.devices.len()), (false, true, 0));
         let config = Job::new(args("hmm run --dmirror --ram 16M true")).unwrap().config;
         assert_eq!((config.has_budget(), config.dmirror, config.devices.len()), (true, true, 1));
-        let config = Job::new(args("hmm run --ram 16777216T true")).unwrap().config;
+        let config = Job::new(args("hmm run --ram 1048576T true")).unwrap().config;
         assert_eq!((config.has_budget(), config.dmirror), (true, false), "no size means no budget");
     }
 
