@@ -3,6 +3,8 @@
 //! System pages are real memory. A page that is on a device is filled with `AWAY` there, so that whoever reads the wrong copy
 //! is noticed.
 
+#![expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 

@@ -1,5 +1,7 @@
 //! The device on a fake address space.
 
+#![expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -128,7 +130,8 @@ fn slices_are_read_and_written_with_faults_in_batches() {
         unit.chunks_mut(first, nr, |start, words| {
             words.iter_mut().enumerate().for_each(|(nr, word)| *word += (start + nr) as u64)
         })?;
-        Ok(assert_eq!(back, data))
+        assert_eq!(back, data);
+        Ok(())
     })
     .unwrap();
     for (index, word) in back.iter_mut().enumerate() {

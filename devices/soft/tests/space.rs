@@ -1,5 +1,7 @@
 //! The device on the real kernel: memory that comes and goes, threads that work at the same time, devices that end.
 
+#![expect(clippy::tests_outside_test_module, reason = "integration test")]
+
 mod common;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -9,11 +9,12 @@ pub(crate) const PAGE: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn space() -> AddressSpace {
-    AddressSpace::builder().build().unwrap()
+    AddressSpace::builder().build().expect("an address space")
 }
 
 pub(crate) fn soft(space: &AddressSpace, nr_pages: usize) -> Soft {
-    Soft::builder(space).unwrap().memory(nr_pages * PAGE).build().unwrap()
+    let builder = Soft::builder(space).expect("a builder");
+    builder.memory(nr_pages * PAGE).build().expect("a device")
 }
 
 /// Runs a test, and ends the process if it does not come to its end.
@@ -40,6 +41,7 @@ pub(crate) fn map(nr_pages: usize) -> u64 {
     at.expose_provenance() as u64
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
 pub(crate) fn unmap(at: u64, nr_pages: usize) {
     // SAFETY: memory of the test's, that nobody holds references to.
     let result = unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(at as usize), nr_pages * PAGE) };
