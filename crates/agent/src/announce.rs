@@ -64,7 +64,7 @@ pub(crate) fn is_watched() -> bool {
 
 /// Makes a change of the bytes from `start` (page aligned) on, of which drivers hear before.
 pub(crate) fn around<R>(start: usize, len: usize, cause: Cause, change: impl FnOnce() -> R) -> R {
-    if len == 0 || !is_watched() {
+    if len == 0 || !is_watched() || !MAILBOX.is_attended() {
         return change();
     }
     let slot = take();

@@ -199,9 +199,10 @@ pub(crate) fn look_after(runtime: &'static Runtime) {
         if asked == known {
             MAILBOX.sleep(known, tick);
         }
-        open.serve(runtime);
         fork::serve_request(runtime, &mut open);
         known = MAILBOX.asked();
+        // Behind that: who has announced a change is counted there, and is not left waiting for a tick.
+        open.serve(runtime);
         // After it was woken for something else, or for nothing, too.
         if !answer(runtime) {
             let any = has_budget() && discover(runtime, EVERYTHING).ranges > 0;

@@ -71,9 +71,14 @@ impl Mailbox {
         number
     }
 
+    /// Whether this process has a control thread.
+    pub(crate) fn is_attended(&self) -> bool {
+        self.process.load(Ordering::SeqCst) == getpid()
+    }
+
     /// Waits until a request is done.
     pub(crate) fn wait(&self, number: u32) {
-        while self.process.load(Ordering::SeqCst) == getpid() {
+        while self.is_attended() {
             let done = self.done.load(Ordering::Acquire);
             if done.wrapping_sub(number) < u32::MAX / 2 {
                 return;
