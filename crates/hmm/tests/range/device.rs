@@ -7,7 +7,7 @@ use hmm::core::DeviceId;
 use hmm::core::addr::PageRange;
 use hmm::core::driver::Select;
 use hmm::core::mirror::{Found, Pfn, RangeError, Request};
-use hmm::core::notifier::{Cause, Owner};
+use hmm::core::notifier::{Cause, Change, Owner};
 use hmm::device::Ram;
 use hmm::uapi::maps::Perms;
 use hmm::uapi::uffd::Access;
@@ -105,5 +105,32 @@ fn a_private_frame_of_a_read_only_mapping() {
         // SAFETY: as above.
         unsafe { space.protect(map.pages(), Perms::empty()) }.expect("protects");
         assert_eq!(fault_as(&space, map.pages(), Request::NONE, Some(MINE)).1, [ERROR]);
+    });
+}
+
+#[test]
+fn exclusive_pages_are_nobodys_to_read() {
+    let _alone = one_at_a_time();
+    within(LIMIT, || {
+        let (space, map) = (mirror(), Map::holes(4));
+        (0..4).for_each(|page| map.write(page, 7));
+        for page in 0..3 {
+            space.make_exclusive(map.part(page, 1).start, MINE).expect("is private memory");
+        }
+        // Looking takes it from nobody, its own driver's look included.
+        for owner in [None, Some(MINE), Some(OTHER)] {
+            let looked = fault_as(&space, map.pages(), Request::NONE, owner);
+            assert_eq!(looked, (Ok(()), vec![NONE, NONE, NONE, WRITABLE]), "{owner:?}");
+        }
+        // Who asks for it ends it, and the driver hears of that.
+        let notifier = watch(&space, map.pages());
+        for (page, want, owner) in [(0, WANT_READ, OTHER), (1, want_write(), MINE)] {
+            assert_eq!(fault_as(&space, map.part(page, 1), want, Some(owner)), (Ok(()), vec![WRITABLE]));
+            let told = notifier.table().drain(..).collect::<Vec<_>>();
+            let ends = |change: &Change| change.cause == Cause::Clear && change.owner.is_none();
+            assert!(told.iter().any(ends), "page {page}: {told:?}");
+        }
+        assert_eq!(snapshot(&space, map.pages()), [WRITABLE, WRITABLE, NONE, WRITABLE]);
+        (0..4).for_each(|page| assert_eq!(map.read(page), 7));
     });
 }
