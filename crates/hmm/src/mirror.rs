@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hmm_core::addr::{PageRange, Vpn};
-use hmm_core::driver::{Collected, Exclusive, ExclusiveError, Migration, Select, SetupError};
+use hmm_core::driver::{Collected, Exclusive, ExclusiveError, Migration, RemoveError, Select, SetupError};
 use hmm_core::mirror::{RangeError, RangeFault};
 use hmm_core::notifier::{Cause, Change, Changing, EmptyRange, Notifier, Owner, Sequence, Watch};
 use hmm_core::{DeviceId, TooManyDevices};
@@ -183,6 +183,15 @@ impl AddressSpace {
     ) -> Result<Migration<'_, Mm, Collected>, SetupError> {
         let _inside = callers::enter();
         self.runtime().engine().migrate_device_range(device, frames, owner)
+    }
+
+    /// Removes a driver's device: brings every page home that is there.
+    ///
+    /// # Errors
+    /// [`RemoveError`]; removing it again goes on.
+    pub fn remove_device(&self, device: DeviceId) -> Result<(), RemoveError> {
+        let _inside = callers::enter();
+        self.runtime().engine().remove_device(device)
     }
 
     /// See [`Runtime::migrate_setup`].

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::cargo::cargo;
 
 /// Each crate with those of ours that it may use, not counting tests.
-const ALLOWED: [(&str, &[&str]); 15] = [
+const ALLOWED: [(&str, &[&str]); 16] = [
     ("hmm-uapi", &[]),
     ("hmm-device", &[]),
     ("hmm-core", &["hmm-device"]),
@@ -14,6 +14,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
     ("hmm-lz4", &["hmm-device", "hmm-uapi"]),
     ("hmm", &["hmm-core", "hmm-device", "hmm-lz4", "hmm-uapi"]),
     ("hmm-agent", &["hmm", "hmm-core", "hmm-device", "hmm-dmirror", "hmm-lz4", "hmm-uapi"]),
+    ("hmm-capi", &["hmm", "hmm-core", "hmm-device", "hmm-lz4", "hmm-soft", "hmm-uapi"]),
     ("hmm-soft", &["hmm", "hmm-core", "hmm-device", "hmm-lz4", "hmm-uapi"]),
     ("hmm-bench", &["hmm", "hmm-core", "hmm-device", "hmm-lz4", "hmm-uapi"]),
     ("hmm-cli", &["hmm", "hmm-bench", "hmm-core", "hmm-device", "hmm-lz4", "hmm-uapi"]),
