@@ -107,6 +107,21 @@ fn a_hole_that_is_touched_does_not_migrate() {
 }
 
 #[test]
+fn a_hole_that_was_touched_and_evicted_does_not_migrate() {
+    let world = Fixture::new();
+    let mut migration = world.setup(Span::new(100, 8), Select::SYSTEM, &world.one);
+    world.begin(&Op::Write { page: 103, word: 9, value: 1 });
+    // Nothing is mapped there again, and yet it is no hole.
+    assert!(world.engine().evict_range(super::range(100, 8)) > 0);
+    migration.store(world.one.id).expect("is its driver's");
+    let migration = migration.pages();
+    assert!(!migration.entries()[3].is_migrated());
+    migration.finalize();
+    world.scan(Span::new(100, 8));
+    world.verify();
+}
+
+#[test]
 fn two_drivers_want_the_same_pages() {
     let world = Fixture::new();
     let mut first = world.setup(DATA, Select::SYSTEM, &world.one);
