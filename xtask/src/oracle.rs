@@ -24,6 +24,7 @@ usage: cargo xtask oracle [OPTIONS]
   --seeds N      seeds to compare (default 100), from --first N (default 1) on
   --steps N      operations of each (default 100)
   --huge         on memory with huge pages
+  --private      only the devices with private memory, 0 and 1
   --ours CMD     the command that runs a program on our device (default: target/release/hmm run --dmirror --)
   --in-guest     run ours in the guest, too, on the same kernel
   --self-check   compare the kernel's device with itself
@@ -65,7 +66,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 
 fn parse(args: &[String]) -> Result<Options> {
     let (mut number, mut first, mut steps) = (100_u64, 1_u64, 100_u64);
-    let (mut ours, mut huge, mut hmm_tests) = (None, false, false);
+    let (mut ours, mut client, mut hmm_tests) = (None, String::new(), false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -76,17 +77,16 @@ fn parse(args: &[String]) -> Result<Options> {
             "--ours" => ours = Some(Ours::Here(value()?.clone())),
             "--in-guest" => ours = Some(Ours::InGuest),
             "--self-check" => ours = Some(Ours::Kernel),
-            "--huge" => huge = true,
+            "--huge" | "--private" => client = format!("{client} {arg}"),
             "--hmm-tests" => hmm_tests = true,
             other => bail!("there is no option {other}"),
         }
     }
     ensure!(number > 0, "--seeds must be at least 1");
-    let huge = if huge { " --huge" } else { "" };
     let ours = ours.unwrap_or_else(|| Ours::Here(String::new()));
     Ok(Options {
         seeds: (first..first + number).collect(),
-        args: format!("--steps {steps}{huge}"),
+        args: format!("--steps {steps}{client}"),
         ours,
         hmm_tests,
     })

@@ -6,7 +6,7 @@
 //! be compared line by line: one of the kernel's own device, one of ours (`cargo xtask oracle`).
 //!
 //! ```text
-//! hmm-oracle-client --seed 5 --steps 60 [--huge] [--trace]
+//! hmm-oracle-client --seed 5 --steps 60 [--huge] [--private] [--trace]
 //! seed=5 step=12 who=parent op=dev-read dev=0 at=3 n=4 ret=0 cpages=4 faults=1 bytes=0*3,8d51e0aa s0=11*4,00*20
 //! ```
 //!
@@ -18,7 +18,7 @@
 //! | `bytes` | a digest of each page that was read, 0 for a page of zeroes; equal ones are counted |
 //! | `sD` | what SNAPSHOT says of the whole region through the descriptor of device D, without a side effect |
 //!
-//! With `--trace` each operation is also told on standard error before it is done: one that hangs has no line in the log.
+//! With `--private` only devices with private memory are used. With `--trace` each operation is also told on standard error before it is done: one that hangs has no line in the log.
 //!
 //! System calls go through libc, because `hmm run` interposes libc's functions. Reading by the CPU brings pages home, so
 //! the whole region is read only every so many steps; how many depends on the seed.
@@ -36,7 +36,7 @@ use std::process::ExitCode;
 
 use run::{Options, Runner};
 
-const USAGE: &str = "usage: hmm-oracle-client --seed N --steps N [--huge] [--trace]";
+const USAGE: &str = "usage: hmm-oracle-client --seed N --steps N [--huge] [--private] [--trace]";
 
 fn main() -> ExitCode {
     let Some(options) = parse(std::env::args().skip(1)) else {
@@ -53,15 +53,16 @@ fn main() -> ExitCode {
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Option<Options> {
-    let (mut seed, mut steps, mut huge, mut trace) = (None, None, false, false);
+    let (mut seed, mut steps, mut huge, mut private, mut trace) = (None, None, false, false, false);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--seed" => seed = Some(args.next()?.parse().ok()?),
             "--steps" => steps = Some(args.next()?.parse().ok()?),
             "--huge" => huge = true,
+            "--private" => private = true,
             "--trace" => trace = true,
             _ => return None,
         }
     }
-    Some(Options { seed: seed?, steps: steps?, huge, trace })
+    Some(Options { seed: seed?, steps: steps?, huge, private, trace })
 }

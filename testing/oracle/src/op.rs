@@ -45,7 +45,6 @@ pub(crate) enum Change {
 pub(crate) enum Advice {
     DontNeed,
     Cold,
-    WillNeed,
     PopulateRead,
     PopulateWrite,
 }
@@ -55,7 +54,6 @@ impl Advice {
         match self {
             Self::DontNeed => libc::MADV_DONTNEED,
             Self::Cold => libc::MADV_COLD,
-            Self::WillNeed => libc::MADV_WILLNEED,
             Self::PopulateRead => libc::MADV_POPULATE_READ,
             Self::PopulateWrite => libc::MADV_POPULATE_WRITE,
         }
@@ -92,12 +90,11 @@ const COMMANDS: [Command; 16] = [
     Command::Snapshot,
 ];
 
-const ADVICES: [Advice; 7] = [
+const ADVICES: [Advice; 6] = [
     Advice::DontNeed,
     Advice::DontNeed,
     Advice::DontNeed,
     Advice::Cold,
-    Advice::WillNeed,
     Advice::PopulateRead,
     Advice::PopulateWrite,
 ];

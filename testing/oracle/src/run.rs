@@ -23,6 +23,7 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
     pub(crate) steps: usize,
     pub(crate) huge: bool,
+    pub(crate) private: bool,
     pub(crate) trace: bool,
 }
 
@@ -51,8 +52,9 @@ impl Runner {
     pub(crate) fn new(options: Options) -> io::Result<Self> {
         set_watchdog();
         let mut rng = Rng::new(options.seed);
-        let first = rng.below(NR_DEVICES);
-        let numbers = if rng.once_in(2) { vec![first] } else { vec![first, (first + 1) % NR_DEVICES] };
+        let nr_devices = if options.private { FIRST_COHERENT } else { NR_DEVICES };
+        let first = rng.below(nr_devices);
+        let numbers = if rng.once_in(2) { vec![first] } else { vec![first, (first + 1) % nr_devices] };
         let read_all_every = rng.pick(&[1, 5, 17, usize::MAX]);
         let nr_pages = if options.huge { 2 * HUGE } else { NR_PAGES };
         let release = numbers.iter().all(|&number| number < FIRST_COHERENT);

@@ -82,6 +82,8 @@ pub(super) fn compare(kernel: &Log, ours: &Log) -> Comparison {
 struct Past {
     /// An exclusive command failed on both sides, in the ways of their versions.
     exclusive_failed: bool,
+    /// There is, or was, a child.
+    forked: bool,
 }
 
 /// The rules that explain all differences of two lines; an error if there are none.
@@ -92,6 +94,7 @@ fn lines(kernel: Option<&String>, ours: Option<&String>, past: &mut Past) -> Res
         return Err(());
     }
     let op = kernel.split(' ').find_map(|word| word.strip_prefix("op=")).unwrap_or_default();
+    past.forked |= op == "fork" || kernel.contains(" who=child ");
     let different = kernel_words.zip(ours_words).filter(|(kernel, ours)| kernel != ours);
     different.map(|(kernel, ours)| explain(op, kernel, ours, past).ok_or(())).collect()
 }
@@ -103,12 +106,17 @@ const EXCLUSIVE_FAILS: &str = "exclusive: 6.12 says EBUSY for any failure";
 const EXCLUSIVE_FAILED: &str = "after a failed exclusive: 6.12 marks no page";
 /// Linux 6.12 splits a huge page when it migrates; later versions, which ours follows, keep it.
 const HUGE_IS_SPLIT: &str = "huge pages: 6.12 splits them when they migrate";
+/// When one side of a fork has got its own copy of a page, the other's entry stays read-only until the next write. User space
+/// sees that the page is no longer shared, but not the entry's bit.
+const WRITABLE_SOON: &str =
+    "after a fork: user space cannot tell that an unshared page is still mapped read-only";
 
 /// The rule that explains two different words of a step, if there is one.
 fn explain(op: &str, kernel: &str, ours: &str, past: &mut Past) -> Option<&'static str> {
     let (key, kernel) = kernel.split_once('=')?;
     let ours = ours.strip_prefix(key)?.strip_prefix('=')?;
-    let snapshot = key.strip_prefix('s').is_some_and(|number| number.parse::<u32>().is_ok());
+    let of_device = key.strip_prefix('s').is_some_and(|number| number.parse::<u32>().is_ok());
+    let snapshot = of_device || (op, key) == ("snapshot", "bytes");
     match (op, key) {
         ("exclusive", "ret") if kernel == "EBUSY" && matches!(ours, "EFAULT" | "EOPNOTSUPP") => {
             past.exclusive_failed = true;
@@ -121,26 +129,39 @@ fn explain(op: &str, kernel: &str, ours: &str, past: &mut Past) -> Option<&'stat
             Some(EXCLUSIVE_FAILED)
         }
         (_, "faults") if past.exclusive_failed && is_one_more(kernel, ours) => Some(EXCLUSIVE_FAILED),
-        _ if snapshot && without_huge(kernel)? == without_huge(ours)? => Some(HUGE_IS_SPLIT),
+        _ if snapshot => {
+            let (kernel, ours) = (pages(kernel)?, pages(ours)?);
+            if kernel.len() != ours.len() {
+                return None;
+            }
+            let mut pairs = kernel.into_iter().zip(ours).filter(|(kernel, ours)| kernel != ours);
+            if pairs.clone().all(|(kernel, ours)| kernel != ERROR && ours != ERROR && kernel ^ ours == HUGE) {
+                return Some(HUGE_IS_SPLIT);
+            }
+            (past.forked && pairs.all(|pair| pair == (READ, WRITE))).then_some(WRITABLE_SOON)
+        }
         _ => None,
     }
 }
 
-/// A page that cannot be mirrored, as it stands in a snapshot.
+/// What a snapshot says of a page: it cannot be mirrored; it is system memory, mapped read-only or writable; the bit for
+/// a huge mapping.
 const ERROR: u8 = 0xff;
+const READ: u8 = 0x01;
+const WRITE: u8 = 0x02;
+const HUGE: u8 = 0x04;
 
 fn is_one_more(kernel: &str, ours: &str) -> bool {
     let numbers = (kernel.parse::<u64>(), ours.parse::<u64>());
     matches!(numbers, (Ok(kernel), Ok(ours)) if kernel == ours + 1)
 }
 
-/// The bytes of a snapshot (`11*4,02`) without the bit for a huge mapping. `None` if it is none.
-fn without_huge(runs: &str) -> Option<Vec<u8>> {
+/// The bytes of a snapshot (`11*4,02`), one for each page. `None` if it is none.
+fn pages(runs: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     for run in runs.split(',') {
         let (byte, count) = run.split_once('*').unwrap_or((run, "1"));
         let byte = u8::from_str_radix(byte, 16).ok()?;
-        let byte = if byte == ERROR { byte } else { byte & !0x04 };
         bytes.extend(std::iter::repeat_n(byte, count.parse().ok()?));
     }
     Some(bytes)
@@ -221,5 +242,20 @@ seed=2 step=3 who=parent op=to-dev dev=0 at=0 n=5 ret=0 cpages=5 faults=0 bytes=
         assert!(result.divergences.is_empty(), "{result:?}");
         let expected = [(EXCLUSIVE_FAILED, 3), (EXCLUSIVE_FAILS, 1), (HUGE_IS_SPLIT, 1)];
         assert_eq!(result.explained, expected.into());
+    }
+
+    #[test]
+    fn a_page_may_look_writable_only_after_a_fork() {
+        let log = |fork: &str, byte: &str| {
+            format!("seed=1 step=1 op={fork} s0=01*3\nseed=1 step=2 op=map s0=01,{byte}*2\n")
+        };
+        let nr_divergences = |fork: &str, kernel: &str, ours: &str| {
+            let (kernel, ours) = (log(fork, kernel), log(fork, ours));
+            compare(&parse(kernel.lines()), &parse(ours.lines())).divergences.len()
+        };
+        assert_eq!(nr_divergences("fork", "01", "02"), 0);
+        assert_eq!(nr_divergences("map", "01", "02"), 1);
+        assert_eq!(nr_divergences("fork", "02", "01"), 1);
+        assert_eq!(nr_divergences("fork", "21", "22"), 1);
     }
 }
