@@ -28,6 +28,12 @@ impl<K: Kernel> Engine<K> {
         Events { engine: self, _gate: self.gate.write().unwrap_or_else(PoisonError::into_inner) }
     }
 
+    /// Returns when the events that were read before have been applied, and drivers told of them. Who has unmapped memory
+    /// goes on when the event is read, which may be before.
+    pub fn settle(&self) {
+        drop(self.gate());
+    }
+
     /// Keeps resident pages of the range resident, or lets them go again. Pages that are away come home when they are
     /// touched, and stay then.
     pub fn pin(&self, range: PageRange, pinned: bool) {

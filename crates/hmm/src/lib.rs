@@ -22,6 +22,7 @@ pub mod adopt;
 pub mod calibrate;
 mod callers;
 pub mod control;
+pub mod drive;
 pub mod extents;
 mod freeze;
 pub mod heap;

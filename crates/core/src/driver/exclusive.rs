@@ -4,15 +4,18 @@
 //! entry is made under the notifier's protocol:
 //!
 //! ```text
-//!     again: seq = notifier.read_begin()
+//!     again: bring the page home for writing (range fault)
+//!            seq = notifier.read_begin()
 //!            exclusive = engine.make_exclusive(page, owner)
 //!            match notifier.install(seq, |table| table.insert(page, exclusive.addr)) { Err(Collided) => goto again }
 //! ```
 //!
 //! Making a page exclusive invalidates it with [`Cause::Exclusive`] and the driver's owner: who does not ignore its own
-//! collides with itself for ever. The device has the page until its driver hears of a [`Cause::Clear`] or another cause:
-//! any touch of the CPU, another driver's fault or migration, or the program giving the page up. Nobody waits for the
-//! device in it, and it cannot fail: the page becomes a staged one, and comes home from there.
+//! collides with itself for ever. So does who leaves the first line out: a page that is not at home, or still exclusive
+//! because the last try collided, is brought home by the call, which is a change like others. The device has the page
+//! until its driver hears of a [`Cause::Clear`] or another cause: any touch of the CPU, another driver's fault or
+//! migration, or the program giving the page up. Nobody waits for the device in it, and it cannot fail: the page becomes a
+//! staged one, and comes home from there.
 //!
 //! One page at a time, as in Linux; its page lock, under which the driver makes its entry there, is the sequence here.
 
