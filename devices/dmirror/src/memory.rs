@@ -210,8 +210,5 @@ mod tests {
         assert_eq!(memory.caps().kind, MemKind::Coherent);
     }
 
-    #[test]
-    fn conforms() {
-        hmm_device::conformance::check(|| memory(0, 4));
-    }
+    hmm_conformance::suite!(conforms, || memory(0, 1024 / PAGES));
 }

@@ -175,10 +175,7 @@ impl Device for Memory {
 mod tests {
     use super::*;
 
-    #[test]
-    fn conforms() {
-        hmm_device::conformance::check(|| Memory::new(1024).unwrap());
-    }
+    hmm_conformance::suite!(conforms, || Memory::new(1024).unwrap());
 
     #[test]
     fn pages_are_copied_between_devices() {

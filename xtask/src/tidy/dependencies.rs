@@ -20,6 +20,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
     ("hmm-cli", &["hmm", "hmm-bench", "hmm-core", "hmm-device", "hmm-lz4", "hmm-uapi"]),
     ("hmm-model", &[]),
     ("hmm-sim", &["hmm-core", "hmm-device", "hmm-model"]),
+    ("hmm-conformance", &["hmm"]),
     ("hmm-programs", &[]),
     ("hmm-oracle", &[]),
     ("xtask", &[]),

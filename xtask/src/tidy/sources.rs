@@ -22,6 +22,7 @@ const MAY_BE_UNSAFE: [&str; 11] = [
     "crates/cli/",
     "bench/",
     "testing/oracle/",
+    "testing/conformance/",
     "xtask/src/tidy/",
 ];
 

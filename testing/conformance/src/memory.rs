@@ -1,0 +1,257 @@
+//! The program's memory, and what is done to it.
+
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use hmm::core::addr::{PAGE_SIZE, PageRange, Vpn};
+
+/// Protection of memory that may be written.
+const WRITABLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+/// Bytes of a page.
+pub(crate) type Page = [u8; PAGE_SIZE];
+
+/// Private anonymous memory of small pages, between two pages that nobody may touch. All calls may come from any thread:
+/// accesses are by word, and nobody has references to it.
+#[derive(Debug)]
+pub struct Map {
+    start: AtomicPtr<u8>,
+    nr_pages: usize,
+}
+
+fn errno() -> std::io::Error {
+    std::io::Error::last_os_error()
+}
+
+/// Addresses that nothing else is mapped at.
+fn reserve(len: usize) -> *mut u8 {
+    // SAFETY: a new mapping at a place of the kernel's choice.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, ANONYMOUS, -1, 0) };
+    assert_ne!(start, libc::MAP_FAILED, "mmap: {}", errno());
+    start.cast()
+}
+
+impl Map {
+    /// So many pages, never touched.
+    ///
+    /// # Panics
+    /// If the system has no memory.
+    pub fn holes(nr_pages: usize) -> Self {
+        let start = reserve((nr_pages + 2) * PAGE_SIZE).wrapping_add(PAGE_SIZE);
+        let map = Self { start: AtomicPtr::new(start), nr_pages };
+        map.protect(true);
+        map.advise(0, nr_pages, libc::MADV_NOHUGEPAGE);
+        map
+    }
+
+    /// So many pages, filled by [`fill`](Self::fill).
+    ///
+    /// # Panics
+    /// As [`holes`](Self::holes).
+    pub fn filled(nr_pages: usize, seed: u64) -> Self {
+        let map = Self::holes(nr_pages);
+        (0..nr_pages).for_each(|page| map.fill(page, seed));
+        map
+    }
+
+    /// The first byte.
+    pub fn start(&self) -> *mut u8 {
+        self.start.load(Ordering::Relaxed)
+    }
+
+    /// Its length in pages.
+    pub const fn nr_pages(&self) -> usize {
+        self.nr_pages
+    }
+
+    /// Its length in bytes.
+    const fn len(&self) -> usize {
+        self.nr_pages * PAGE_SIZE
+    }
+
+    /// All of its pages.
+    pub fn pages(&self) -> PageRange {
+        self.part(0, self.nr_pages)
+    }
+
+    /// Some of its pages.
+    pub fn part(&self, first: usize, nr_pages: usize) -> PageRange {
+        let start = Vpn::of_addr(self.start().expose_provenance() as u64);
+        PageRange::new(start.add(first as u64), nr_pages as u64)
+    }
+
+    /// One of its pages.
+    pub fn page(&self, index: usize) -> Vpn {
+        self.part(index, 1).start
+    }
+
+    fn word(&self, page: usize, word: usize) -> *mut u64 {
+        assert!(page < self.nr_pages && word < PAGE_SIZE / 8, "inside of the memory");
+        self.start().wrapping_add(page * PAGE_SIZE + word * 8).cast()
+    }
+
+    /// Reads a word.
+    ///
+    /// # Panics
+    /// If it is outside.
+    pub fn read(&self, page: usize, word: usize) -> u64 {
+        // SAFETY: aligned, inside of the mapping, and only ever accessed by pointers.
+        unsafe { self.word(page, word).read_volatile() }
+    }
+
+    /// Writes a word.
+    ///
+    /// # Panics
+    /// If it is outside.
+    pub fn write(&self, page: usize, word: usize, value: u64) {
+        // SAFETY: as for `read`.
+        unsafe { self.word(page, word).write_volatile(value) }
+    }
+
+    /// Fills a page with bytes that depend on the page's number and the seed: by turns words, text, noise and one value.
+    pub fn fill(&self, page: usize, seed: u64) {
+        let bytes = content(page, seed);
+        for (word, chunk) in bytes.chunks_exact(8).enumerate() {
+            self.write(page, word, u64::from_ne_bytes(chunk.try_into().unwrap_or_default()));
+        }
+    }
+
+    /// The bytes of a page, as the program reads them.
+    pub fn bytes(&self, page: usize) -> Box<Page> {
+        let mut bytes = Box::new([0; PAGE_SIZE]);
+        for (word, chunk) in bytes.chunks_exact_mut(8).enumerate() {
+            chunk.copy_from_slice(&self.read(page, word).to_ne_bytes());
+        }
+        bytes
+    }
+
+    /// The program reads what it wrote.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn expect(&self, pages: impl IntoIterator<Item = usize>, seed: u64, what: &str) {
+        for page in pages {
+            expect_page(&self.bytes(page), &content(page, seed), &format!("page {page}, {what}"));
+        }
+    }
+
+    /// The program reads zeroes.
+    ///
+    /// # Panics
+    /// If not.
+    pub fn expect_zero(&self, pages: impl IntoIterator<Item = usize>, what: &str) {
+        for page in pages {
+            expect_page(&self.bytes(page), &[0; PAGE_SIZE], &format!("page {page}, {what}"));
+        }
+    }
+
+    /// `madvise(2)`.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn advise(&self, first: usize, nr_pages: usize, advice: i32) {
+        let start = self.start().wrapping_add(first * PAGE_SIZE);
+        // SAFETY: inside of the mapping, of which there are no references.
+        let result = unsafe { libc::madvise(start.cast(), nr_pages * PAGE_SIZE, advice) };
+        assert_eq!(result, 0, "madvise {advice}: {}", errno());
+    }
+
+    /// Has the pages be zeroes again.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn discard(&self, first: usize, nr_pages: usize) {
+        self.advise(first, nr_pages, libc::MADV_DONTNEED);
+    }
+
+    /// Lets all pages be written to, or not, without telling anybody.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn protect(&self, writable: bool) {
+        let prot = if writable { WRITABLE } else { libc::PROT_READ };
+        // SAFETY: inside of the mapping, of which there are no references.
+        let result = unsafe { libc::mprotect(self.start().cast(), self.len(), prot) };
+        assert_eq!(result, 0, "mprotect: {}", errno());
+    }
+
+    /// Unmaps pages. They must not be accessed any more.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn unmap(&self, first: usize, nr_pages: usize) {
+        let start = self.start().wrapping_add(first * PAGE_SIZE);
+        // SAFETY: inside of the mapping, of which there are no references.
+        let result = unsafe { libc::munmap(start.cast(), nr_pages * PAGE_SIZE) };
+        assert_eq!(result, 0, "munmap: {}", errno());
+    }
+
+    /// Maps something new at the same place.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn replace(&self) {
+        let (start, flags) = (self.start(), ANONYMOUS | libc::MAP_FIXED);
+        // SAFETY: the place is ours, and there are no references to it.
+        let new = unsafe { libc::mmap(start.cast(), self.len(), WRITABLE, flags, -1, 0) };
+        assert_eq!(new, start.cast(), "mmap: {}", errno());
+        self.advise(0, self.nr_pages, libc::MADV_NOHUGEPAGE);
+    }
+
+    /// Moves the memory to another address. Nobody accesses it meanwhile. The error is the kernel's.
+    ///
+    /// # Errors
+    /// As `mremap(2)`; then it is where it was.
+    pub fn relocate(&self) -> std::io::Result<()> {
+        let place = reserve(self.len() + 2 * PAGE_SIZE).wrapping_add(PAGE_SIZE);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let old = self.start();
+        // SAFETY: both places are ours, and there are no references to them.
+        let new = unsafe { libc::mremap(old.cast(), self.len(), self.len(), flags, place) };
+        if new == libc::MAP_FAILED {
+            let error = errno();
+            // SAFETY: what was just reserved.
+            unsafe { libc::munmap(place.wrapping_sub(PAGE_SIZE).cast(), self.len() + 2 * PAGE_SIZE) };
+            return Err(error);
+        }
+        self.start.store(place, Ordering::Relaxed);
+        for guard in [old.wrapping_sub(PAGE_SIZE), old.wrapping_add(self.len())] {
+            // SAFETY: the guard pages of the place that was left; nothing is in them.
+            unsafe { libc::munmap(guard.cast(), PAGE_SIZE) };
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        let start = self.start().wrapping_sub(PAGE_SIZE);
+        // SAFETY: the mapping and its guard pages are ours; holes in it do not matter.
+        unsafe { libc::munmap(start.cast(), self.len() + 2 * PAGE_SIZE) };
+    }
+}
+
+/// Says where two pages differ.
+///
+/// # Panics
+/// If they do.
+pub(crate) fn expect_page(got: &Page, want: &Page, what: &str) {
+    let differs = got.iter().zip(want).position(|(got, want)| got != want);
+    assert_eq!(differs, None, "wrong byte of {what}");
+}
+
+/// What [`Map::fill`] writes.
+pub(crate) fn content(page: usize, seed: u64) -> Box<Page> {
+    let mut rng = crate::Rng::new(seed).fork(page as u64);
+    let first = rng.bits();
+    let mut bytes = Box::new([0; PAGE_SIZE]);
+    for (word, chunk) in bytes.chunks_exact_mut(8).enumerate() {
+        let value = match page % 4 {
+            0 => first.wrapping_add(word as u64),
+            1 => rng.bits() & 0x0707_0707_0707_0707 | 0x6060_6060_6060_6060,
+            2 => rng.bits(),
+            _ => first,
+        };
+        chunk.copy_from_slice(&value.to_ne_bytes());
+    }
+    bytes
+}
