@@ -28,7 +28,7 @@ pub(crate) fn fault_code(fault: &DeviceFault) -> c_int {
         Why::Permission => libc::EACCES,
         Why::NoMemory => libc::ENOMEM,
         Why::Misaligned => libc::EINVAL,
-        // No mapping, or one that went; and what there may be later.
-        _ => libc::EFAULT,
+        // The enum may grow.
+        Why::NoMapping | Why::Vanished | _ => libc::EFAULT,
     }
 }
