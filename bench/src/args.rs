@@ -1,6 +1,7 @@
 //! What can be asked of the bench.
 
 use crate::data::Data;
+use crate::mirror;
 use crate::report::Setup;
 use crate::size::Size;
 use crate::system::{Budget, System};
@@ -45,6 +46,10 @@ pub struct Args {
     /// Systems to measure [default: all].
     #[arg(long, value_name = "NAMES", value_enum, value_delimiter = ',')]
     systems: Vec<System>,
+    /// Measure what devices cost that mirror a process's memory, instead: migration, snapshots, loads, faults, and too
+    /// little memory, each against a floor of the same run. A bar that is missed is a result, no failure.
+    #[arg(long, conflicts_with_all = ["size", "ram", "device", "passes", "workloads", "data", "systems"])]
+    mirror: bool,
     /// Smoke run: 64 MiB over 32 MiB, one repetition of one pass, unless said otherwise.
     #[arg(long)]
     quick: bool,
@@ -66,6 +71,12 @@ pub(crate) struct Plan {
 }
 
 impl Args {
+    /// What is to be measured with `--mirror`; `None` without it.
+    pub(crate) fn mirror(&self) -> Option<mirror::Plan> {
+        let reps = self.reps.unwrap_or(if self.quick { 1 } else { REPS });
+        self.mirror.then_some(mirror::Plan { reps, quick: self.quick, json: self.json })
+    }
+
     /// Fills in what was not said.
     ///
     /// # Errors

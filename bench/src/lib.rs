@@ -6,6 +6,8 @@
 //! bench sets up for each repetition and takes down after it. Repetitions take turns over the systems, and medians are
 //! compared. A system that cannot work here is named with its reason, never left out silently.
 //!
+//! With `--mirror` it measures what devices that mirror this process cost instead, see [`mirror`].
+//!
 //! What flows: [`Args`] become a plan, the plan is run measurement by measurement, each one's report becomes part of a
 //! cell, cells become medians and ratios, and these a table or JSON.
 
@@ -18,6 +20,7 @@ mod fault_floor;
 mod floors;
 mod latency;
 mod machine;
+mod mirror;
 mod report;
 mod run;
 #[cfg(test)]
@@ -32,6 +35,7 @@ mod workload;
 mod zram;
 
 pub use args::Args;
+pub use mirror::{MirrorWorkerArgs, mirror_worker};
 pub use worker::{WorkerArgs, worker};
 
 use anyhow::{Context, Result, anyhow};
@@ -48,18 +52,24 @@ use std::process::ExitCode;
 /// Wrong bytes in a worker's memory, too little RAM on the machine, or a file below /proc that cannot be read.
 pub fn run(args: &Args) -> Result<ExitCode> {
     child::heed_signals();
-    match measure_all(args) {
+    let done = match args.mirror() {
+        Some(plan) => mirror::run(plan),
+        None => measure_all(args).and_then(|report| conclude(&report, args.json)),
+    };
+    match done {
         Err(error) => match error.downcast::<child::Stopped>() {
             Ok(stopped) => Ok(ExitCode::from(128 + u8::try_from(stopped.0).unwrap_or(0))),
             // The causes belong to the message, however it will be printed.
             Err(error) => Err(anyhow!("{error:#}")),
         },
-        Ok(report) => {
-            print(&report, args.json).context("cannot write to standard output")?;
-            let failed = report.cells.iter().any(|cell| !cell.failures.is_empty());
-            Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-        }
+        Ok(status) => Ok(status),
     }
+}
+
+fn conclude(report: &Report, json: bool) -> Result<ExitCode> {
+    print(report, json).context("cannot write to standard output")?;
+    let failed = report.cells.iter().any(|cell| !cell.failures.is_empty());
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn measure_all(args: &Args) -> Result<Report> {

@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Bench(hmm_bench::Args),
     #[command(name = hmm_bench::WorkerArgs::SUBCOMMAND, hide = true)]
     BenchWorker(hmm_bench::WorkerArgs),
+    #[command(name = hmm_bench::MirrorWorkerArgs::SUBCOMMAND, hide = true)]
+    BenchMirrorWorker(hmm_bench::MirrorWorkerArgs),
 }
 
 /// Run a program within a budget of RAM.

@@ -19,6 +19,10 @@ use clap::Parser;
 use args::{Args, Command};
 use failure::{Failure, HMM_FAILED};
 
+/// `hmm bench --mirror` has devices in this process, which must not stand on memory that could be managed.
+#[global_allocator]
+static ALLOCATOR: hmm::Heap = hmm::Heap;
+
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
@@ -34,6 +38,9 @@ fn main() -> ExitCode {
         }
         Command::BenchWorker(args) => {
             hmm_bench::worker(&args).map_err(|error| Failure::of_hmm(format_args!("{error:#}")))
+        }
+        Command::BenchMirrorWorker(args) => {
+            hmm_bench::mirror_worker(&args).map_err(|error| Failure::of_hmm(format_args!("{error:#}")))
         }
     };
     result.unwrap_or_else(|failure| failure.report())

@@ -16,7 +16,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
     ("hmm-agent", &["hmm", "hmm-core", "hmm-device", "hmm-dmirror", "hmm-lz4", "hmm-uapi"]),
     ("hmm-capi", &["hmm", "hmm-core", "hmm-device", "hmm-lz4", "hmm-soft", "hmm-uapi"]),
     ("hmm-soft", &["hmm", "hmm-core", "hmm-device", "hmm-lz4", "hmm-uapi"]),
-    ("hmm-bench", &["hmm", "hmm-core", "hmm-device", "hmm-lz4", "hmm-uapi"]),
+    ("hmm-bench", &["hmm", "hmm-core", "hmm-device", "hmm-lz4", "hmm-soft", "hmm-uapi"]),
     ("hmm-cli", &["hmm", "hmm-bench", "hmm-core", "hmm-device", "hmm-lz4", "hmm-uapi"]),
     ("hmm-model", &[]),
     ("hmm-sim", &["hmm-core", "hmm-device", "hmm-model"]),
