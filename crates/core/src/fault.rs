@@ -219,7 +219,8 @@ impl<K: Kernel> Engine<K> {
         let (first, window) = if self.staging.is_huge(slot.bay()) && slot.index() == page.index() {
             (0, BLOCK_PAGES)
         } else {
-            (page.index(), hit.window)
+            // Where nothing is bounded, pages wait because a device had them to itself: one touch ends that of one.
+            (page.index(), if self.config.zero_page { 1 } else { hit.window })
         };
         // Slots in the order of the pages: the page at `index` in the slot as far from `slot` as it is from `page`.
         let in_order = |index: usize| match states.get(index) {

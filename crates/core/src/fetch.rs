@@ -76,7 +76,14 @@ impl<K: Kernel> Engine<K> {
     /// Plans what a fault at `page` brings. `None`: no staging memory.
     pub(crate) fn plan_fetch(&self, states: &mut States, page: Vpn, frame: Frame) -> Option<Fetch> {
         let hit = self.streams.fault(page, 1);
-        let mut fetch = self.mark(states, page, frame.device, hit.window, Purpose::Fault)?;
+        let window = match self.registry.get(frame.device) {
+            Some(Held::Driver(member)) => {
+                // Its driver brought the pages there on purpose: what stays there costs nothing.
+                hit.window.min(member.device.caps().preferred_run_pages as usize)
+            }
+            Some(Held::Tier(_)) | None => hit.window,
+        };
+        let mut fetch = self.mark(states, page, frame.device, window, Purpose::Fault)?;
         fetch.hit = Some(hit);
         self.stats().pgmajfault.fetch_add(1, Ordering::Relaxed);
         Some(fetch)

@@ -77,6 +77,10 @@ impl<K: Kernel> Engine<K> {
             let Some(block) = self.table.get(page.block()) else { return true };
             let mut states = block.lock();
             let PageState::Device { frame } = states.get(page.index()) else { return true };
+            if self.registry.owner(frame.device).is_some() {
+                // Where a driver's pages are is the driver's choice, until the program touches them.
+                return true;
+            }
             let window = usize::try_from(job.rest.nr_pages()).unwrap_or(FETCH_PAGES);
             self.mark(&mut states, page, frame.device, window, Purpose::Ahead { trigger: job.trigger })
         };
