@@ -174,6 +174,7 @@ mod tests {
         assert_eq!(hints.get(Vpn(0)).1, pages(0, u64::MAX));
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "of 64 pages")]
     #[test]
     fn any_order_of_updates_is_what_each_page_was_told() {
         let hints = Hints::default();

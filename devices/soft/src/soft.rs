@@ -40,6 +40,8 @@ impl Group {
     /// A group without devices.
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Looked into in the middle of migrations: never managed.
+        let _inside = Inside::enter();
         // Owners of other drivers are unlikely to begin so.
         let owner = Owner(0x736f_6674_0000_0000 | NEXT.fetch_add(1, Ordering::Relaxed));
         Self { owner, peers: Arc::default() }
