@@ -1,6 +1,7 @@
 //! The memory of a device: frames in chunks that are made when they are needed, all in one range of addresses that was
 //! set aside before any memory was managed (I6).
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hmm_device::{Caps, Device, DeviceError, DevicePfn, Fetch, MemKind, PAGE_SIZE, Store, Transfer, Usage};
@@ -29,6 +30,8 @@ struct Frames {
     next: u32,
     free: Vec<DevicePfn>,
     nr_used: usize,
+    /// Frames in use that may not be written: what was shared or read-only when it migrated.
+    read_only: BTreeSet<DevicePfn>,
 }
 
 impl Memory {
@@ -57,6 +60,31 @@ impl Memory {
         let _ = self.range.advise(0, bytes, Advice::DontNeed);
         let _ = self.range.protect(0, bytes);
         *frames = Frames::default();
+    }
+
+    /// Says whether a device may write to a frame in use. Every frame that is handed out may be written.
+    pub fn allow_writes(&self, pfn: DevicePfn, allow: bool) {
+        let mut frames = self.lock();
+        if allow {
+            frames.read_only.remove(&pfn);
+        } else {
+            frames.read_only.insert(pfn);
+        }
+    }
+
+    /// No device may write to what is in the memory now.
+    pub fn forbid_writes(&self) {
+        let mut frames = self.lock();
+        frames.read_only = (0..frames.next).map(DevicePfn).collect();
+        let Frames { free, read_only, .. } = &mut *frames;
+        for pfn in free.iter() {
+            read_only.remove(pfn);
+        }
+    }
+
+    /// Whether a device may write to the frame, as far as that is the frame's matter and not its mapping's.
+    pub fn allows_writes(&self, pfn: DevicePfn) -> bool {
+        !self.lock().read_only.contains(&pfn)
     }
 
     fn lock(&self) -> MutexGuard<'_, Frames> {
@@ -153,6 +181,9 @@ impl Device for Memory {
     fn free(&self, frames: &[DevicePfn]) {
         let mut inner = self.lock();
         inner.nr_used -= frames.len();
+        for pfn in frames {
+            inner.read_only.remove(pfn);
+        }
         inner.free.extend_from_slice(frames);
     }
 }

@@ -3,7 +3,8 @@
 //! Between setup and the end nothing of the program's memory is touched: this thread might wait for itself.
 
 use hmm::core::addr::{PAGE_SIZE, PageRange, Vpn};
-use hmm::core::driver::{ExclusiveError, Select, Source};
+use hmm::core::driver::{Entry, ExclusiveError, Select, Skip, Source};
+use hmm::core::kernel::Kernel;
 use hmm::core::state::PageState;
 use hmm::device::{Device, MemKind};
 use hmm_dmirror::{Drain, Failure, Fill, Moved, Number, Space, owner_of};
@@ -28,13 +29,31 @@ impl EngineSpace {
         &self,
         device: Number,
         range: PageRange,
-        may_write: bool,
+        may_write: &dyn Fn(Vpn) -> bool,
         fill: &mut Fill<'_>,
         moved: &mut Moved<'_>,
     ) -> Result<(), Failure> {
+        for page in self.collect_to_device(device, range, may_write, fill, moved)? {
+            // Shared by a fork, most likely: the kernel moves only what is this process's own.
+            let range = PageRange::new(page, 1);
+            self.runtime.engine().kernel().unshare(range);
+            self.collect_to_device(device, range, may_write, fill, moved)?;
+        }
+        Ok(())
+    }
+
+    /// Migrates what can be migrated. Returns the pages that the kernel does not move as they are.
+    fn collect_to_device(
+        &self,
+        device: Number,
+        range: PageRange,
+        may_write: &dyn Fn(Vpn) -> bool,
+        fill: &mut Fill<'_>,
+        moved: &mut Moved<'_>,
+    ) -> Result<Vec<Vpn>, Failure> {
         let engine = self.runtime.engine();
         let id = self.id(device)?;
-        let setup = engine.migrate_setup(range, Select::SYSTEM, owner_of(device));
+        let setup = engine.migrate_setup(range, Select::SYSTEM | Select::KEEP_EXCLUSIVE, owner_of(device));
         let mut migration = setup.map_err(|_range| Failure::Invalid)?;
         for index in 0..migration.entries().len() {
             let entry = migration.entries()[index];
@@ -55,11 +74,15 @@ impl EngineSpace {
         let migration = migration.pages();
         for entry in migration.entries() {
             if let Some(frame) = entry.frame() {
-                moved(entry.page(), frame.pfn, may_write);
+                let write = may_write(entry.page());
+                self.memory(device).allow_writes(frame.pfn, write);
+                moved(entry.page(), frame.pfn, write);
             }
         }
+        let is_busy = |entry: &&Entry| entry.source() == Source::Skipped(Skip::Busy);
+        let busy = migration.entries().iter().filter(is_busy).map(Entry::page).collect();
         migration.finalize();
-        Ok(())
+        Ok(busy)
     }
 
     pub(super) fn to_system(

@@ -38,7 +38,7 @@ mod writable;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use map::map;
-pub(crate) use server::{forget, listen, reserve, serve};
+pub(crate) use server::{forget, listen, reserve, serve, share_frames};
 
 /// Whether there are test devices.
 static ON: AtomicBool = AtomicBool::new(false);

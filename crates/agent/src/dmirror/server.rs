@@ -104,6 +104,11 @@ fn listener(device: Number) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
+/// In front of a fork: what is in the devices' memory will be shared, and no device may write to it any more.
+pub(crate) fn share_frames() {
+    MEMORIES.get().into_iter().flatten().for_each(|memory| memory.forbid_writes());
+}
+
 /// In the child of a fork, before its threads are started: what is open is the parent's. The descriptors were closed with
 /// all others.
 pub(crate) fn forget() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use hmm::core::DeviceId;
 use hmm::core::addr::{PAGE_SIZE, PageRange, Vpn};
+use hmm::core::kernel::{Kernel, Mapped, Seen as Walked};
 use hmm::core::mirror::{Found, Pfn, RangeError, RangeFault, Request as Wanted};
 use hmm::core::notifier::{Notifier, Notifiers, Sequence};
 use hmm::runtime::Runtime;
@@ -46,6 +47,24 @@ impl EngineSpace {
         &self.memories[usize::from(device.get())]
     }
 
+    /// Pages of the range that the program has mapped for reading only: on a device they stay so.
+    fn read_only(&self, range: PageRange) -> Result<Vec<Vpn>, Failure> {
+        let mut pages = Vec::new();
+        let mut walked = [Walked::default(); BATCH_PAGES];
+        let mut at = range.start;
+        while at < range.end {
+            let batch = PageRange::new(at, BATCH_PAGES as u64).intersect(range).intersect(at.block().pages());
+            let walked = &mut walked[..usize::try_from(batch.nr_pages()).unwrap_or(BATCH_PAGES)];
+            self.runtime.engine().kernel().walk(batch, walked).map_err(|_| Failure::NoMemory)?;
+            let is_read_only = |seen: &Walked| seen.cpu == Mapped::ReadOnly;
+            pages.extend(
+                batch.iter().zip(walked).filter(|(_, seen)| is_read_only(seen)).map(|(page, _)| page),
+            );
+            at = batch.end;
+        }
+        Ok(pages)
+    }
+
     /// The device's name in the engine.
     pub(super) fn id(&self, device: Number) -> Result<DeviceId, Failure> {
         self.devices.get(usize::from(device.get())).copied().ok_or(Failure::Invalid)
@@ -74,7 +93,13 @@ impl Space for EngineSpace {
         let pfns = &mut pfns[..seen.len()];
         let mut fault = RangeFault::all(range, wanted, Some(owner_of(device)), pfns);
         self.runtime.range_fault(notifier, seq, &mut fault).map_err(failure)?;
-        seen.iter_mut().zip(pfns).for_each(|(seen, pfn)| *seen = seen_of(*pfn));
+        let memory = self.memory(device);
+        for (seen, pfn) in seen.iter_mut().zip(pfns) {
+            *seen = seen_of(*pfn);
+            if let Kind::Private(frame) = seen.kind {
+                seen.write &= memory.allows_writes(frame);
+            }
+        }
         Ok(())
     }
 
@@ -110,9 +135,10 @@ impl Space for EngineSpace {
         moved: &mut Moved<'_>,
     ) -> Result<(), Failure> {
         self.manage(range);
+        let read_only = self.read_only(range)?;
         let may_write = Writable::is_now(self.runtime, range);
         let _open = Writable::make(self.runtime, range);
-        self.to_device(device, range, may_write, fill, moved)
+        self.to_device(device, range, &|page| may_write && !read_only.contains(&page), fill, moved)
     }
 
     fn migrate_to_system(

@@ -31,7 +31,9 @@ impl<K: Kernel> Engine<K> {
         if !is_covered || range.nr_pages() > MAX_PAGES as u64 {
             return Err(SetupError::Range(range));
         }
-        self.revoke(range);
+        if select.contains(Select::SYSTEM) && !select.contains(Select::KEEP_EXCLUSIVE) {
+            self.revoke(range);
+        }
         let mut migration = Migration::new(self, range, owner);
         // In front of the change, because making room for them may take its time.
         let places = [0, 1].map(|number| {
@@ -145,10 +147,10 @@ impl<K: Kernel> Migration<'_, K, Collected> {
                 Some(_) => Source::Skipped(Skip::NotSelected),
                 None => Source::Skipped(Skip::Evicted),
             },
-            PageState::Fetching { .. }
-            | PageState::Dropped { .. }
-            | PageState::Storing { .. }
-            | PageState::Exclusive { .. } => Source::Skipped(Skip::InFlight),
+            PageState::Exclusive { .. } => Source::Skipped(Skip::Exclusive),
+            PageState::Fetching { .. } | PageState::Dropped { .. } | PageState::Storing { .. } => {
+                Source::Skipped(Skip::InFlight)
+            }
             PageState::Poisoned => Source::Skipped(Skip::Poisoned),
         };
     }

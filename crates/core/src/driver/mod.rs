@@ -83,6 +83,9 @@ impl Select {
     pub const COHERENT: Self = Self(4);
     /// A huge page as one entry rather than many.
     pub const COMPOUND: Self = Self(8);
+    /// With [`SYSTEM`](Self::SYSTEM): pages that a device has to itself stay its own and are skipped, as in Linux.
+    /// Without it they are taken back.
+    pub const KEEP_EXCLUSIVE: Self = Self(16);
 
     /// Whether all of `other` is in it.
     pub const fn contains(self, other: Self) -> bool {
@@ -111,6 +114,8 @@ pub enum Skip {
     Busy,
     /// Somebody else moves it.
     InFlight,
+    /// A device has it to itself, and keeps it.
+    Exclusive,
     /// There is no staging memory to take it to.
     NoStaging,
     /// Its bytes are lost.
