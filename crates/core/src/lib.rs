@@ -40,6 +40,7 @@ mod engine;
 mod events;
 mod fault;
 mod fetch;
+mod home;
 mod migrate;
 mod read_ahead;
 mod read_fault;

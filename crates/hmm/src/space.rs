@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use hmm_core::addr::{PAGE_SIZE, PageRange};
+use hmm_core::addr::{PAGE_SIZE, PageRange, Vpn};
 use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
 use hmm_core::{Config, Engine};
@@ -26,6 +27,9 @@ const MIN_RAM_BYTES: u64 = 16 << 20;
 /// More pages than an address space has.
 const UNBOUNDED_PAGES: u64 = 1 << 40;
 const NR_HANDLERS: usize = 2;
+/// Times that pages are asked to come home when the space ends, and the pause in between: a second.
+const HOME_ROUNDS: usize = 1000;
+const HOME_PAUSE: Duration = Duration::from_millis(1);
 
 /// Why there is no address space.
 #[derive(Debug, thiserror::Error)]
@@ -203,15 +207,31 @@ struct Inner {
     access: Access,
 }
 
+impl Inner {
+    /// Has all memory that is away come home. Gives up in the end: it is better to lose a page than never to end.
+    fn bring_home(&self) {
+        let all = PageRange { start: Vpn(0), end: Vpn(u64::MAX >> 12) };
+        for _ in 0..HOME_ROUNDS {
+            if self.runtime.engine().bring_all_home(all) == 0 {
+                return;
+            }
+            std::thread::sleep(HOME_PAUSE);
+        }
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         let _inside = callers::enter();
-        // Every region holds a reference to this: there is no managed memory any more, and nobody can fault (I10).
+        // Every region holds a reference to this, so what is managed now is memory that drivers asked for. It outlives us.
+        self.bring_home();
         self.runtime.stop();
         for thread in self.threads.drain(..) {
             // A handler that panicked has ended the process already.
             let _ = thread.join();
         }
+        // What the reclaimer took meanwhile. Nobody else is left to take anything.
+        self.bring_home();
     }
 }
 

@@ -134,6 +134,8 @@ impl Host for Fake {
         self.state.lock().unwrap().devices[usize::from(device)] = None;
     }
 
+    fn settle(&self) {}
+
     fn enter(&self) {}
 
     fn clip(&self, _page: Vpn, range: PageRange) -> PageRange {

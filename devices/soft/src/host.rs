@@ -74,6 +74,9 @@ pub(crate) trait Host: Send + Sync + std::fmt::Debug + 'static {
     /// Takes it away: its pages come home. No kernel runs on it.
     fn remove(&self, device: u8);
 
+    /// Returns when the device has heard of everything that the program has done to its mappings before.
+    fn settle(&self);
+
     /// A unit's thread begins its work: its stack must never be managed.
     fn enter(&self);
 

@@ -165,6 +165,7 @@ impl Soft {
     {
         let _one = self.launching.lock().unwrap_or_else(PoisonError::into_inner);
         self.trap.check()?;
+        self.shared.host.settle();
         let first = Mutex::new(None);
         let run = |id: usize| {
             trap::unblock();

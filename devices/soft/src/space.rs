@@ -97,6 +97,10 @@ impl Host for Space {
         let _ = self.space.remove_device(id);
     }
 
+    fn settle(&self) {
+        self.space.settle();
+    }
+
     fn enter(&self) {
         // Any call notes the calling thread's stack.
         let _ = self.space.hint(Vpn(0));

@@ -136,3 +136,20 @@ fn devices_of_a_group_copy_directly() {
         assert!(words.iter().enumerate().all(|(index, word)| *word == index as u64));
     });
 }
+
+#[test]
+fn what_is_away_comes_home_when_the_space_ends() {
+    watched(|| {
+        let space = space();
+        let soft = soft(&space, 1024);
+        let words: Vec<u64> = (0..200_000).collect();
+        let pages = hmm::mirror::pages(&words);
+        // Half of it on a device, and the rest in staging.
+        assert!(soft.prefetch(Ptr::of(&words).addr(), words.len() * 4) > 150);
+        space.manage(pages).unwrap();
+        assert!(space.evict_pages(pages) > 150);
+        drop(soft);
+        drop(space);
+        assert!(words.iter().enumerate().all(|(index, word)| *word == index as u64));
+    });
+}
