@@ -15,7 +15,7 @@ use hmm::device::Device as _;
 use std::hint::black_box;
 use std::sync::Arc;
 
-const MINE: Owner = Owner(0x6265_6e63_68);
+const MINE: Owner = Owner(0x0062_656e_6368);
 const BLOCK_BYTES: usize = 2 << 20;
 
 struct Driver {
