@@ -150,7 +150,7 @@ impl Figure {
             Self::CopyInPlace => speed("copy by pages, in place", MEMCPY, SLICE_BAR),
             Self::CopyFrames => speed("copy by pages, device memory", MEMCPY, SLICE_BAR),
             Self::Fault => Spec {
-                what: "device fault on a resident page, in batches",
+                what: "device fault and read of a resident page",
                 floor: "first touch of fresh memory",
                 unit: US,
                 bar: Bar::FigureAtMost(3.0),

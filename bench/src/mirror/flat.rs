@@ -104,7 +104,7 @@ impl Device for Flat {
             preferred_run_pages: 64,
             store_page_ns: 400,
             fetch_page_ns: 400,
-            keeps_copies: true,
+            keeps_copies: false,
         }
     }
 
