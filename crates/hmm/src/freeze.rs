@@ -48,7 +48,7 @@ impl Runtime {
     #[must_use = "without rest there must be no fork"]
     pub fn freeze(&self) -> bool {
         // What a device has to itself it may change at any time; a child gets a copy that does not change any more.
-        self.engine().revoke_all();
+        self.engine().restore_all();
         self.freezing.store(1, Ordering::SeqCst);
         self.alarm();
         let start = Instant::now();

@@ -136,8 +136,24 @@ impl<K: Kernel> Engine<K> {
         Exclusive { page, addr: self.kernel.slot_addr(slot) }
     }
 
-    /// Takes everything that devices have to themselves back from them: in front of a fork, and when nothing else can
-    /// leave. Returns whether they had anything.
+    /// Takes everything that devices have to themselves back from them, in front of a fork, and brings it home as far as
+    /// there is memory: both sides shall have it mapped, as in Linux.
+    pub fn restore_all(&self) {
+        if self.nr_exclusive.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut pages = Vec::new();
+        self.for_each_absent(&mut |page| pages.push(page));
+        pages.retain(|page| matches!(self.state(*page), PageState::Exclusive { .. }));
+        self.revoke_all();
+        for page in pages {
+            // What does not come home now does so when it is touched.
+            let _ = self.fault(page);
+        }
+    }
+
+    /// Takes everything that devices have to themselves back from them: when nothing else can leave. Returns whether they
+    /// had anything.
     pub fn revoke_all(&self) -> bool {
         let had_any = self.nr_exclusive.load(Ordering::Relaxed) > 0;
         self.revoke(PageRange { start: Vpn(0), end: crate::table::END });
