@@ -146,10 +146,10 @@ impl EngineSpace {
         pages.retain(|page| is_there(engine.state(*page)));
         let mut rest = &pages[..];
         while let Some(first) = rest.first() {
+            // No page in between: what is there does not change.
             let range = PageRange::new(*first, MAX_PAGES);
-            let len = rest.iter().take_while(|page| range.contains(**page)).count();
-            let last = rest.get(len - 1).copied().unwrap_or(*first);
-            self.bring_range_home(device, PageRange { start: *first, end: last.add(1) });
+            let len = rest.iter().zip(range.iter()).take_while(|(page, next)| *page == next).count();
+            self.bring_range_home(device, PageRange::new(*first, len as u64));
             rest = &rest[len..];
         }
     }
