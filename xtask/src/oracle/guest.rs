@@ -27,9 +27,17 @@ const NEEDED: [(&str, &str); 9] = [
 ];
 const SOURCE: &str = "/usr/src/linux-source-6.12.tar.xz";
 
-/// The file, the words and their replacement. Without it, Linux 6.12's test device reads a private page of its own through
-/// the page's descriptor instead of its memory, and the kernel dies of it.
-const REPAIR: (&str, &str, &str) = ("lib/test_hmm.c", "\tentry = page;", "\tentry = BACKING_PAGE(page);");
+/// What is repaired of Linux 6.12's test device.
+const FILE: &str = "lib/test_hmm.c";
+/// The words and their replacements:
+/// 1. The device reads a private page of its own through the page's descriptor instead of its memory, and the kernel dies
+///    of it.
+/// 2. The device takes the end of an invalidated range for its last page, and forgets the page behind it, too: an accident
+///    of addresses, which would hide what we look for.
+const REPAIRS: [(&str, &str); 2] = [
+    ("\tentry = page;", "\tentry = BACKING_PAGE(page);"),
+    ("\t\t\t  end >> PAGE_SHIFT)", "\t\t\t  (end - 1) >> PAGE_SHIFT)"),
+];
 
 /// Where coherent device memory is in the guest, and what to do when the kernel fails. One CPU with a periodic tick: with
 /// two, or without the tick, the guest sometimes sleeps and never wakes on a busy machine.
@@ -61,7 +69,7 @@ impl Guest {
     pub(super) fn new(dir: PathBuf) -> Result<Self> {
         let config = cargo::root()?.join("testing/oracle/guest/kernel.config");
         let stamp_file = dir.join("kernel.stamp");
-        let wanted = format!("{}{REPAIR:?}", fs::read_to_string(&config)?);
+        let wanted = format!("{}{REPAIRS:?}", fs::read_to_string(&config)?);
         let guest = Self { source: dir.join("linux-source-6.12"), dir };
         if fs::read_to_string(&stamp_file).is_ok_and(|built| built == wanted) {
             return Ok(guest);
@@ -91,17 +99,20 @@ impl Guest {
     }
 
     fn repair(&self) -> Result<()> {
-        let (file, from, to) = REPAIR;
-        let file = self.source.join(file);
-        let text = fs::read_to_string(&file)?;
-        if !text.contains(to) {
+        let file = self.source.join(FILE);
+        let mut text = fs::read_to_string(&file)?;
+        for (from, to) in REPAIRS {
+            if text.contains(to) {
+                continue;
+            }
             ensure!(
                 text.matches(from).count() == 1,
-                "{} is not the one we know: it has another version, or was repaired by others. See REPAIR in {}",
+                "{} is not the one we know: it has another version, or was repaired by others. See REPAIRS in {}",
                 file.display(),
                 file!()
             );
-            fs::write(&file, text.replace(from, to))?;
+            text = text.replace(from, to);
+            fs::write(&file, &text)?;
         }
         Ok(())
     }
