@@ -6,7 +6,7 @@
 //! bench sets up for each repetition and takes down after it. Repetitions take turns over the systems, and medians are
 //! compared. A system that cannot work here is named with its reason, never left out silently.
 //!
-//! With `--mirror` it measures what devices that mirror this process cost instead, see [`mirror`].
+//! With `--mirror` it measures what devices that mirror this process cost instead, see `mirror`.
 //!
 //! What flows: [`Args`] become a plan, the plan is run measurement by measurement, each one's report becomes part of a
 //! cell, cells become medians and ratios, and these a table or JSON.

@@ -84,7 +84,7 @@ pub enum Command {
     MigrateToDevice,
     /// Migrates memory of the device back.
     MigrateToSystem,
-    /// Tells a byte for each page, see [`snapshot`], and faults nothing.
+    /// Tells a byte for each page, see `snapshot`, and faults nothing.
     Snapshot,
     /// Makes pages exclusive to the device, then reads them.
     Exclusive,

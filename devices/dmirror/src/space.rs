@@ -72,7 +72,7 @@ pub type Drain<'a> = dyn FnMut(Vpn, DevicePfn, &mut [u8]) -> bool + 'a;
 /// Hears of each page that has migrated, while it still stands still; with its frame and whether that may be written.
 pub type Moved<'a> = dyn FnMut(Vpn, DevicePfn, bool) + 'a;
 
-/// See the [module](self). Every range is of whole pages, and pages are in order.
+/// See the module. Every range is of whole pages, and pages are in order.
 pub trait Space: Send + Sync + 'static {
     /// Who hears of changes.
     fn notifiers(&self) -> &Arc<Notifiers>;
