@@ -1,7 +1,7 @@
 //! Exclusive access.
 
 use hmm_core::addr::PageRange;
-use hmm_core::driver::{Exclusive, ExclusiveError, Select};
+use hmm_core::driver::{Exclusive, ExclusiveError, Select, Skip, Source};
 use hmm_core::notifier::{Cause, Owner};
 use hmm_core::state::PageState;
 use hmm_model::{Op, Span};
@@ -109,5 +109,32 @@ fn a_driver_that_was_too_slow_finds_out() {
     let seq = world.log.read_begin();
     world.world.op(&Op::Read { page: 4, word: 0 });
     assert!(world.log.install(seq, |_| ()).is_err(), "taken back before it was mapped");
+    world.verify();
+}
+
+#[test]
+fn a_migration_can_leave_a_device_what_it_has_to_itself() {
+    let world = Fixture::new();
+    world.engine().make_exclusive(vpn(4), world.one.owner).expect("is private memory");
+    let migration = world.setup(Span::new(3, 2), Select::SYSTEM | Select::KEEP_EXCLUSIVE, &world.two);
+    assert_eq!(migration.entries()[0].source(), Source::System);
+    assert_eq!(migration.entries()[1].source(), Source::Skipped(Skip::Exclusive));
+    drop(migration);
+    assert!(is_exclusive(&world, 4));
+    drop(world.setup(Span::new(4, 1), Select::PRIVATE, &world.two));
+    assert!(is_exclusive(&world, 4), "system pages were not asked for");
+    drop(world.setup(Span::new(4, 1), Select::SYSTEM, &world.two));
+    assert!(!is_exclusive(&world, 4));
+    world.verify();
+}
+
+#[test]
+fn what_a_fork_shares_is_at_home() {
+    let world = Fixture::new();
+    for page in 4..7 {
+        world.engine().make_exclusive(vpn(page), world.one.owner).expect("is private memory");
+    }
+    world.engine().restore_all();
+    assert!((4..7).all(|page| matches!(world.state(page), PageState::System { .. })));
     world.verify();
 }
