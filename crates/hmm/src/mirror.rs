@@ -22,6 +22,7 @@ use rustix::io::Errno;
 
 use crate::callers;
 use crate::manage::ManageError;
+use crate::migrating::Migrating;
 use crate::mm::{Mm, range_of};
 use crate::runtime::Runtime;
 use crate::space::AddressSpace;
@@ -180,9 +181,8 @@ impl AddressSpace {
         device: DeviceId,
         frames: Range<DevicePfn>,
         owner: Owner,
-    ) -> Result<Migration<'_, Mm, Collected>, SetupError> {
-        let _inside = callers::enter();
-        self.runtime().engine().migrate_device_range(device, frames, owner)
+    ) -> Result<Migrating<'_, Collected>, SetupError> {
+        Migrating::begin(|| self.runtime().engine().migrate_device_range(device, frames, owner))
     }
 
     /// Removes a driver's device: brings every page home that is there.
@@ -203,9 +203,8 @@ impl AddressSpace {
         range: PageRange,
         select: Select,
         owner: Owner,
-    ) -> Result<Migration<'_, Mm, Collected>, MigrateError> {
-        let _inside = callers::enter();
-        self.runtime().migrate_setup(range, select, owner)
+    ) -> Result<Migrating<'_, Collected>, MigrateError> {
+        Migrating::begin(|| self.runtime().migrate_setup(range, select, owner))
     }
 
     /// See [`Runtime::add_device`].

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use common::within;
 use hmm::AddressSpace;
 use hmm::core::addr::PageRange;
-use hmm::core::notifier::{Cause, Change, Pass, Watch};
+use hmm::core::driver::Select;
+use hmm::core::notifier::{Cause, Change, Owner, Pass, Watch};
+use hmm::device::Ram;
 use hmm::heap::{Heap, Inside};
 use hmm::mirror::pages;
 use hmm::uapi::uffd::Access;
@@ -91,6 +93,27 @@ fn a_drivers_blocks_are_private_inside() {
         assert!(is_private(notifier.watch()), "what hmm makes of it is private by itself");
         let back = Box::new(1);
         assert!(!is_private(&*back));
+    });
+}
+
+#[test]
+fn blocks_of_a_migration_are_private_to_its_end() {
+    let _alone = one_at_a_time();
+    within(60, || {
+        let (space, map) = (mirror(), Map::holes(2));
+        let device = space.add_device(Arc::new(Ram::new(8)), Owner(1)).expect("there are few devices");
+        let mut migration =
+            space.migrate_setup(map.pages(), Select::SYSTEM, Owner(1)).expect("can be managed");
+        assert!(is_private(&*Box::new(1)), "collected");
+        migration.store(device).expect("the driver's");
+        let migration = migration.pages();
+        assert!(is_private(&*Box::new(1)), "committed");
+        assert_eq!(migration.finalize(), 2);
+        assert!(!is_private(&*Box::new(1)), "ended");
+        let dropped = space.migrate_setup(map.pages(), Select::PRIVATE, Owner(1)).expect("can be managed");
+        assert!(is_private(&*Box::new(1)), "again");
+        drop(dropped);
+        assert!(!is_private(&*Box::new(1)), "dropped");
     });
 }
 
