@@ -13,7 +13,8 @@ use hmm::core::mirror::{Found, Pfn, RangeError, RangeFault, Request};
 use hmm::core::notifier::{Cause, Change, Notifier, Owner, Pass, Sequence, Watch};
 use hmm::core::state::Frame;
 use hmm::device::{Device, Fetch, MemKind};
-use hmm::mirror::TakeError;
+use hmm::heap::Inside;
+use hmm::mirror::{MigrateError, TakeError};
 
 use crate::memory::Page;
 
@@ -85,6 +86,8 @@ impl Driver {
     /// # Panics
     /// If there are too many devices.
     pub fn new(space: &AddressSpace, device: Arc<dyn Device>, owner: Owner) -> Self {
+        // What callbacks touch must not be memory that can be away.
+        let _inside = Inside::enter();
         let id = space.add_device(Arc::clone(&device), owner).expect("there are few devices");
         let notifier = space.watch(ALL, Arc::new(Mutex::new(Table::default())), Mirror(owner));
         Self { space: space.clone(), device, owner, id, notifier: notifier.expect("it is not empty") }
@@ -123,15 +126,22 @@ impl Driver {
     /// # Panics
     /// If the memory cannot be managed.
     pub fn to_device(&self, range: PageRange) -> usize {
+        self.try_to_device(range).expect("can be managed")
+    }
+
+    /// The same, of memory that may not be there.
+    ///
+    /// # Errors
+    /// [`MigrateError`].
+    pub fn try_to_device(&self, range: PageRange) -> Result<usize, MigrateError> {
         parts(range).map(|part| self.part_to_device(part)).sum()
     }
 
-    fn part_to_device(&self, part: PageRange) -> usize {
+    fn part_to_device(&self, part: PageRange) -> Result<usize, MigrateError> {
         // Memory that is taken over is looked at anew, which collides: so it is done before.
-        self.space.manage(part).expect("can be managed");
+        self.space.manage(part)?;
         let seq = self.notifier.read_begin();
-        let mut migration =
-            self.space.migrate_setup(part, Select::SYSTEM, self.owner).expect("can be managed");
+        let mut migration = self.space.migrate_setup(part, Select::SYSTEM, self.owner)?;
         self.forget(part);
         // Nothing is taken by a device that was removed.
         let _ = migration.store(self.id);
@@ -139,11 +149,12 @@ impl Driver {
         let frames: Vec<(Vpn, Frame)> =
             migration.entries().iter().filter_map(|entry| Some((entry.page(), entry.frame()?))).collect();
         self.enter_frames(seq, &frames);
-        migration.finalize()
+        Ok(migration.finalize())
     }
 
     /// Makes entries for frames that were found under `seq`; if something has changed since, the next fault makes them.
     pub fn enter_frames(&self, seq: Sequence, frames: &[(Vpn, Frame)]) {
+        let _inside = Inside::enter();
         let _ = self.notifier.install(seq, |table| {
             table.entries.extend(frames.iter().map(|(page, frame)| (*page, Entry::Frame(*frame))));
         });
@@ -160,12 +171,19 @@ impl Driver {
     /// # Panics
     /// If the memory cannot be managed.
     pub fn to_system(&self, range: PageRange) -> usize {
+        self.try_to_system(range).expect("can be managed")
+    }
+
+    /// The same, of memory that may not be there.
+    ///
+    /// # Errors
+    /// [`MigrateError`].
+    pub fn try_to_system(&self, range: PageRange) -> Result<usize, MigrateError> {
         let home = |part| {
-            let mut migration =
-                self.space.migrate_setup(part, self.select(), self.owner).expect("can be managed");
+            let mut migration = self.space.migrate_setup(part, self.select(), self.owner)?;
             self.forget(part);
             migration.fetch();
-            migration.pages().finalize()
+            Ok(migration.pages().finalize())
         };
         parts(range).map(home).sum()
     }
@@ -180,6 +198,7 @@ impl Driver {
         loop {
             let mut fault = RangeFault::all(range, want, Some(self.owner), &mut pfns);
             let seq = self.space.range_fault_within(&self.notifier, &mut fault, PATIENCE)?;
+            let _inside = Inside::enter();
             let entered = self.notifier.install(seq, |table| {
                 let found = range.iter().zip(&pfns).filter_map(|(page, pfn)| Some((page, entry(pfn)?)));
                 table.entries.extend(found);
@@ -224,6 +243,7 @@ impl Driver {
             let _ = self.fault(PageRange::new(page, 1), Request::FAULT | Request::WRITE);
             let seq = self.notifier.read_begin();
             let addr = self.space.make_exclusive(page, self.owner)?.addr;
+            let _inside = Inside::enter();
             let enter = |table: &mut Table| table.entries.insert(page, Entry::Exclusive(addr));
             if self.notifier.install(seq, enter).is_ok() {
                 return Ok(addr);

@@ -15,6 +15,8 @@ pub(crate) type Page = [u8; PAGE_SIZE];
 #[derive(Debug)]
 pub struct Map {
     start: AtomicPtr<u8>,
+    /// Another place for it, kept free; null until it is needed.
+    spare: AtomicPtr<u8>,
     nr_pages: usize,
 }
 
@@ -37,7 +39,7 @@ impl Map {
     /// If the system has no memory.
     pub fn holes(nr_pages: usize) -> Self {
         let start = reserve((nr_pages + 2) * PAGE_SIZE).wrapping_add(PAGE_SIZE);
-        let map = Self { start: AtomicPtr::new(start), nr_pages };
+        let map = Self { start: AtomicPtr::new(start), spare: AtomicPtr::default(), nr_pages };
         map.protect(true);
         map.advise(0, nr_pages, libc::MADV_NOHUGEPAGE);
         map
@@ -197,36 +199,45 @@ impl Map {
         self.advise(0, self.nr_pages, libc::MADV_NOHUGEPAGE);
     }
 
-    /// Moves the memory to another address. Nobody accesses it meanwhile. The error is the kernel's.
+    /// Moves the memory to another address. Nobody accesses it meanwhile; nothing else is mapped where it was.
     ///
     /// # Errors
     /// As `mremap(2)`; then it is where it was.
     pub fn relocate(&self) -> std::io::Result<()> {
-        let place = reserve(self.len() + 2 * PAGE_SIZE).wrapping_add(PAGE_SIZE);
+        let mut place = self.spare.load(Ordering::Relaxed);
+        if place.is_null() {
+            place = reserve(self.len() + 2 * PAGE_SIZE).wrapping_add(PAGE_SIZE);
+            self.spare.store(place, Ordering::Relaxed);
+        }
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         let old = self.start();
         // SAFETY: both places are ours, and there are no references to them.
         let new = unsafe { libc::mremap(old.cast(), self.len(), self.len(), flags, place) };
         if new == libc::MAP_FAILED {
-            let error = errno();
-            // SAFETY: what was just reserved.
-            unsafe { libc::munmap(place.wrapping_sub(PAGE_SIZE).cast(), self.len() + 2 * PAGE_SIZE) };
-            return Err(error);
+            return Err(errno());
         }
         self.start.store(place, Ordering::Relaxed);
-        for guard in [old.wrapping_sub(PAGE_SIZE), old.wrapping_add(self.len())] {
-            // SAFETY: the guard pages of the place that was left; nothing is in them.
-            unsafe { libc::munmap(guard.cast(), PAGE_SIZE) };
-        }
+        let flags = ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: replaces nothing.
+        let kept = unsafe { libc::mmap(old.cast(), self.len(), libc::PROT_NONE, flags, -1, 0) };
+        // Somebody else may have been faster; then there is a guard page left over.
+        self.spare.store(if kept == old.cast() { old } else { std::ptr::null_mut() }, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn release(&self, start: *mut u8) {
+        // SAFETY: the place is ours with its guard pages; holes in it do not matter.
+        unsafe { libc::munmap(start.wrapping_sub(PAGE_SIZE).cast(), self.len() + 2 * PAGE_SIZE) };
     }
 }
 
 impl Drop for Map {
     fn drop(&mut self) {
-        let start = self.start().wrapping_sub(PAGE_SIZE);
-        // SAFETY: the mapping and its guard pages are ours; holes in it do not matter.
-        unsafe { libc::munmap(start.cast(), self.len() + 2 * PAGE_SIZE) };
+        self.release(self.start());
+        let spare = self.spare.load(Ordering::Relaxed);
+        if !spare.is_null() {
+            self.release(spare);
+        }
     }
 }
 

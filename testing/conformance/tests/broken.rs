@@ -35,7 +35,7 @@ struct Careless {
 }
 
 impl Careless {
-    fn device(leaks: bool) -> Arc<dyn Device> {
+    fn make(leaks: bool) -> Arc<dyn Device> {
         Arc::new(Self { inner: Ram::new(1024), leaks })
     }
 }
@@ -73,11 +73,11 @@ impl Device for Careless {
 #[test]
 #[should_panic(expected = "the device counts frames that were freed")]
 fn one_that_leaks() {
-    checks::unmapped_pages_free_their_frames(|| Careless::device(true), &Watched::default());
+    checks::unmapped_pages_free_their_frames(|| Careless::make(true), &Watched::default());
 }
 
 #[test]
 #[should_panic(expected = "a nearly empty device takes all")]
 fn one_that_hands_frames_out_twice() {
-    checks::discarded_pages_read_zero(|| Careless::device(false), &Watched::default());
+    checks::discarded_pages_read_zero(|| Careless::make(false), &Watched::default());
 }
