@@ -21,6 +21,7 @@
 pub mod adopt;
 pub mod calibrate;
 mod callers;
+pub mod calls;
 pub mod control;
 pub mod drive;
 pub mod extents;
@@ -29,8 +30,10 @@ pub mod heap;
 pub mod hints;
 pub mod manage;
 mod migrating;
+mod messages;
 pub mod mirror;
 pub mod mm;
+mod moves;
 pub mod runtime;
 mod space;
 pub mod spec;
