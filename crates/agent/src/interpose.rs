@@ -17,7 +17,6 @@ use hmm::uapi::AddrRange;
 
 use crate::announce::around;
 use crate::mailbox::MAILBOX;
-use crate::mappings::enter;
 use crate::next::Next;
 use crate::{MANAGED, bodies, brk};
 
@@ -187,7 +186,6 @@ pub unsafe extern "C" fn mmap(
     let managed = private && MANAGED.load(Ordering::Relaxed) && crate::control::has_budget();
     let flags = if managed { flags & !libc::MAP_POPULATE } else { flags };
     let map = || {
-        let _entered = enter();
         // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
         unsafe { libc::syscall(libc::SYS_mmap, addr, len, prot, flags, fd, offset) }
     };
@@ -232,7 +230,6 @@ pub unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -
     let lazy = advice == libc::MADV_FREE && MANAGED.load(Ordering::Relaxed);
     let advice = if lazy { libc::MADV_DONTNEED } else { advice };
     let advise = || {
-        let _entered = enter();
         // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
         unsafe { libc::syscall(libc::SYS_madvise, addr, len, advice) }
     };

@@ -1,28 +1,14 @@
 //! Functions of libc that change mappings, announced to drivers before they do it.
 //!
-//! While the agent looks for memory that it does not manage yet, mappings must not change under its eyes, and what moves a
-//! mapping must not overtake what frees its place: see [`hmm::calls`]. The system call alone is kept apart from others:
-//! announcing it before needs the control thread, which may be the one that looks.
-//!
-//! glibc's own calls come here where its bodies could be replaced (`bodies`). Else the kernel tells of what they unmap or
-//! discard.
+//! glibc's own calls do not come here; what they unmap or discard the kernel tells of.
 
 #![expect(unreachable_pub, reason = "called through the dynamic symbol table")]
 
 use std::ffi::{c_int, c_long, c_void};
 
-use hmm::calls::{Entered, Patience};
 use hmm::core::notifier::Cause;
 
 use crate::announce::around;
-use crate::control::runtime;
-use crate::mailbox::MAILBOX;
-
-/// Before a system call that makes, cuts or unmaps mappings, or discards pages: until what is returned is dropped.
-pub(crate) fn enter() -> Option<Entered<'static>> {
-    // The child of a fork that we were not told of has a copy of our state, and nobody who would change it.
-    runtime().filter(|_| MAILBOX.is_attended()).map(|runtime| runtime.calls().enter())
-}
 
 fn status(result: c_long) -> c_int {
     c_int::try_from(result).unwrap_or(-1)
@@ -47,7 +33,6 @@ pub unsafe extern "C" fn mprotect(addr: *mut c_void, len: usize, prot: c_int) ->
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     around(addr.addr(), len, Cause::Unmap, || {
-        let _entered = enter();
         // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
         status(unsafe { libc::syscall(libc::SYS_munmap, addr, len) })
     })
@@ -66,8 +51,6 @@ pub unsafe extern "C" fn mremap(
     new: *mut c_void,
 ) -> *mut c_void {
     let call = || {
-        let attended = runtime().filter(|_| MAILBOX.is_attended());
-        let _alone = attended.map(|runtime| runtime.calls().hold_back(Patience::Long));
         // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
         unsafe { libc::syscall(libc::SYS_mremap, old, old_len, new_len, flags, new) }
     };

@@ -52,7 +52,7 @@ pub struct Files {
 pub struct Mm {
     files: Files,
     staging: Mapping,
-    /// Reads as zeroes: the source of fresh pages. Behind them is a page that nobody ever touches.
+    /// Reads as zeroes: the source of fresh pages.
     zeroes: Mapping,
     pub(crate) extents: Extents,
     books: Box<dyn Books>,
@@ -79,8 +79,8 @@ impl Mm {
         staging.commit(0, staging.len())?;
         // Huge pages come here by being moved; ours are small, because they leave one by one.
         staging.advise(0, staging.len(), Advice::NoHugePage)?;
-        let zeroes = Mapping::anonymous(BLOCK_BYTES + PAGE_SIZE)?;
-        zeroes.advise(0, zeroes.len(), Advice::NoHugePage)?;
+        let zeroes = Mapping::anonymous(BLOCK_BYTES)?;
+        zeroes.advise(0, BLOCK_BYTES, Advice::NoHugePage)?;
         // Reading maps the zero page everywhere; without, every copy from here would fault inside the ioctl.
         zeroes.advise(0, BLOCK_BYTES, Advice::PopulateRead)?;
         let mm = Self { files, staging, zeroes, extents: Extents::default(), books };
@@ -134,22 +134,6 @@ impl Mm {
         // 2. without the MISSING mode no access to it waits for anybody.
         // 3. nothing is write-protected.
         unsafe { self.files.uffd.register(range, Modes::WRITE_PROTECT) }
-    }
-
-    /// Makes the mapping (a registered one), of which this is a page, stay one when mprotect cuts it and lifts that again.
-    ///
-    /// The kernel gives a mapping its group of pages (`anon_vma`) with its first page, and joins no mappings of two
-    /// groups. A mapping that is cut before may get several, for ever. Those that are cut after it all have the same. So
-    /// it gets its group now: every verb that is to fill a page sees to that first, even if it then moves nothing
-    /// because the source is a hole, or is refused because the destination may not be written to.
-    ///
-    /// False while an event is unread: then the kernel does nothing at all.
-    pub(crate) fn keep_together(&self, page: Vpn) -> bool {
-        let hole = self.zeroes.range().end - PAGE_SIZE as u64;
-        let mode = MoveMode::ALLOW_SRC_HOLES | MoveMode::DONTWAKE;
-        // SAFETY: the source is ours, and has no bytes.
-        let outcome = unsafe { self.files.uffd.r#move(page.addr(), hole, PAGE_SIZE as u64, mode) };
-        outcome.stop != Some(Errno::AGAIN)
     }
 
     fn slot_addr(&self, slot: Slot) -> u64 {

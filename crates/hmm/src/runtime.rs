@@ -13,18 +13,18 @@ use std::time::{Duration, Instant};
 
 use hmm_core::addr::Vpn;
 use hmm_core::kernel::Kernel;
+use hmm_core::notifier::Cause;
 use hmm_core::{Engine, Outcome, Reclaimed};
 use hmm_uapi::AddrRange;
 use hmm_uapi::maps::Maps;
 use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
-use hmm_uapi::uffd::{EventBuffer, Features, MAX_EVENTS, Userfaultfd};
+use hmm_uapi::uffd::{Event, EventBuffer, FaultAccess, Features, MAX_EVENTS, Userfaultfd};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
-use crate::adopt::{Look, discover};
-use crate::calls::{Calls, Patience};
+use crate::adopt::discover;
 use crate::control::OnFull;
 use crate::mm::Mm;
 use hmm_core::addr::PageRange;
@@ -32,7 +32,7 @@ use hmm_core::addr::PageRange;
 /// Faults that one handler retries at the same time; more are sent back to fault again.
 const MAX_PENDING: usize = 64;
 /// Pause between retries.
-pub(crate) const RETRY_PAUSE_NS: i64 = 50_000;
+const RETRY_PAUSE_NS: i64 = 50_000;
 /// A fault that found no memory for so long gets it beyond the budget, and is counted.
 const STUCK: Duration = Duration::from_secs(2);
 /// Pages that the budget grows by at a time, where it may.
@@ -60,7 +60,6 @@ pub struct Runtime {
     policy: Box<dyn Policy>,
     /// Ranges that are never managed.
     exclude: Mutex<Vec<AddrRange>>,
-    calls: Calls,
     /// Readable while handlers shall look up from their work.
     alarm: OwnedFd,
     stopping: AtomicBool,
@@ -82,7 +81,7 @@ pub struct Runtime {
 #[derive(Clone, Copy)]
 pub(crate) struct Touch {
     pub(crate) page: Vpn,
-    pub(crate) reads: bool,
+    reads: bool,
 }
 
 impl Touch {
@@ -141,7 +140,6 @@ impl Runtime {
             engine,
             policy,
             exclude,
-            calls: Calls::default(),
             alarm: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             help: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             sleeping: AtomicU32::new(0),
@@ -168,39 +166,13 @@ impl Runtime {
     pub fn discover(&self, within: AddrRange) -> crate::adopt::Found {
         // The lock also makes one look at a time: two would register the same range.
         let exclude = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);
-        self.discover_outside(&exclude, within, Patience::Long)
-    }
-
-    /// The same on a handler, which must not wait for others: who looks may wait for a call of the program's that waits
-    /// for an event to be read.
-    fn discover_on_fault(&self, page: Vpn) {
-        if let Ok(exclude) = self.exclude.try_lock() {
-            self.discover_outside(&exclude, AddrRange::new(page.addr(), 1), Patience::Brief);
-        }
-    }
-
-    fn discover_outside(
-        &self,
-        exclude: &[AddrRange],
-        within: AddrRange,
-        patience: Patience,
-    ) -> crate::adopt::Found {
-        discover(&self.look(exclude, patience), within)
-    }
-
-    const fn look<'l>(&'l self, exclude: &'l [AddrRange], patience: Patience) -> Look<'l> {
-        Look { engine: &self.engine, exclude, calls: &self.calls, patience }
-    }
-
-    /// Who stands in front of the program's calls that make, move and unmap mappings says so there.
-    pub const fn calls(&self) -> &Calls {
-        &self.calls
+        discover(&self.engine, within, &exclude)
     }
 
     /// As [`discover`](Self::discover), but takes no more of a mapping than is inside of the range.
     pub(crate) fn take_part(&self, within: AddrRange) -> crate::adopt::Found {
-        let exclude = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);
-        crate::adopt::take_part(&self.look(&exclude, Patience::Long), within)
+        let _one_look_at_a_time = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);
+        crate::adopt::take_part(&self.engine, within)
     }
 
     /// Whether a part of the range is never managed.
@@ -308,6 +280,50 @@ impl Runtime {
         }
     }
 
+    /// Reads messages, applies the events among them, and returns the number of faults.
+    pub(crate) fn read(
+        &self,
+        buffer: &mut EventBuffer,
+        faults: &mut [Touch; MAX_EVENTS],
+        forked: &mut dyn FnMut(Userfaultfd),
+    ) -> usize {
+        let mm = self.engine.kernel();
+        let events = self.engine.events();
+        let Ok(messages) = mm.uffd().read_events(buffer) else { return 0 };
+        let mut nr_faults = 0;
+        let mut has_forked = false;
+        for message in messages {
+            match message {
+                Event::Fault { addr, access, .. } => {
+                    faults[nr_faults] =
+                        Touch { page: Vpn::of_addr(addr), reads: access == FaultAccess::Read };
+                    nr_faults += 1;
+                }
+                Event::Remove(range) => events.removed(pages_of(range)),
+                Event::Unmap(range) => {
+                    events.unmapped(pages_of(range));
+                    mm.extents().remove(pages_of(range));
+                }
+                Event::Remap { from, to, len } => {
+                    let from = pages_of(AddrRange::new(from, len));
+                    events.remapped(from, Vpn::of_addr(to));
+                    mm.extents().remap(from, Vpn::of_addr(to));
+                }
+                Event::Fork { uffd } => {
+                    has_forked = true;
+                    forked(uffd);
+                }
+            }
+        }
+        drop(events);
+        if has_forked {
+            // Every page that may be written to is shared now, and a write makes a copy.
+            drop(self.announce_all(Cause::ProtectPage));
+        }
+        mm.stats().pgfault.fetch_add(nr_faults as u64, Ordering::Relaxed);
+        nr_faults
+    }
+
     pub(crate) fn serve_fault(&self, pending: Pending, retries: &mut Retries) {
         let Touch { page, reads } = pending.touch;
         let outcome = if reads { self.engine.read_fault(page) } else { self.engine.fault(page) };
@@ -320,7 +336,7 @@ impl Runtime {
             Outcome::Parked => false,
             Outcome::Unmanaged => {
                 // The program has changed the mapping without a word: look at it again.
-                self.discover_on_fault(page);
+                self.discover(AddrRange::new(page.addr(), 1));
                 true
             }
             Outcome::Full => self.make_room(),
@@ -408,11 +424,11 @@ impl Runtime {
     }
 }
 
-pub(crate) fn pause(nanoseconds: i64) {
+fn pause(nanoseconds: i64) {
     let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: nanoseconds });
 }
 
-pub(crate) const fn pages_of(range: AddrRange) -> PageRange {
+const fn pages_of(range: AddrRange) -> PageRange {
     PageRange { start: Vpn::of_addr(range.start), end: Vpn::of_addr(range.end) }
 }
 

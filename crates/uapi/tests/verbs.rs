@@ -5,9 +5,8 @@ mod common;
 #[cfg(test)]
 mod tests {
     use hmm_uapi::mapping::Advice;
-    use hmm_uapi::maps::Maps;
     use hmm_uapi::uffd::{CopyMode, Event, FaultAccess, Features, Modes, MoveMode, Outcome};
-    use hmm_uapi::{AddrRange, Errno, Mapping, sys};
+    use hmm_uapi::{Errno, Mapping, sys};
 
     use crate::common::*;
 
@@ -143,52 +142,6 @@ mod tests {
         assert_eq!(why, stopped(4, Errno::EXIST));
         for index in [0u8, 1, 2, 3, 4, 5, 6] {
             assert_eq!(read(memory.page(usize::from(index))).get(), index + 1);
-        }
-    }
-
-    /// Twelve registered pages, cut in three for a while, in which pages come to both ends. Says whether it is one
-    /// mapping afterwards. `first` comes before, while the mapping has a certain protection.
-    fn joins_again(prot: libc::c_int, first: impl FnOnce(&Managed)) -> Option<bool> {
-        let memory = Managed::new(Features::empty(), Modes::MISSING, 12)?;
-        let protect = |pages: AddrRange, prot| {
-            let addr = std::ptr::with_exposed_provenance_mut(usize::try_from(pages.start).unwrap());
-            // SAFETY: nobody uses the test's memory.
-            let result = unsafe { libc::mprotect(addr, usize::try_from(pages.len()).unwrap(), prot) };
-            assert_eq!(result, 0);
-        };
-        let read_write = libc::PROT_READ | libc::PROT_WRITE;
-        protect(memory.pages(0, 12), prot);
-        first(&memory);
-        protect(memory.pages(0, 12), read_write);
-        protect(memory.pages(4, 4), libc::PROT_READ);
-        assert!(
-            memory.uffd.copy(filled(1, 1).range().start, memory.page(1), PAGE as u64, COMPLETE).is_complete()
-        );
-        assert!(
-            memory
-                .uffd
-                .copy(filled(1, 1).range().start, memory.page(11), PAGE as u64, COMPLETE)
-                .is_complete()
-        );
-        protect(memory.pages(4, 4), read_write);
-        let vma = Maps::open().unwrap().next_vma(memory.page(0)).unwrap().unwrap();
-        Some(vma.start <= memory.page(0) && vma.end >= memory.page(0) + 12 * PAGE as u64)
-    }
-
-    /// Also where the move is refused.
-    #[test]
-    fn a_move_of_a_hole_keeps_a_mapping_together() {
-        let _turn = one_at_a_time();
-        let Some(joins) = joins_again(libc::PROT_READ | libc::PROT_WRITE, |_| ()) else { return };
-        assert!(!joins, "without it parts stay parts");
-        let hole = Mapping::anonymous(PAGE).unwrap();
-        for prot in [libc::PROT_READ | libc::PROT_WRITE, libc::PROT_READ, libc::PROT_NONE] {
-            let move_hole = |memory: &Managed| {
-                let outcome =
-                    move_pages(memory, memory.page(0), hole.range().start, 1, MoveMode::ALLOW_SRC_HOLES);
-                assert_eq!(outcome.is_complete(), prot & libc::PROT_WRITE != 0);
-            };
-            assert_eq!(joins_again(prot, move_hole), Some(true), "protection {prot}");
         }
     }
 
@@ -345,7 +298,7 @@ mod tests {
         // SAFETY: it fails.
         assert_eq!(unsafe { second.register(memory.pages(0, 1), Modes::MISSING) }, Err(Errno::BUSY));
         // SAFETY: it fails.
-        let unaligned = unsafe { second.register(AddrRange::new(1, 4096), Modes::MISSING) };
+        let unaligned = unsafe { second.register(hmm_uapi::AddrRange::new(1, 4096), Modes::MISSING) };
         assert_eq!(unaligned, Err(Errno::INVAL));
     }
 }

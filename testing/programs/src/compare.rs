@@ -67,20 +67,6 @@ pub fn assert_same_output(managed: &Done, alone: &Done) {
     assert_same_file(managed.stdout_path(), alone.stdout_path());
 }
 
-/// Both runs said the same, but for the warning that the budget was exceeded: for programs whose new memory is known to
-/// be found late.
-///
-/// # Panics
-/// If not.
-#[track_caller]
-pub fn assert_same_but_for_the_budget(managed: &Done, alone: &Done) {
-    let is_said = |line: &&str| !line.starts_with("hmm: warning: the budget of ");
-    let said: Vec<_> = managed.stderr.lines().filter(is_said).collect();
-    assert_eq!(said, alone.stderr.lines().collect::<Vec<_>>(), "standard error differs");
-    assert_eq!(managed.status, alone.status);
-    assert_same_file(managed.stdout_path(), alone.stdout_path());
-}
-
 /// Both files have the same content.
 ///
 /// # Panics

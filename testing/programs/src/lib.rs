@@ -21,7 +21,7 @@ pub mod temp;
 
 pub use cc::compile;
 pub use command::{Hmm, can_run};
-pub use compare::{assert_healthy, assert_same_but_for_the_budget, assert_same_output, same_within_budgets};
+pub use compare::{assert_healthy, assert_same_output, same_within_budgets};
 pub use job::{Done, Job};
 pub use stats::Stats;
 pub use temp::TempDir;
