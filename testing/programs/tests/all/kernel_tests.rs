@@ -28,12 +28,9 @@ const MAY_SKIP: [(&str, &str); 2] = [
 ];
 
 /// Tests that are known to fail, with the reason. One that passes has to be taken out.
-const NOT_YET: [(&str, &str); 7] = [
+const NOT_YET: [(&str, &str); 4] = [
     ("hmm_device_private.migrate_file_private", FILES),
     ("hmm_device_coherent.migrate_file_private", FILES),
-    ("hmm_device_coherent.migrate", COHERENT),
-    ("hmm_device_coherent.migrate_fault", COHERENT),
-    ("hmm_device_coherent.migrate_release", COHERENT),
     ("hmm_device_coherent.migrate_multiple", COHERENT),
     ("hmm2_device_coherent.snapshot", COHERENT),
 ];
