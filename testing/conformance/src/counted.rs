@@ -153,4 +153,42 @@ mod tests {
         let _ = store();
         assert_eq!(device.wrong().len(), 4, "one is free, one was stored to");
     }
+
+    /// Hands the same frame out again and again.
+    #[derive(Debug)]
+    struct Same(Null);
+
+    impl Device for Same {
+        fn caps(&self) -> Caps {
+            self.0.caps()
+        }
+
+        fn usage(&self) -> Usage {
+            self.0.usage()
+        }
+
+        fn alloc(&self, frames: &mut [DevicePfn]) -> usize {
+            frames.fill(DevicePfn(5));
+            frames.len()
+        }
+
+        fn store(&self, run: Store<'_>) -> Transfer {
+            self.0.store(run)
+        }
+
+        fn fetch(&self, run: Fetch<'_>) -> Transfer {
+            self.0.fetch(run)
+        }
+
+        fn free(&self, frames: &[DevicePfn]) {
+            self.0.free(frames);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_handed_out_twice_is_noted() {
+        let device = Counted::new(Same(Null::new(8)));
+        assert_eq!((device.alloc(&mut [DevicePfn(0)]), device.wrong().len()), (1, 0));
+        assert_eq!((device.alloc(&mut [DevicePfn(0)]), device.wrong().len()), (1, 1));
+    }
 }

@@ -1,6 +1,8 @@
 //! The program's memory, and what is done to it.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use hmm::core::addr::{PAGE_SIZE, PageRange, Vpn};
 
@@ -18,6 +20,8 @@ pub struct Map {
     /// Another place for it, kept free; null until it is needed.
     spare: AtomicPtr<u8>,
     nr_pages: usize,
+    /// Pages that were unmapped. Anybody may have mapped something else there since.
+    unmapped: Mutex<Vec<Range<usize>>>,
 }
 
 fn errno() -> std::io::Error {
@@ -39,7 +43,8 @@ impl Map {
     /// If the system has no memory.
     pub fn holes(nr_pages: usize) -> Self {
         let start = reserve((nr_pages + 2) * PAGE_SIZE).wrapping_add(PAGE_SIZE);
-        let map = Self { start: AtomicPtr::new(start), spare: AtomicPtr::default(), nr_pages };
+        let (start, spare) = (AtomicPtr::new(start), AtomicPtr::default());
+        let map = Self { start, spare, nr_pages, unmapped: Mutex::default() };
         map.protect(true);
         map.advise(0, nr_pages, libc::MADV_NOHUGEPAGE);
         map
@@ -181,6 +186,7 @@ impl Map {
     /// # Panics
     /// If the kernel refuses.
     pub fn unmap(&self, first: usize, nr_pages: usize) {
+        self.unmapped.lock().unwrap_or_else(PoisonError::into_inner).push(first..first + nr_pages);
         let start = self.start().wrapping_add(first * PAGE_SIZE);
         // SAFETY: inside of the mapping, of which there are no references.
         let result = unsafe { libc::munmap(start.cast(), nr_pages * PAGE_SIZE) };
@@ -225,18 +231,30 @@ impl Map {
         Ok(())
     }
 
+    /// Gives the whole place with its guard pages back.
     fn release(&self, start: *mut u8) {
-        // SAFETY: the place is ours with its guard pages; holes in it do not matter.
+        // SAFETY: the place is ours.
         unsafe { libc::munmap(start.wrapping_sub(PAGE_SIZE).cast(), self.len() + 2 * PAGE_SIZE) };
     }
 }
 
 impl Drop for Map {
     fn drop(&mut self) {
-        self.release(self.start());
         let spare = self.spare.load(Ordering::Relaxed);
         if !spare.is_null() {
             self.release(spare);
+        }
+        let start = self.start();
+        let unmapped = self.unmapped.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if unmapped.is_empty() {
+            return self.release(start);
+        }
+        let is_ours = |page: &usize| !unmapped.iter().any(|gone| gone.contains(page));
+        let guards = [start.wrapping_sub(PAGE_SIZE), start.wrapping_add(self.nr_pages * PAGE_SIZE)];
+        let pages = (0..self.nr_pages).filter(is_ours).map(|page| start.wrapping_add(page * PAGE_SIZE));
+        for page in pages.chain(guards) {
+            // SAFETY: a page of ours.
+            unsafe { libc::munmap(page.cast(), PAGE_SIZE) };
         }
     }
 }
