@@ -5,6 +5,7 @@ use hmm::core::Engine;
 use hmm::core::kernel::Kernel;
 use hmm::core::ledger::Ledger;
 use hmm::core::stats::Stats;
+use hmm::device::DeviceError;
 use hmm::mm::{Books, Mm};
 use hmm::runtime::Policy;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -39,6 +40,27 @@ impl Books for SharedBooks {
         // SAFETY: the pointer comes from a `&'static Slot`, set before there are books.
         unsafe { &*SLOT.load(Ordering::Acquire) }.stats()
     }
+
+    fn device_failed(&self, device: u8, why: DeviceError) {
+        let text = Text::format(format_args!("device {}: {why}", u16::from(device) + 1));
+        self.control.set_verdict(&verdict(
+            VerdictKind::DeviceLost,
+            text,
+            self.control.ledger(),
+            self.stats(),
+        ));
+    }
+}
+
+/// This process's word on what happened, with its figures as they were counted last.
+fn verdict(kind: VerdictKind, text: Text<256>, ledger: &Ledger, stats: &Stats) -> Verdict {
+    let figures = Figures {
+        charged_pages: ledger.charged(),
+        away_pages: stats.away.load(Ordering::Relaxed),
+        device_bytes: stats.device_bytes.load(Ordering::Relaxed),
+        device_capacity_bytes: stats.device_capacity_bytes.load(Ordering::Relaxed),
+    };
+    Verdict { kind, pid: hmm::uapi::sys::getpid().unsigned_abs(), errno: 0, figures, text }
 }
 
 /// What the user asked for.
@@ -54,21 +76,8 @@ impl Policy for RunPolicy {
     }
 
     fn end(&self, engine: &Engine<Mm>) {
-        let stats = engine.kernel().stats();
-        let figures = Figures {
-            charged_pages: engine.kernel().ledger().charged(),
-            away_pages: stats.away.load(Ordering::Relaxed),
-            device_bytes: stats.device_bytes.load(Ordering::Relaxed),
-            device_capacity_bytes: stats.device_capacity_bytes.load(Ordering::Relaxed),
-        };
-        let pid = hmm::uapi::sys::getpid();
-        self.control.set_verdict(&Verdict {
-            kind: VerdictKind::DeviceFull,
-            pid: pid.unsigned_abs(),
-            errno: 0,
-            figures,
-            text: Text::EMPTY,
-        });
+        let (ledger, stats) = (engine.kernel().ledger(), engine.kernel().stats());
+        self.control.set_verdict(&verdict(VerdictKind::DeviceFull, Text::EMPTY, ledger, stats));
         // Also ends the calling thread.
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }

@@ -4,8 +4,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use hmm::device::Device;
+use hmm::device::decorate::{Faulty, Rule};
 use hmm::lz4::{Lz4, Lz4Config, PoolMemory};
-use hmm::spec::DeviceSpec;
+use hmm::spec::{Backing, DeviceSpec};
 use hmm::uapi::mapping::Advice;
 use hmm::uapi::{AddrRange, Mapping};
 
@@ -32,9 +33,17 @@ unsafe impl PoolMemory for PoolMapping {
 
 /// Makes the device, and tells where its memory is.
 pub(crate) fn open(spec: &DeviceSpec) -> Result<(Arc<dyn Device>, AddrRange), String> {
-    match spec {
-        DeviceSpec::Lz4 { capacity_bytes } => {
-            let config = Lz4Config::new(usize::try_from(*capacity_bytes).unwrap_or(usize::MAX));
+    let (device, range) = open_backing(spec)?;
+    Ok(match spec.lost_after {
+        Some(calls) => (Arc::new(Faulty::new(device, [Rule::lost_from(calls.saturating_add(1))])), range),
+        None => (device, range),
+    })
+}
+
+fn open_backing(spec: &DeviceSpec) -> Result<(Arc<dyn Device>, AddrRange), String> {
+    match spec.backing {
+        Backing::Lz4 { capacity_bytes } => {
+            let config = Lz4Config::new(usize::try_from(capacity_bytes).unwrap_or(usize::MAX));
             let pool = Mapping::anonymous(config.pool_bytes())
                 .map_err(|errno| format!("cannot reserve {} bytes for lz4: {errno}", config.pool_bytes()))?;
             // A huge page would make resident what was not charged. Kernels without huge pages refuse: all is well.

@@ -282,9 +282,12 @@ impl<K: Kernel> Engine<K> {
         error: Option<DeviceError>,
     ) -> Result<(), Stop> {
         let asked_for = fetch.purpose == Purpose::Fault && page == fetch.first;
-        if error.is_none() || !asked_for || self.own_run(states, fetch, PageRange::new(page, 1)).is_empty() {
+        let Some(error) = error.filter(|_| asked_for) else { return Ok(()) };
+        if self.own_run(states, fetch, PageRange::new(page, 1)).is_empty() {
             return Ok(());
         }
+        // Before the program can notice, which may be its end.
+        self.tell_failure(fetch.device, error);
         let progress = self.kernel.poison(PageRange::new(page, 1));
         if let Some(stop) = progress.stop {
             return Err(stop);
@@ -294,6 +297,13 @@ impl<K: Kernel> Engine<K> {
         self.forget_frame(frame);
         self.stats().pgpoison.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Tells of a tier's failure; what a driver's device does is its driver's to tell.
+    pub(crate) fn tell_failure(&self, device: u8, why: DeviceError) {
+        if usize::from(device) < self.devices().len() {
+            self.kernel.device_failed(device, why);
+        }
     }
 
     /// Pages that were not mapped are on the device as before.

@@ -7,6 +7,8 @@
 //! - Calls make progress page by page from the front; [`Progress::done`] pages are done, whatever `stop` says.
 //! - Staging is memory of this process that nobody else touches: after `move_out` a slot's bytes change no more.
 
+use hmm_device::DeviceError;
+
 use crate::addr::{Bay, BlockId, PageRange, Slot, SlotRun, Vpn};
 use crate::bits::PageSet;
 use crate::ledger::Ledger;
@@ -175,4 +177,10 @@ pub trait Kernel: Send + Sync {
 
     /// Where events are counted.
     fn stats(&self) -> &Stats;
+
+    /// A tier failed, so that a page that it held is about to be poisoned, or so that it takes none any more. Told again
+    /// and again, and under a block's lock: it has to be quick. `device` counts the tiers from 0.
+    fn device_failed(&self, device: u8, why: DeviceError) {
+        let _ = (device, why);
+    }
 }

@@ -191,6 +191,9 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
                 stored += transfer.done;
                 stop = transfer.stop;
             });
+            if stop == Some(DeviceError::Lost) {
+                self.engine.tell_failure(number as u8, DeviceError::Lost);
+            }
             if stop.is_some() {
                 break;
             }

@@ -10,6 +10,7 @@ use hmm_core::bits::PageSet;
 use hmm_core::kernel::{BayScan, Kernel, Progress, Refusal, Seen, Stop};
 use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
+use hmm_device::DeviceError;
 use hmm_uapi::AddrRange;
 use hmm_uapi::mapping::{Advice, Mapping};
 use hmm_uapi::maps::Maps;
@@ -30,6 +31,10 @@ pub trait Books: Send + Sync + std::fmt::Debug {
     fn ledger(&self) -> &Ledger;
     /// The counters.
     fn stats(&self) -> &Stats;
+    /// Told of failures of tiers, see [`Kernel::device_failed`].
+    fn device_failed(&self, device: u8, why: DeviceError) {
+        let _ = (device, why);
+    }
 }
 
 /// What the kernel lends us to look at and work on this address space.
@@ -358,6 +363,10 @@ impl Kernel for Mm {
 
     fn stats(&self) -> &Stats {
         self.books.stats()
+    }
+
+    fn device_failed(&self, device: u8, why: DeviceError) {
+        self.books.device_failed(device, why);
     }
 }
 

@@ -137,6 +137,16 @@ pub enum SpecError {
         /// What is wrong with it.
         source: SizeError,
     },
+    /// The option's value is not a whole number.
+    #[error("device {device}, option {option}: '{value}' is not a whole number")]
+    Count {
+        /// The device.
+        device: &'static str,
+        /// The option.
+        option: &'static str,
+        /// What was given.
+        value: String,
+    },
     /// The device cannot be so small or so large.
     #[error(
         "device {device}: a capacity of {} is out of range: choose one from {} to {}",
@@ -155,15 +165,32 @@ pub enum SpecError {
 const MIN_LZ4_BYTES: u64 = 1 << 20;
 const MAX_LZ4_BYTES: u64 = 512 << 30;
 
-/// A device with all its options.
+/// What a device keeps its pages in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum DeviceSpec {
+pub enum Backing {
     /// RAM that holds pages compressed.
     Lz4 {
         /// The most memory that the compressed pages may take, in bytes, in each process.
         capacity_bytes: u64,
     },
+}
+
+/// A device with all its options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceSpec {
+    /// What it is.
+    pub backing: Backing,
+    /// For rehearsals: in each process, the device is lost after so many calls. What it held is gone then.
+    pub lost_after: Option<u64>,
+}
+
+impl From<Backing> for DeviceSpec {
+    /// A device that does not fail on purpose.
+    fn from(backing: Backing) -> Self {
+        Self { backing, lost_after: None }
+    }
 }
 
 impl DeviceSpec {
@@ -181,39 +208,54 @@ impl DeviceSpec {
 
     /// The device's name, without its options.
     pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Lz4 { .. } => "lz4",
+        match self.backing {
+            Backing::Lz4 { .. } => "lz4",
         }
     }
 
     /// The most RAM that the device takes, in bytes, in each process.
     pub const fn capacity_bytes(&self) -> u64 {
-        match self {
-            Self::Lz4 { capacity_bytes } => *capacity_bytes,
+        match self.backing {
+            Backing::Lz4 { capacity_bytes } => capacity_bytes,
         }
     }
 
     fn parse_lz4(options: &str, physical_bytes: u64) -> Result<Self, SpecError> {
         const DEVICE: &str = "lz4";
-        let mut capacity = None;
+        let (mut capacity, mut lost_after) = (None, None);
         for option in options.split(',').filter(|option| !option.is_empty()) {
-            let Some(("cap", value)) = option.split_once('=') else {
-                let option = option.to_owned();
-                return Err(SpecError::UnknownOption { device: DEVICE, option, known: "cap=SIZE" });
+            let again = match option.split_once('=') {
+                Some(("cap", value)) => {
+                    let size = parse_size(value).map_err(|source| SpecError::Size {
+                        device: DEVICE,
+                        option: "cap",
+                        source,
+                    })?;
+                    capacity.replace(size).is_some()
+                }
+                Some(("lost-after", value)) => {
+                    let calls = value.parse().map_err(|_| SpecError::Count {
+                        device: DEVICE,
+                        option: "lost-after",
+                        value: value.to_owned(),
+                    })?;
+                    lost_after.replace(calls).is_some()
+                }
+                _ => {
+                    let (option, known) =
+                        (option.to_owned(), "cap=SIZE, and lost-after=CALLS for rehearsals");
+                    return Err(SpecError::UnknownOption { device: DEVICE, option, known });
+                }
             };
-            let bytes = parse_size(value).map_err(|source| SpecError::Size {
-                device: DEVICE,
-                option: "cap",
-                source,
-            })?;
-            if capacity.replace(bytes).is_some() {
-                return Err(SpecError::Repeated { device: DEVICE, option: "cap".to_owned() });
+            if again {
+                let option = option.split('=').next().unwrap_or(option).to_owned();
+                return Err(SpecError::Repeated { device: DEVICE, option });
             }
         }
         let default = (physical_bytes / 2).clamp(MIN_LZ4_BYTES, MAX_LZ4_BYTES);
         let capacity_bytes = capacity.unwrap_or(default);
         if (MIN_LZ4_BYTES..=MAX_LZ4_BYTES).contains(&capacity_bytes) {
-            Ok(Self::Lz4 { capacity_bytes })
+            Ok(Self { backing: Backing::Lz4 { capacity_bytes }, lost_after })
         } else {
             Err(SpecError::Capacity { device: DEVICE, capacity_bytes })
         }
@@ -222,9 +264,10 @@ impl DeviceSpec {
 
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Lz4 { capacity_bytes } => write!(f, "lz4:cap={capacity_bytes}"),
+        match self.backing {
+            Backing::Lz4 { capacity_bytes } => write!(f, "lz4:cap={capacity_bytes}")?,
         }
+        self.lost_after.map_or(Ok(()), |calls| write!(f, ",lost-after={calls}"))
     }
 }
 
@@ -289,8 +332,9 @@ mod tests {
 
     #[test]
     fn lz4_takes_half_of_the_machine_unless_told() {
-        assert_eq!(DeviceSpec::parse("lz4", 8 * GIB), Ok(DeviceSpec::Lz4 { capacity_bytes: 4 * GIB }));
-        assert_eq!(DeviceSpec::parse("lz4:cap=1G", 8 * GIB), Ok(DeviceSpec::Lz4 { capacity_bytes: GIB }));
+        let lz4 = |capacity_bytes| Ok(Backing::Lz4 { capacity_bytes }.into());
+        assert_eq!(DeviceSpec::parse("lz4", 8 * GIB), lz4(4 * GIB));
+        assert_eq!(DeviceSpec::parse("lz4:cap=1G", 8 * GIB), lz4(GIB));
     }
 
     #[test]
@@ -303,7 +347,7 @@ mod tests {
 
     #[test]
     fn the_shown_form_parses_back() {
-        for text in ["lz4", "lz4:", "lz4:cap=1.3G"] {
+        for text in ["lz4", "lz4:", "lz4:cap=1.3G", "lz4:lost-after=7,cap=1G"] {
             let spec = DeviceSpec::parse(text, 3 * GIB).unwrap();
             assert_eq!(DeviceSpec::parse(&spec.to_string(), 0), Ok(spec));
         }
@@ -316,8 +360,9 @@ mod tests {
         assert!(text("lz4:level=3").contains("no option 'level=3': it knows cap=SIZE"));
         assert!(text("lz4:cap").contains("no option 'cap'"));
         assert!(text("lz4:cap=much").contains("option cap: 'much' is not a size"));
-        assert!(text("lz4:cap=1M,cap=2M").contains("twice"));
+        assert!(text("lz4:cap=1M,cap=2M").contains("option 'cap' is given twice"));
         assert!(text("lz4:cap=1K").contains("1 KiB is out of range: choose one from 1 MiB to 512 GiB"));
         assert!(text("lz4:cap=1T").contains("out of range"));
+        assert!(text("lz4:lost-after=soon").contains("option lost-after: 'soon' is not a whole number"));
     }
 }

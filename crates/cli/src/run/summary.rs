@@ -294,14 +294,14 @@ fn cpu_time_of_children() -> (Duration, Duration) {
 
 #[cfg(test)]
 mod tests {
-    use hmm::spec::DeviceSpec;
+    use hmm::spec::Backing;
 
     use super::*;
 
     const PAGES: u64 = 16 << 8;
 
     fn control() -> Control {
-        let devices = vec![DeviceSpec::Lz4 { capacity_bytes: 1 << 30 }];
+        let devices = vec![Backing::Lz4 { capacity_bytes: 1 << 30 }.into()];
         Control::create(&RunConfig { ram_pages: PAGES, on_full: OnFull::Kill, devices, dmirror: false })
             .unwrap()
             .1

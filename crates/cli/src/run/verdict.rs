@@ -11,7 +11,7 @@ pub(super) fn lines(verdict: &Verdict, name: &str, config: &RunConfig) -> Vec<St
         VerdictKind::DeviceFull => format!("{process} was ended: there is no room left for its memory"),
         VerdictKind::DeviceLost => {
             format!(
-                "{process}: a device is lost, and with it the pages that it held; touching them raises SIGBUS"
+                "{process}: a device failed: touching what it held raises SIGBUS, and nothing more leaves for it"
             )
         }
         VerdictKind::AgentFailed => format!("{process} was not started: its memory could not be managed"),
@@ -63,14 +63,19 @@ fn advice(kind: VerdictKind, config: &RunConfig) -> Option<String> {
         VerdictKind::AgentFailed | VerdictKind::KernelError => {
             Some("  `hmm doctor` says what works here and what does not".to_owned())
         }
-        VerdictKind::DeviceLost | VerdictKind::Unknown => None,
+        VerdictKind::DeviceLost => Some(
+            "  what is on other devices is not concerned; a program whose memory cannot leave any more is ended when its \
+             budget is used up"
+                .to_owned(),
+        ),
+        VerdictKind::Unknown => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use hmm::control::{Figures, OnFull, Text};
-    use hmm::spec::DeviceSpec;
+    use hmm::spec::Backing;
 
     use super::*;
 
@@ -78,7 +83,7 @@ mod tests {
         RunConfig {
             ram_pages: 1 << 17,
             on_full: OnFull::Kill,
-            devices: vec![DeviceSpec::Lz4 { capacity_bytes: 1 << 30 }],
+            devices: vec![Backing::Lz4 { capacity_bytes: 1 << 30 }.into()],
             dmirror: false,
         }
     }

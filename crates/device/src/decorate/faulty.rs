@@ -39,7 +39,7 @@ impl When {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The call stops after `done` pages (or frames, for [`Verb::Alloc`]), which are done. A run that is not longer
-    /// succeeds. [`Verb::Holds`] says no.
+    /// succeeds. [`Verb::Holds`] says no. A lost device still hands out frames, which cannot be stored to.
     Stop {
         /// Pages that are still done.
         done: usize,
@@ -163,8 +163,9 @@ impl<D: Device> Device for Faulty<D> {
 
     fn alloc(&self, frames: &mut [DevicePfn]) -> usize {
         let wanted = match self.next(Verb::Alloc) {
+            // Fewer frames would mean that it is full, which is another thing; storing to them tells.
+            Some(Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble) | None => frames.len(),
             Some(Fault::Stop { done, .. }) => done.min(frames.len()),
-            Some(Fault::Garble) | None => frames.len(),
         };
         self.inner.alloc(&mut frames[..wanted])
     }
@@ -286,7 +287,9 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(fetch(&device, &frames[..1]).0, Transfer::stopped(0, DeviceError::Lost));
             assert_eq!(store(&device, &frames[1..2]), Transfer::stopped(0, DeviceError::Lost));
-            assert_eq!(device.alloc(&mut frames.clone()), 0);
+            let mut more = frames;
+            assert_eq!(device.alloc(&mut more), 4, "it is lost, not full");
+            device.free(&more);
             assert_eq!(device.flush(), Err(DeviceError::Lost));
             assert!(!device.holds(frames[0], &[9; PAGE_SIZE]));
         }

@@ -3,14 +3,15 @@ use std::os::fd::AsRawFd;
 use std::process::{Child, Command};
 
 use super::*;
+use crate::spec::Backing;
 
 fn config() -> RunConfig {
     RunConfig {
         ram_pages: 1000,
         on_full: OnFull::Grow,
         devices: vec![
-            DeviceSpec::Lz4 { capacity_bytes: 1 << 30 },
-            DeviceSpec::Lz4 { capacity_bytes: 512 << 30 },
+            Backing::Lz4 { capacity_bytes: 1 << 30 }.into(),
+            Backing::Lz4 { capacity_bytes: 512 << 30 }.into(),
         ],
         dmirror: true,
     }

@@ -8,6 +8,7 @@ mod compilers;
 mod compressors;
 mod dmirror;
 mod endings;
+mod failing;
 mod full;
 mod kernel_tests;
 mod numpy;

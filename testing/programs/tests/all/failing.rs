@@ -1,0 +1,33 @@
+//! Devices that fail: SIGBUS for who touches what is lost, right bytes for everybody else, and never a hang.
+
+use hmm_programs::{Hmm, Job, MIB, can_run};
+
+const SIGBUS: i32 = 7;
+const SIGKILL: i32 = 9;
+
+/// Writes 96 MiB and reads all of it again.
+const FILL_AND_READ: &str = "
+import hashlib, random
+r = random.Random(1)
+parts = [r.randbytes(1 << 16) * 16 for _ in range(96)]
+for n, part in enumerate(parts):
+    print(n, hashlib.sha256(part).hexdigest(), flush=True)
+";
+
+#[test]
+fn a_device_that_is_lost_raises_sigbus() {
+    if !can_run() {
+        return;
+    }
+    let job = Job::python(FILL_AND_READ);
+    let alone = job.alone();
+    // There is room for all of it, and the device lives until about half of it has been stored.
+    let done = job.under(&Hmm::ram(48 * MIB).device("lz4:cap=256M,lost-after=400"));
+    // Memory that cannot leave any more fills the budget, or what is lost is touched: what comes first.
+    assert!(matches!(done.signal(), Some(SIGBUS | SIGKILL)), "{done:?}");
+    assert!(done.stderr.contains("a device failed"), "{}", done.stderr);
+    assert!(done.stderr.contains("device 1: the device is lost"), "{}", done.stderr);
+    assert_eq!(done.stats().verdict(), Some("DeviceLost"));
+    // What it said before is right.
+    assert!(alone.stdout().starts_with(&done.stdout()), "{}", done.stdout());
+}
