@@ -6,11 +6,12 @@ use serde_json::Value;
 use crate::cargo::cargo;
 
 /// Each crate with those of ours that it may use, not counting tests.
-const ALLOWED: [(&str, &[&str]); 17] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
     ("hmm-uapi", &[]),
     ("hmm-device", &[]),
     ("hmm-core", &["hmm-device"]),
     ("hmm-dmirror", &["hmm-core", "hmm-device", "hmm-uapi"]),
+    ("hmm-file", &["hmm-device"]),
     ("hmm-lz4", &["hmm-device", "hmm-uapi"]),
     ("hmm", &["hmm-core", "hmm-device", "hmm-lz4", "hmm-uapi"]),
     ("hmm-agent", &["hmm", "hmm-core", "hmm-device", "hmm-dmirror", "hmm-lz4", "hmm-uapi"]),

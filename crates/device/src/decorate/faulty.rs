@@ -118,13 +118,13 @@ impl<D> Faulty<D> {
         self.all_calls.load(Ordering::Relaxed)
     }
 
-    /// Calls that a rule was applied to.
+    /// Calls that went otherwise than without the plan.
     pub fn injected(&self) -> u64 {
         self.injected.load(Ordering::Relaxed)
     }
 
-    /// Counts a call and returns what shall happen to it.
-    fn next(&self, verb: Verb) -> Option<Fault> {
+    /// Counts a call for so many pages, and returns what shall happen to it.
+    fn next(&self, verb: Verb, nr_pages: usize) -> Option<Fault> {
         let call = self.calls[verb as usize].fetch_add(1, Ordering::Relaxed) + 1;
         let any_call = self.all_calls.fetch_add(1, Ordering::Relaxed) + 1;
         let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,6 +132,9 @@ impl<D> Faulty<D> {
             Some(affected) => affected == verb && rule.when.matches(call),
             None => rule.when.matches(any_call),
         })?;
+        if matches!(rule.fault, Fault::Stop { done, .. } if done >= nr_pages) {
+            return None;
+        }
         self.injected.fetch_add(1, Ordering::Relaxed);
         Some(rule.fault)
     }
@@ -162,18 +165,18 @@ impl<D: Device> Device for Faulty<D> {
     }
 
     fn alloc(&self, frames: &mut [DevicePfn]) -> usize {
-        let wanted = match self.next(Verb::Alloc) {
+        let wanted = match self.next(Verb::Alloc, frames.len()) {
             // Fewer frames would mean that it is full, which is another thing; storing to them tells.
             Some(Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble) | None => frames.len(),
-            Some(Fault::Stop { done, .. }) => done.min(frames.len()),
+            Some(Fault::Stop { done, .. }) => done,
         };
         self.inner.alloc(&mut frames[..wanted])
     }
 
     fn store(&self, run: Store<'_>) -> Transfer {
         let Store { frames, bytes, access } = run;
-        match self.next(Verb::Store) {
-            Some(Fault::Stop { done, why }) if done < frames.len() => {
+        match self.next(Verb::Store, frames.len()) {
+            Some(Fault::Stop { done, why }) => {
                 let (frames, bytes) = (&frames[..done], &bytes[..done * PAGE_SIZE]);
                 cut(self.inner.store(Store { frames, bytes, access }), why)
             }
@@ -182,14 +185,14 @@ impl<D: Device> Device for Faulty<D> {
                 garble(&mut wrong);
                 self.inner.store(Store { frames, bytes: &wrong, access })
             }
-            Some(Fault::Stop { .. }) | None => self.inner.store(Store { frames, bytes, access }),
+            None => self.inner.store(Store { frames, bytes, access }),
         }
     }
 
     fn fetch(&self, run: Fetch<'_>) -> Transfer {
         let Fetch { frames, bytes } = run;
-        match self.next(Verb::Fetch) {
-            Some(Fault::Stop { done, why }) if done < frames.len() => {
+        match self.next(Verb::Fetch, frames.len()) {
+            Some(Fault::Stop { done, why }) => {
                 let (frames, bytes) = (&frames[..done], &mut bytes[..done * PAGE_SIZE]);
                 cut(self.inner.fetch(Fetch { frames, bytes }), why)
             }
@@ -198,24 +201,24 @@ impl<D: Device> Device for Faulty<D> {
                 garble(&mut bytes[..outcome.done * PAGE_SIZE]);
                 outcome
             }
-            Some(Fault::Stop { .. }) | None => self.inner.fetch(Fetch { frames, bytes }),
+            None => self.inner.fetch(Fetch { frames, bytes }),
         }
     }
 
     fn free(&self, frames: &[DevicePfn]) {
-        let _ = self.next(Verb::Free);
+        let _ = self.next(Verb::Free, usize::MAX);
         self.inner.free(frames);
     }
 
     fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {
-        match self.next(Verb::Holds) {
+        match self.next(Verb::Holds, usize::MAX) {
             Some(Fault::Stop { .. }) => false,
             Some(Fault::Garble) | None => self.inner.holds(frame, bytes),
         }
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        match self.next(Verb::Flush) {
+        match self.next(Verb::Flush, usize::MAX) {
             Some(Fault::Stop { why, .. }) => Err(why),
             Some(Fault::Garble) | None => self.inner.flush(),
         }
