@@ -59,12 +59,14 @@ mod tests {
         // SAFETY: the source is the test's.
         let moved = unsafe { memory.uffd.r#move(memory.page(3), src, PAGE as u64, Default::default()) };
         assert_eq!(moved, changing);
+        assert!(memory.uffd.is_changing());
         assert_eq!(read(memory.page(1)).get(), 5);
         assert!(drop_pages.is_waiting());
 
         let Event::Remove(range) = event(&memory.uffd) else { panic!("a remove is expected") };
         assert_eq!(range, memory.pages(0, 2));
         assert_eq!(drop_pages.get(), 0);
+        assert!(!memory.uffd.is_changing());
         assert!(memory.uffd.copy(src, memory.page(3), PAGE as u64, CopyMode::empty()).is_complete());
         // The page is a hole again, and still ours.
         assert!(memory.uffd.zero(memory.pages(1, 1)).is_complete());
@@ -79,6 +81,7 @@ mod tests {
         let Some(uffd) = userfaultfd(EVENTS) else { return };
         let (from, to) = (leaked(2), leaked(2));
         register(&uffd, from, Modes::MISSING);
+        assert!(!uffd.is_changing());
         let moving = elsewhere(move || {
             let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
             // SAFETY: nobody uses the test's memory, neither here nor there.
@@ -89,6 +92,8 @@ mod tests {
         let mut told = Vec::new();
         while told.len() < 2 {
             told.extend(events(&uffd));
+            // Between the two as well: the second is queued when its thread runs again.
+            assert!(told.len() == 2 || uffd.is_changing());
         }
         let [Event::Remap { from: old, to: new, len }, Event::Unmap(gone)] = told[..] else {
             panic!("a remap and an unmap are expected: {told:?}")

@@ -168,6 +168,13 @@ impl Userfaultfd {
         // 2. it changes no bytes, and delays only writers of registered ranges, which their registrar allowed.
         unsafe { ioc::call(self, UFFDIO_WRITEPROTECT, &mut arg) }.map(drop)
     }
+
+    /// Whether a change of registered mappings is under way: a call has made it, or is about to, and its event is unread,
+    /// or was read so shortly ago that its thread has not gone on yet. The verbs stop with `EAGAIN` as long.
+    pub fn is_changing(&self) -> bool {
+        // An empty range, which no verb accepts: but that is looked at behind what we ask for.
+        self.write_protect(AddrRange { start: 0, end: 0 }, false) == Err(Errno::AGAIN)
+    }
 }
 
 const fn behind(range: AddrRange, done: u64) -> AddrRange {
