@@ -1,8 +1,10 @@
 //! Finding the program's memory, by what the kernel says of its mappings.
 //!
 //! Managed are private anonymous mappings, readable and writable or reserved for it, with four exceptions: our own, the
-//! main thread's stack, the tails of libraries' data (their code's variables, which our own threads may need through
-//! libc), and mappings with executable pages.
+//! main thread's stack, the first MiB behind files' mappings (variables of libraries, which our own threads may
+//! need through libc), and mappings with executable pages.
+
+use std::time::{Duration, Instant};
 
 use hmm_core::Engine;
 use hmm_core::addr::{PAGE_SIZE, PageRange};
@@ -13,10 +15,14 @@ use hmm_uapi::uffd::Modes;
 use rustix::io::Errno;
 
 use crate::mm::{Mm, range_of};
+use crate::runtime::{RETRY_PAUSE_NS, pause};
 
-/// Bytes behind a file's mapping that are taken for the tail of its data: a mapping of that size is left alone, in a
-/// larger one they stay resident.
+/// Bytes behind a file's mapping that are taken for the tail of its data, and left alone. Other memory finds room there, too,
+/// and is one mapping with the data then.
 pub(crate) const DATA_TAIL_BYTES: u64 = 1 << 20;
+
+/// The longest that mappings can be changing without a moment of rest: far longer than a thread waits for its turn.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether the mapping is of a kind that can be managed.
 pub fn is_manageable(vma: &Vma) -> bool {
@@ -34,14 +40,23 @@ pub struct Found {
     pub resident_pages: u64,
     /// Ranges that the kernel refused to register.
     pub refused: u64,
+    /// Whether something was left out because mappings were changing at that time: it is to be looked at again, soon.
+    pub is_changing: bool,
 }
 
 /// Looks at the mappings that touch `within`, and takes over what is not managed yet. `exclude` are ranges that never
 /// are: everything that the threads which answer faults stand on (I6).
+///
+/// What is known is true only while no event is unread: a mapping that is gone, whose event is not read yet, would hide
+/// one that has taken its place. Nor does the look wait for that: the caller may be who reads events.
 pub fn discover(engine: &Engine<Mm>, within: AddrRange, exclude: &[AddrRange]) -> Found {
     let mut found = Found::default();
+    if !is_calm(engine) {
+        found.is_changing = true;
+        return found;
+    }
     let mm = engine.kernel();
-    let mut end_of_file = 0;
+    let mut end_of_file = None;
     let mut at = within.start;
     while at < within.end {
         let Ok(Some(vma)) = mm.maps().next_vma(at) else { break };
@@ -50,23 +65,48 @@ pub fn discover(engine: &Engine<Mm>, within: AddrRange, exclude: &[AddrRange]) -
         }
         at = vma.end;
         if vma.kind == VmaKind::File {
-            end_of_file = vma.end;
+            end_of_file = Some(vma.end);
             continue;
         }
+        // The first one may begin in front of `within`.
+        let behind = *end_of_file.get_or_insert_with(|| end_of_file_before(mm, vma.start));
         if !is_manageable(&vma) {
             continue;
         }
-        let range = vma.range();
-        if range.start == end_of_file {
-            if range.len() <= DATA_TAIL_BYTES {
-                continue;
-            }
-            // Data and other memory in one mapping: all of it or nothing, or else the program could not mremap it.
-            engine.pin(PageRange::of_bytes(range.start, range.start + DATA_TAIL_BYTES), true);
+        let mut range = vma.range();
+        if range.start == behind {
+            range.start = range.end.min(range.start + DATA_TAIL_BYTES);
         }
         for_parts_outside(range, exclude, &mut |part| take_over(engine, part, &mut found));
     }
     found
+}
+
+/// Whether every change of registered mappings that was made before has been told, and applied.
+fn is_calm(engine: &Engine<Mm>) -> bool {
+    let is_calm = !engine.kernel().uffd().is_changing();
+    // Who reads an event lets its thread go on before it has applied it.
+    engine.settle();
+    is_calm
+}
+
+/// Waits until mappings are not changing, for somebody whom events and faults do not wait for. False when that takes
+/// too long.
+pub(crate) fn wait_until_calm(engine: &Engine<Mm>) -> bool {
+    let start = Instant::now();
+    while !is_calm(engine) {
+        if start.elapsed() > PATIENCE {
+            return false;
+        }
+        pause(RETRY_PAUSE_NS);
+    }
+    true
+}
+
+/// Where the file ends that is mapped right in front of the address; 0 if there is none.
+fn end_of_file_before(mm: &Mm, addr: u64) -> u64 {
+    let before = mm.maps().next_vma(addr.saturating_sub(1)).ok().flatten();
+    before.filter(|vma| vma.kind == VmaKind::File && vma.end == addr).map_or(0, |vma| vma.end)
 }
 
 /// Takes over the parts of manageable mappings that are inside of `within`, and no more of them. The caller has excluded
@@ -108,39 +148,91 @@ fn for_parts_outside(range: AddrRange, exclude: &[AddrRange], each: &mut dyn FnM
 /// Registers what is not registered of a mapping (or a part of one), and adopts what is resident there.
 fn take_over(engine: &Engine<Mm>, part: AddrRange, found: &mut Found) {
     let pages = PageRange::of_bytes(part.start, part.end);
-    let mut at = pages.start;
-    while at < pages.end {
-        let rest = PageRange { start: at, end: pages.end };
-        let Some(gap) = engine.kernel().extents().first_gap(rest) else { break };
-        at = gap.end;
-        match register_found(engine, gap) {
-            Some(gap) => {
+    let mut rest = pages;
+    // Asked first without the guard: as a rule all is known.
+    while engine.kernel().extents().first_gap(rest).is_some() {
+        match register_next(engine, rest) {
+            Step::Registered(gap) => {
                 found.ranges += 1;
                 found.resident_pages += adopt_resident(engine, gap);
+                rest.start = gap.end;
             }
-            None => found.refused += 1,
+            Step::Refused(gap) => {
+                found.refused += 1;
+                rest.start = gap.end;
+            }
+            Step::Changing => {
+                found.is_changing = true;
+                return;
+            }
+            Step::Nothing => break,
         }
     }
     merge(engine, pages);
 }
 
-/// Registers a part of the program's memory, which may be changing: memory that is not registered yet goes and comes
-/// without an event. So the mapping is looked at under the guard, and again after it was registered. What is one mapping
-/// then is registered as a whole, because it would not be one otherwise; and from then on changes send events, which
-/// nobody reads before the guard is gone. Everything else is left for the next look.
-fn register_found(engine: &Engine<Mm>, gap: PageRange) -> Option<PageRange> {
+/// What became of the next part that was not known.
+enum Step {
+    Registered(PageRange),
+    /// The kernel does not want to, or it has changed meanwhile: left for the next look.
+    Refused(PageRange),
+    /// Events have to be read first.
+    Changing,
+    Nothing,
+}
+
+/// Registers the first mapping in `rest` that is not known, or the first such part of one, and notes it.
+///
+/// What is known is asked under the guard, and counts only while no event is unread, before and after: what a mapping is
+/// that has moved here is known when its event is read, and its states must not be taken for those of one that is gone.
+/// Memory that is not registered yet goes and comes without an event; so the mapping is looked at again after it was
+/// registered. From then on changes send events, which nobody reads before the guard is gone.
+fn register_next(engine: &Engine<Mm>, rest: PageRange) -> Step {
     let mm = engine.kernel();
     let events = engine.events();
-    let gap = gap.intersect(one_mapping(mm, gap)?);
+    if mm.uffd().is_changing() {
+        return Step::Changing;
+    }
+    let Some(gap) = mm.extents().first_gap(rest) else { return Step::Nothing };
+    let Ok(Some(vma)) = mm.maps().next_vma(gap.start.addr()) else { return Step::Nothing };
+    // Its front may have been unmapped since.
+    let gap = gap.intersect(PageRange::of_bytes(vma.start, vma.end));
+    if gap.is_empty() {
+        return Step::Nothing;
+    }
+    if !is_manageable(&vma) {
+        return Step::Refused(gap);
+    }
     events.removed(gap);
     // SAFETY: as in `register`.
-    unsafe { mm.uffd().register(range_of(gap), Modes::MISSING) }.ok()?;
-    let now = one_mapping(mm, gap)?;
-    if gap.intersect(now) != gap {
-        return None;
+    if unsafe { mm.uffd().register(range_of(gap), Modes::MISSING) }.is_err() {
+        return Step::Refused(gap);
+    }
+    if one_mapping(mm, gap).is_none_or(|now| gap.intersect(now) != gap) {
+        unregister_others(mm, gap);
+        return Step::Refused(gap);
+    }
+    if mm.uffd().is_changing() {
+        return Step::Changing;
     }
     mm.extents().set_vma(gap);
-    Some(gap)
+    Step::Registered(gap)
+}
+
+/// Memory of another kind has come into the range while it was registered: nobody would serve its faults.
+fn unregister_others(mm: &Mm, range: PageRange) {
+    let mut at = range.start.addr();
+    while let Ok(Some(vma)) = mm.maps().next_vma(at) {
+        let part = PageRange::of_bytes(vma.start, vma.end).intersect(range);
+        if part.is_empty() {
+            return;
+        }
+        if !is_manageable(&vma) {
+            // It fails where nothing was registered.
+            let _ = mm.uffd().unregister(range_of(part));
+        }
+        at = vma.end;
+    }
 }
 
 /// The manageable mapping that the range begins in.
@@ -163,9 +255,13 @@ fn merge(engine: &Engine<Mm>, pages: PageRange) {
     }
 }
 
-/// Registers a range whose states are those of a mapping that is gone: they are forgotten first.
+/// Registers a range whose states are those of a mapping that is gone: they are forgotten first. That it is gone has to be
+/// told before, or else the event would be taken for the end of this one.
 pub(crate) fn register(engine: &Engine<Mm>, range: PageRange) -> Result<(), Errno> {
     let mm = engine.kernel();
+    if !wait_until_calm(engine) {
+        return Err(Errno::AGAIN);
+    }
     let events = engine.events();
     events.removed(range);
     // SAFETY:

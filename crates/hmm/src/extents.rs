@@ -54,12 +54,12 @@ impl Extents {
         remove(&mut self.0.write().unwrap_or_else(PoisonError::into_inner), range);
     }
 
-    /// The parts of `from` that are registered are at `to` now.
-    pub fn remap(&self, from: PageRange, to: Vpn) {
+    /// What is registered of `from` has come to `to`. It also stays what it is: that it is gone another event tells, unless
+    /// the mapping stays, too.
+    pub fn moved(&self, from: PageRange, to: Vpn) {
         let mut at = from.start;
         while let Some(part) = self.next_in(at, from.end) {
             at = part.end;
-            self.remove(part);
             self.set_vma(PageRange::new(to.add(part.start.0 - from.start.0), part.nr_pages()));
         }
     }
@@ -103,10 +103,9 @@ mod tests {
         assert_eq!(extents.first_gap(range(15, 20)), None);
         extents.set_vma(range(10, 40));
         assert_eq!(extents.covering(Vpn(25)), Some(range(10, 40)));
-        extents.remap(range(10, 20), Vpn(100));
+        extents.moved(range(10, 20), Vpn(100));
         assert_eq!(extents.covering(Vpn(105)), Some(range(100, 110)));
-        assert_eq!(extents.covering(Vpn(15)), None);
-        assert_eq!(extents.covering(Vpn(20)), Some(range(20, 40)));
+        assert_eq!(extents.covering(Vpn(15)), Some(range(10, 40)));
         extents.remove(range(0, 1000));
         assert_eq!(extents.nr_pages(), 0);
     }

@@ -9,7 +9,7 @@ use hmm_uapi::AddrRange;
 use hmm_uapi::mapping::Advice;
 use hmm_uapi::maps::{Perms, Vma, VmaKind};
 
-use crate::adopt::{DATA_TAIL_BYTES, Found, is_manageable};
+use crate::adopt::{DATA_TAIL_BYTES, Found, is_manageable, wait_until_calm};
 use crate::heap::{self, Heap};
 use crate::mm::{Mm, range_of};
 use crate::runtime::Runtime;
@@ -43,6 +43,9 @@ pub enum ManageError {
         "the kernel refused to register the memory: another userfaultfd has it, or it is of a kind that cannot be managed"
     )]
     Refused,
+    /// Other threads unmap, move or discard memory all the time.
+    #[error("the mappings of this process do not come to rest: try again")]
+    Changing,
 }
 
 impl Runtime {
@@ -72,8 +75,18 @@ impl Runtime {
                 Ok(())
             })?;
         }
-        let Found { refused, .. } = self.take_part(range_of(range));
-        if refused > 0 { Err(ManageError::Refused) } else { Ok(()) }
+        loop {
+            let Found { refused, is_changing, .. } = self.take_part(range_of(range));
+            if refused > 0 {
+                return Err(ManageError::Refused);
+            }
+            if !is_changing {
+                return Ok(());
+            }
+            if !wait_until_calm(self.engine()) {
+                return Err(ManageError::Changing);
+            }
+        }
     }
 }
 

@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 
 use hmm_core::addr::Vpn;
 use hmm_core::kernel::Kernel;
-use hmm_core::notifier::Cause;
 use hmm_core::{Engine, Outcome, Reclaimed};
 use hmm_uapi::AddrRange;
 use hmm_uapi::maps::Maps;
 use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
-use hmm_uapi::uffd::{Event, EventBuffer, FaultAccess, Features, MAX_EVENTS, Userfaultfd};
+use hmm_uapi::uffd::{EventBuffer, Features, MAX_EVENTS, Userfaultfd};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -32,7 +31,7 @@ use hmm_core::addr::PageRange;
 /// Faults that one handler retries at the same time; more are sent back to fault again.
 const MAX_PENDING: usize = 64;
 /// Pause between retries.
-const RETRY_PAUSE_NS: i64 = 50_000;
+pub(crate) const RETRY_PAUSE_NS: i64 = 50_000;
 /// A fault that found no memory for so long gets it beyond the budget, and is counted.
 const STUCK: Duration = Duration::from_secs(2);
 /// Pages that the budget grows by at a time, where it may.
@@ -81,7 +80,7 @@ pub struct Runtime {
 #[derive(Clone, Copy)]
 pub(crate) struct Touch {
     pub(crate) page: Vpn,
-    reads: bool,
+    pub(crate) reads: bool,
 }
 
 impl Touch {
@@ -280,50 +279,6 @@ impl Runtime {
         }
     }
 
-    /// Reads messages, applies the events among them, and returns the number of faults.
-    pub(crate) fn read(
-        &self,
-        buffer: &mut EventBuffer,
-        faults: &mut [Touch; MAX_EVENTS],
-        forked: &mut dyn FnMut(Userfaultfd),
-    ) -> usize {
-        let mm = self.engine.kernel();
-        let events = self.engine.events();
-        let Ok(messages) = mm.uffd().read_events(buffer) else { return 0 };
-        let mut nr_faults = 0;
-        let mut has_forked = false;
-        for message in messages {
-            match message {
-                Event::Fault { addr, access, .. } => {
-                    faults[nr_faults] =
-                        Touch { page: Vpn::of_addr(addr), reads: access == FaultAccess::Read };
-                    nr_faults += 1;
-                }
-                Event::Remove(range) => events.removed(pages_of(range)),
-                Event::Unmap(range) => {
-                    events.unmapped(pages_of(range));
-                    mm.extents().remove(pages_of(range));
-                }
-                Event::Remap { from, to, len } => {
-                    let from = pages_of(AddrRange::new(from, len));
-                    events.remapped(from, Vpn::of_addr(to));
-                    mm.extents().remap(from, Vpn::of_addr(to));
-                }
-                Event::Fork { uffd } => {
-                    has_forked = true;
-                    forked(uffd);
-                }
-            }
-        }
-        drop(events);
-        if has_forked {
-            // Every page that may be written to is shared now, and a write makes a copy.
-            drop(self.announce_all(Cause::ProtectPage));
-        }
-        mm.stats().pgfault.fetch_add(nr_faults as u64, Ordering::Relaxed);
-        nr_faults
-    }
-
     pub(crate) fn serve_fault(&self, pending: Pending, retries: &mut Retries) {
         let Touch { page, reads } = pending.touch;
         let outcome = if reads { self.engine.read_fault(page) } else { self.engine.fault(page) };
@@ -424,12 +379,8 @@ impl Runtime {
     }
 }
 
-fn pause(nanoseconds: i64) {
+pub(crate) fn pause(nanoseconds: i64) {
     let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: nanoseconds });
-}
-
-const fn pages_of(range: AddrRange) -> PageRange {
-    PageRange { start: Vpn::of_addr(range.start), end: Vpn::of_addr(range.end) }
 }
 
 /// Opens what an [`Mm`] needs. `more` are features beyond those that the engine needs.

@@ -1,0 +1,376 @@
+//! Memory that is found, on the real kernel, while it changes.
+
+#![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+
+#[path = "common/watchdog.rs"]
+mod watchdog;
+
+use std::ffi::c_void;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hmm::control::OnFull;
+use hmm::core::addr::PageRange;
+use hmm::core::ledger::Ledger;
+use hmm::core::stats::Stats;
+use hmm::core::{Config, Engine};
+use hmm::device::Ram;
+use hmm::mm::{Books, Mm};
+use hmm::runtime::{Policy, Runtime, open_files};
+use hmm::uapi::AddrRange;
+use hmm::uapi::maps::Perms;
+use hmm::uapi::uffd::{Access, Features};
+use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
+use watchdog::within;
+
+const PAGE: usize = 4096;
+const BUDGET_PAGES: u64 = 8192;
+const ARENA_PAGES: usize = 512;
+
+#[derive(Debug)]
+struct Accounts {
+    ledger: Ledger,
+    stats: Stats,
+}
+
+impl Books for Accounts {
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn stats(&self) -> &Stats {
+        &self.stats
+    }
+}
+
+#[derive(Debug)]
+struct Grow;
+
+impl Policy for Grow {
+    fn on_full(&self) -> OnFull {
+        OnFull::Grow
+    }
+
+    fn end(&self, _: &Engine<Mm>) {
+        std::process::abort();
+    }
+}
+
+/// A thread that serves when it is wanted. It is there before: what a thread maps at its start could come into a hole that
+/// a test leaves in its arena.
+struct Server {
+    is_wanted: Arc<AtomicBool>,
+    runtime: Arc<Runtime>,
+}
+
+impl Server {
+    fn new(runtime: Arc<Runtime>) -> Self {
+        let this = Self { is_wanted: Arc::default(), runtime };
+        let (is_wanted, runtime) = (Arc::clone(&this.is_wanted), Arc::clone(&this.runtime));
+        std::thread::spawn(move || {
+            while !is_wanted.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            runtime.serve()
+        });
+        this
+    }
+}
+
+/// The test in a process of its own, for the same reason.
+fn alone(name: &str, test: fn()) {
+    const ALONE: &str = "HMM_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return within(60, test);
+    }
+    let this = std::env::current_exe().expect("a test is a program");
+    let output = Command::new(this).args(["--exact", name, "--test-threads=1"]).env(ALONE, "1").output();
+    let output = output.expect("it starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let passed = output.status.success() && said.contains("1 passed");
+    assert!(passed, "{}\n{said}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+}
+
+/// A part of the address space in which a runtime looks for memory, and nowhere else. What is not mapped in it otherwise
+/// is executable memory, which is not managed.
+struct Arena {
+    base: usize,
+    server: Server,
+    runtime: Arc<Runtime>,
+}
+
+impl Arena {
+    fn new() -> Self {
+        // SAFETY: a new mapping.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                ARENA_PAGES * PAGE,
+                ProtFlags::EXEC,
+                MapFlags::PRIVATE,
+            )
+        };
+        let base = base.expect("there are addresses").expose_provenance();
+        let config = Config::for_budget(BUDGET_PAGES);
+        let books = Accounts { ledger: Ledger::new(BUDGET_PAGES), stats: Stats::default() };
+        let files = open_files(Access::Full, Features::empty()).expect("userfaultfd can be had");
+        let mm = Mm::new(files, config.nr_bays, Box::new(books)).expect("staging");
+        let engine = Engine::new(mm, vec![Arc::new(Ram::new(1024))], config);
+        let runtime = Arc::new(Runtime::new(engine, Box::new(Grow)).expect("eventfds"));
+        let end = (base + ARENA_PAGES * PAGE) as u64;
+        runtime
+            .set_exclude(&[AddrRange { start: 0, end: base as u64 }, AddrRange { start: end, end: 1 << 47 }]);
+        Self { base, server: Server::new(Arc::clone(&runtime)), runtime }
+    }
+
+    /// Serves faults and events from now on, until all ends.
+    fn serve(&self) {
+        self.server.is_wanted.store(true, Ordering::Release);
+    }
+
+    fn at(&self, page: usize) -> *mut c_void {
+        std::ptr::with_exposed_provenance_mut(self.base + page * PAGE)
+    }
+
+    /// Looks for memory that touches the pages; returns how many ranges were found, unless mappings were changing.
+    fn look(&self, first: usize, nr_pages: usize) -> Option<u64> {
+        let found = self.runtime.discover(self.range(first, nr_pages));
+        (!found.is_changing).then_some(found.ranges)
+    }
+
+    fn look_until_calm(&self, first: usize, nr_pages: usize) {
+        while self.look(first, nr_pages).is_none() {
+            std::thread::yield_now();
+        }
+    }
+
+    fn range(&self, first: usize, nr_pages: usize) -> AddrRange {
+        AddrRange::new((self.base + first * PAGE) as u64, (nr_pages * PAGE) as u64)
+    }
+
+    /// The parts of the pages that are known: the first page, and how many.
+    fn known(&self, first: usize, nr_pages: usize) -> Vec<(usize, usize)> {
+        let all = self.range(first, nr_pages);
+        let all = PageRange::of_bytes(all.start, all.end);
+        let (mut at, mut parts) = (all.start, vec![]);
+        while let Some(part) = self.runtime.engine().kernel().extents().next_in(at, all.end) {
+            at = part.end;
+            let pages = |number: u64| usize::try_from(number).expect("pages of the arena");
+            parts.push((pages(part.start.0 - all.start.0) + first, pages(part.nr_pages())));
+        }
+        parts
+    }
+
+    /// Makes a known mapping, whose pages are away.
+    fn fill_and_evict(&self, first: usize, nr_pages: usize, byte: u8) {
+        self.map(first, nr_pages);
+        self.write(first, nr_pages, byte);
+        assert_eq!(self.look(first, nr_pages), Some(1));
+        assert_eq!(self.evict(first, nr_pages), nr_pages);
+    }
+
+    fn write(&self, first: usize, nr_pages: usize, byte: u8) {
+        for page in first..first + nr_pages {
+            // SAFETY: writable memory of the test's alone.
+            unsafe { self.at(page).cast::<u8>().write_volatile(byte) };
+        }
+    }
+
+    fn evict(&self, first: usize, nr_pages: usize) -> usize {
+        let range = self.range(first, nr_pages);
+        self.runtime.engine().evict_range(PageRange::of_bytes(range.start, range.end))
+    }
+
+    #[track_caller]
+    fn assert_holds(&self, first: usize, nr_pages: usize, byte: u8) {
+        for page in first..first + nr_pages {
+            // SAFETY: readable memory of the test's alone.
+            assert_eq!(unsafe { self.at(page).cast::<u8>().read_volatile() }, byte, "page {page}");
+        }
+    }
+
+    fn is_mapped(&self, page: usize) -> bool {
+        let addr = self.at(page).addr() as u64;
+        let vma = self.runtime.engine().kernel().maps().next_vma(addr).expect("proc");
+        vma.is_some_and(|vma| vma.start <= addr)
+    }
+
+    fn replace(&self, first: usize, nr_pages: usize, prot: ProtFlags) {
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+        // SAFETY: the arena's addresses are the test's alone.
+        let mapped = unsafe { rustix::mm::mmap_anonymous(self.at(first), nr_pages * PAGE, prot, flags) };
+        mapped.expect("maps");
+    }
+
+    /// Maps memory of the program's there.
+    fn map(&self, first: usize, nr_pages: usize) {
+        self.replace(first, nr_pages, ProtFlags::READ | ProtFlags::WRITE);
+    }
+
+    /// Puts the arena's own mapping there again.
+    fn unmap(&self, first: usize, nr_pages: usize) {
+        self.replace(first, nr_pages, ProtFlags::EXEC);
+    }
+
+    /// Whether memory of the program's is there, and not the arena's own.
+    fn holds_memory(&self, page: usize) -> bool {
+        let maps = self.runtime.engine().kernel().maps();
+        let vma = maps.next_vma(self.at(page).addr() as u64).expect("proc").expect("the arena is mapped");
+        !vma.perms.contains(Perms::EXEC)
+    }
+
+    fn touch(&self, page: usize) {
+        self.write(page, 1, 1);
+    }
+}
+
+#[test]
+fn what_takes_the_place_of_a_mapping_whose_end_is_unread_is_found() {
+    alone("what_takes_the_place_of_a_mapping_whose_end_is_unread_is_found", || {
+        let arena = Arena::new();
+        arena.map(8, 8);
+        assert_eq!(arena.look(8, 8), Some(1));
+        std::thread::scope(|scope| {
+            // Waits for its event to be read.
+            scope.spawn(|| arena.unmap(8, 8));
+            while arena.holds_memory(8) {
+                std::thread::yield_now();
+            }
+            // Half of it where we believe the old one to be.
+            arena.map(12, 8);
+            assert_eq!(arena.look(12, 8), None, "what is known is out of date");
+            arena.serve();
+            arena.look_until_calm(12, 8);
+            assert_eq!(arena.known(0, ARENA_PAGES), [(12, 8)]);
+            arena.touch(12);
+            arena.touch(19);
+        });
+    });
+}
+
+/// The data of libraries must stay ours, also when other memory was put behind it and somebody asks for that.
+#[test]
+fn the_tail_of_data_is_left_alone() {
+    alone("the_tail_of_data_is_left_alone", || {
+        let arena = Arena::new();
+        let file = rustix::fs::memfd_create(c"data", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
+        rustix::fs::ftruncate(&file, 2 * PAGE as u64).expect("ftruncate");
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+        // SAFETY: the arena's addresses are the test's alone.
+        unsafe { rustix::mm::mmap(arena.at(8), 2 * PAGE, ProtFlags::READ, flags, &file, 0) }.expect("maps");
+        arena.map(10, 2);
+        arena.map(12, 2);
+        assert_eq!(arena.look(12, 2), Some(0), "asked for what is behind the tail");
+        assert_eq!(arena.look(0, ARENA_PAGES), Some(0), "looked everywhere");
+        arena.map(20, 2);
+        assert_eq!(arena.look(0, ARENA_PAGES), Some(1), "what is not behind a file is found");
+        arena.serve();
+        arena.map(12, 300);
+        assert_eq!(arena.look(100, 1), Some(1), "what is larger is found but for its first MiB");
+        assert_eq!(arena.known(0, ARENA_PAGES), [(10 + 256, 300 + 12 - 10 - 256)]);
+    });
+}
+
+/// Moves the mapping, which waits until its events are read.
+fn relocate(arena: &Arena, from: usize, nr_pages: usize, to: usize) {
+    let (len, flags) = (nr_pages * PAGE, MremapFlags::MAYMOVE);
+    // SAFETY: the arena's addresses are the test's alone.
+    let moved = unsafe { rustix::mm::mremap_fixed(arena.at(from), len, len, flags, arena.at(to)) };
+    assert_eq!(moved.expect("mremap"), arena.at(to));
+}
+
+#[test]
+fn what_is_away_survives_a_look_at_a_mapping_that_moves() {
+    alone("what_is_away_survives_a_look_at_a_mapping_that_moves", || {
+        let arena = Arena::new();
+        arena.fill_and_evict(8, 8, 1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| relocate(&arena, 8, 8, 32));
+            while !arena.holds_memory(32) {
+                std::thread::yield_now();
+            }
+            assert_eq!(arena.look(32, 8), None, "what is known is out of date");
+            assert_eq!(arena.look(0, ARENA_PAGES), None, "what is known is out of date");
+            arena.serve();
+            arena.look_until_calm(0, ARENA_PAGES);
+            arena.assert_holds(32, 8, 1);
+        });
+        assert_eq!(arena.known(0, ARENA_PAGES), [(32, 8)]);
+    });
+}
+
+/// A mapping moves to a place that another one has left, before the other's second event, that it has left, is queued.
+#[test]
+fn a_mapping_that_moves_to_a_place_just_left_keeps_its_pages() {
+    alone("a_mapping_that_moves_to_a_place_just_left_keeps_its_pages", || {
+        let arena = Arena::new();
+        arena.fill_and_evict(8, 8, 1);
+        arena.fill_and_evict(24, 8, 2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while arena.is_mapped(8) {
+                    std::thread::yield_now();
+                }
+                relocate(&arena, 24, 8, 8);
+            });
+            scope.spawn(|| relocate(&arena, 8, 8, 40));
+            while arena.is_mapped(24) {
+                std::thread::yield_now();
+            }
+            // Both wait for their first event to be read.
+            arena.serve();
+            arena.look_until_calm(0, ARENA_PAGES);
+            arena.assert_holds(40, 8, 1);
+            arena.assert_holds(8, 8, 2);
+        });
+        assert_eq!(arena.known(0, ARENA_PAGES), [(8, 8), (40, 8)]);
+    });
+}
+
+struct Ends<'d>(&'d AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Mappings come, move and go across each other's borders while somebody looks for them all the time.
+#[test]
+fn looks_know_what_comes_and_goes_meanwhile() {
+    alone("looks_know_what_comes_and_goes_meanwhile", || {
+        let arena = Arena::new();
+        let done = AtomicBool::new(false);
+        arena.serve();
+        std::thread::scope(|scope| {
+            // Also when an assertion fails.
+            let ends = Ends(&done);
+            let looks = scope.spawn(|| {
+                let mut nr_found = 0;
+                while !done.load(Ordering::Relaxed) {
+                    nr_found += arena.look(0, ARENA_PAGES).unwrap_or(0);
+                }
+                nr_found
+            });
+            for round in 0..400 {
+                let border = 12 + round % 16;
+                arena.map(8, border - 8);
+                arena.write(8, 1, 1);
+                arena.unmap(border - 2, 2);
+                arena.map(border - 2, 16);
+                arena.write(border - 2, 16, 2);
+                arena.evict(border - 2, 16);
+                // Page by page: it may be in pieces.
+                (0..16).for_each(|page| relocate(&arena, border - 2 + page, 1, 64 + page));
+                arena.assert_holds(64, 16, 2);
+                arena.map(8, 40);
+                arena.assert_holds(8, 40, 0);
+                arena.unmap(8, 80);
+            }
+            drop(ends);
+            assert!(looks.join().expect("looks") > 0, "nothing was found");
+        });
+    });
+}
