@@ -1,8 +1,8 @@
-//! libc's own calls of `mmap` and `brk` come to us, too.
+//! libc's own calls of `mmap`, `brk` and `mremap` come to us, too.
 //!
 //! `malloc`, new threads and much else in libc map memory without going through the dynamic symbol table: no function that
 //! we put in front sees that, and what is touched before we know of it is resident without having been charged (I9). But
-//! all of these calls end in libc's thin wrappers of the two system calls. So, before the program has a second thread, a
+//! all of these calls end in libc's thin wrappers of the system calls. So, before the program has a second thread, a
 //! jump to our function is written over the first bytes of each wrapper. Nothing of the old body is needed: ours makes the
 //! system call itself.
 //!
@@ -15,7 +15,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::{brk, interpose};
+use crate::{brk, interpose, mappings};
 
 /// When this environment variable is there, libc stays as it is: to test what holds then.
 const KEEP_ENV: &str = "HMM_KEEP_LIBC";
@@ -53,13 +53,16 @@ fn is_only_thread() -> bool {
 }
 
 fn try_replace() -> Option<()> {
-    // Both are looked at before one is changed.
-    let wrappers = [
+    // All are looked at before one is changed.
+    let needed = [
         (wrapper(c"mmap")?, (interpose::mmap as *const ()).addr()),
         (wrapper(c"brk")?, (brk::brk as *const ()).addr()),
     ];
+    // Not to learn of memory, but to move it as we do: better than not at all.
+    let wished = wrapper(c"mremap").map(|libc| (libc, (mappings::mremap as *const ()).addr()));
+    let wrappers = needed.into_iter().chain(wished);
     let memory = File::options().write(true).open("/proc/self/mem").ok()?;
-    for (number, (wrapper, ours)) in wrappers.into_iter().enumerate() {
+    for (number, (wrapper, ours)) in wrappers.enumerate() {
         let mut code = [0; JUMP_LEN];
         code[..JUMP.len()].copy_from_slice(&JUMP);
         code[JUMP.len()..].copy_from_slice(&ours.to_ne_bytes());

@@ -18,7 +18,7 @@ use hmm::uapi::uffd::{Access, Features};
 use crate::announce::Open;
 use crate::books::{RunPolicy, SharedBooks};
 use crate::mailbox::{EVERYTHING, MAILBOX};
-use crate::{devices, dmirror, fork, threads};
+use crate::{devices, dmirror, fork, relocate, threads};
 
 /// Threads that answer faults.
 const NR_HANDLERS: usize = 2;
@@ -26,7 +26,10 @@ const NR_HANDLERS: usize = 2;
 const TICK_SHORT: Duration = Duration::from_millis(10);
 /// How often when there was none for long.
 const TICK_LONG: Duration = Duration::from_millis(320);
-/// How often a range is looked at for a thread that waits, when it was changing.
+/// How soon it looks again for a thread that waits, while mappings are changing, and how long until it gives up.
+const TICK_CHANGING: Duration = Duration::from_micros(50);
+const CHANGING_PATIENCE: Duration = Duration::from_millis(200);
+/// How often a range is looked at for a thread that waits, when it was refused.
 const MAX_LOOKS: usize = 4;
 /// The longest that the start may take.
 const START_PATIENCE: Duration = Duration::from_secs(10);
@@ -34,6 +37,8 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 static SETUP: OnceLock<(Control, &'static Slot)> = OnceLock::new();
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 static EXCLUDE: Mutex<Vec<AddrRange>> = Mutex::new(Vec::new());
+/// Since when nothing could be looked at for a thread that waits. The control thread's.
+static CHANGING_SINCE: Mutex<Option<Instant>> = Mutex::new(None);
 static FAILURE: Mutex<Option<String>> = Mutex::new(None);
 /// 0 until the start has succeeded (1) or failed (2).
 static STARTED: AtomicU32 = AtomicU32::new(0);
@@ -177,16 +182,43 @@ pub(crate) fn discover(runtime: &Runtime, within: AddrRange) -> Found {
     runtime.discover(within)
 }
 
-/// Does what the program's threads have asked for. Returns whether they had.
-pub(crate) fn answer(runtime: &Runtime) -> bool {
+/// What became of what the program's threads have asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// They have asked for nothing.
+    Nothing,
+    Done,
+    /// Mappings are changing: to be tried again when events have been read.
+    Later,
+}
+
+/// Does what the program's threads have asked for, without waiting for anybody.
+pub(crate) fn answer(runtime: &Runtime) -> Answer {
+    let any_moves = relocate::serve(runtime);
     let (asked, range) = MAILBOX.take();
-    let requested = !range.is_empty();
-    if requested {
-        // What changes while it is looked at is refused: a neighbour that came or went.
-        let _ = (0..MAX_LOOKS).any(|_| discover(runtime, range).refused == 0);
+    let mut since = CHANGING_SINCE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !range.is_empty() {
+        let is_changing = look(runtime, range);
+        // What is not done in this time is found later.
+        if is_changing && since.get_or_insert_with(Instant::now).elapsed() < CHANGING_PATIENCE {
+            MAILBOX.put_back(range);
+            return Answer::Later;
+        }
     }
+    *since = None;
     MAILBOX.answer(asked);
-    requested
+    if any_moves || !range.is_empty() { Answer::Done } else { Answer::Nothing }
+}
+
+/// Looks for memory in a range, again while it is refused: a neighbour came or went. Gives whether mappings are changing.
+fn look(runtime: &Runtime, range: AddrRange) -> bool {
+    for _ in 0..MAX_LOOKS {
+        let found = discover(runtime, range);
+        if found.is_changing || found.refused == 0 {
+            return found.is_changing;
+        }
+    }
+    false
 }
 
 /// The control thread's life.
@@ -194,19 +226,21 @@ pub(crate) fn look_after(runtime: &'static Runtime) {
     let mut open = Open::default();
     let mut tick = TICK_SHORT;
     let mut known = MAILBOX.asked().wrapping_sub(1);
+    let mut last = Answer::Nothing;
     loop {
         let asked = MAILBOX.asked();
         if asked == known {
-            MAILBOX.sleep(known, tick);
+            MAILBOX.sleep(known, if last == Answer::Later { TICK_CHANGING } else { tick });
         }
         fork::serve_request(runtime, &mut open);
         known = MAILBOX.asked();
         // Behind that: who has announced a change is counted there, and is not left waiting for a tick.
         open.serve(runtime);
+        last = answer(runtime);
         // After it was woken for something else, or for nothing, too.
-        if !answer(runtime) {
-            let any = has_budget() && discover(runtime, EVERYTHING).ranges > 0;
-            tick = if any { TICK_SHORT } else { (tick * 2).min(TICK_LONG) };
+        if last == Answer::Nothing {
+            let found = if has_budget() { discover(runtime, EVERYTHING) } else { Found::default() };
+            tick = if found.ranges > 0 || found.is_changing { TICK_SHORT } else { (tick * 2).min(TICK_LONG) };
             runtime.engine().refresh_gauges();
         }
     }

@@ -44,7 +44,7 @@ use crate::announce::{Open, is_watched};
 use crate::books::SharedBooks;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
-use crate::{MANAGED, announce, control, dmirror, fail, reserve, threads};
+use crate::{MANAGED, announce, control, dmirror, fail, relocate, reserve, threads};
 
 /// How a fork stands, for the thread that forks.
 const IDLE: u32 = 0;
@@ -251,6 +251,7 @@ fn start_in_child() {
     runtime.reset_threads();
     runtime.engine().notifiers().forget_all();
     announce::reset();
+    relocate::reset();
     MAILBOX.reset();
     let started = threads::spawn(false, child_main);
     while started.is_ok() && CHILD_STARTED.load(Ordering::Acquire) == 0 {

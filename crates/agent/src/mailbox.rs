@@ -103,6 +103,12 @@ impl Mailbox {
         (asked, if whole { AddrRange { start, end } } else { EVERYTHING })
     }
 
+    /// What was taken is not done: it is there again.
+    pub(crate) fn put_back(&self, range: AddrRange) {
+        self.start.fetch_min(range.start, Ordering::SeqCst);
+        self.end.fetch_max(range.end, Ordering::SeqCst);
+    }
+
     /// Everything up to `number` is done.
     pub(crate) fn answer(&self, number: u32) {
         self.done.store(number, Ordering::Release);

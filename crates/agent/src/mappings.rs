@@ -1,17 +1,31 @@
 //! Functions of libc that change mappings, announced to drivers before they do it.
 //!
-//! glibc's own calls do not come here; what they unmap or discard the kernel tells of.
+//! glibc's own calls of all but mremap do not come here; what they unmap or discard the kernel tells of.
 
 #![expect(unreachable_pub, reason = "called through the dynamic symbol table")]
 
 use std::ffi::{c_int, c_long, c_void};
+use std::sync::atomic::Ordering;
 
 use hmm::core::notifier::Cause;
+use hmm::uapi::Errno;
 
+use crate::MANAGED;
 use crate::announce::around;
+use crate::mailbox::MAILBOX;
+use crate::relocate::Call;
 
 fn status(result: c_long) -> c_int {
     c_int::try_from(result).unwrap_or(-1)
+}
+
+/// What a system call gives that fails for that reason.
+fn failed(errno: Errno) -> c_long {
+    // SAFETY: gives this thread's errno.
+    let place = unsafe { libc::__errno_location() };
+    // SAFETY: valid as long as the thread lives.
+    unsafe { place.write(errno.raw_os_error()) };
+    -1
 }
 
 /// See `mprotect(2)`.
@@ -38,7 +52,8 @@ pub unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
     })
 }
 
-/// See `mremap(2)`, whose last argument is there with `MREMAP_FIXED` only; without it any value may be passed on.
+/// See `mremap(2)`, whose last argument is there with `MREMAP_FIXED` only; without it any value may be passed on. Memory
+/// that is managed moves as `relocate` says.
 ///
 /// # Safety
 /// As of `mremap(2)`.
@@ -51,8 +66,14 @@ pub unsafe extern "C" fn mremap(
     new: *mut c_void,
 ) -> *mut c_void {
     let call = || {
-        // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
-        unsafe { libc::syscall(libc::SYS_mremap, old, old_len, new_len, flags, new) }
+        let is_ours = MANAGED.load(Ordering::Relaxed) && MAILBOX.is_attended();
+        let call = Call { old: old.addr(), old_len, new_len, flags, new: new.addr() };
+        // SAFETY: the caller's promise.
+        match is_ours.then(|| unsafe { call.make() }).flatten() {
+            Some(made) => made.map_or_else(failed, |at| c_long::try_from(at).unwrap_or(-1)),
+            // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
+            None => unsafe { libc::syscall(libc::SYS_mremap, old, old_len, new_len, flags, new) },
+        }
     };
     let moved = || around(old.addr(), old_len, Cause::Unmap, call);
     // What was at the new place goes, too.

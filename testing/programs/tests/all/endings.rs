@@ -79,9 +79,6 @@ fn the_environment_of_children_works() {
 
 #[test]
 fn threads_that_are_killed_in_the_middle() {
-    if hmm_programs::skip::is_known_gap("its program meets the EFAULT of mremap") {
-        return;
-    }
     if !can_run() {
         return;
     }

@@ -1,0 +1,340 @@
+//! mremap of the program's memory, where the kernel alone would not do.
+//!
+//! Two things are different from what the program would find without us. What is one mapping to it can be several to the
+//! kernel, of which mremap takes one: mprotect has cut it before all of it was registered, or it had pages, and pages of
+//! two groups (`anon_vma`) never become one mapping again. And when the kernel chooses the new place, that may be one which
+//! another thread has just left: the event that says so may come after that of the move, and would be taken for the end of
+//! what has moved there.
+//!
+//! So what has to move gets a place that is reserved first, and waits until nothing is known there any more; then its pieces
+//! go there one after the other. What can stay in its place, and what is one piece that goes to a place of the program's
+//! choice, is left to the kernel.
+//!
+//! Which pieces there are, and what is known, the control thread says, because it has the descriptors and may take the
+//! locks. The calls are made by the program's thread: they wait for events, which that thread may have to read.
+
+use std::ffi::{c_int, c_void};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use hmm::adopt::is_manageable;
+use hmm::core::addr::PageRange;
+use hmm::runtime::Runtime;
+use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
+use hmm::uapi::{AddrRange, Errno};
+use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
+use rustix::time::Timespec;
+
+use crate::mailbox::MAILBOX;
+
+/// Threads that can ask at the same time; more wait for one to end.
+const NR_SLOTS: usize = 16;
+const PAGE_BYTES: usize = 4096;
+/// How often a thread asks whether its place is free, with a pause in between: two seconds at least, which is more than
+/// an event takes to come, whatever the machine has to do.
+const MAX_ASKS: usize = 20_000;
+/// How often a piece turns out to be smaller than was said: somebody has cut it meanwhile.
+const MAX_CUTS: usize = 1000;
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
+
+const FREE: u32 = 0;
+/// A thread fills it.
+const TAKEN: u32 = 1;
+const ASKED: u32 = 2;
+const ANSWERED: u32 = 3;
+
+/// A question of a thread of the program.
+struct Slot {
+    state: AtomicU32,
+    /// In: the memory to move.
+    start: AtomicU64,
+    end: AtomicU64,
+    /// In: where to.
+    place_start: AtomicU64,
+    place_end: AtomicU64,
+    /// Out: where the first piece ends, 0 if it is not for us; where the last one starts.
+    first_end: AtomicU64,
+    last_start: AtomicU64,
+    /// Out: nothing is known at the place.
+    is_free: AtomicBool,
+}
+
+static SLOTS: [Slot; NR_SLOTS] = [const {
+    Slot {
+        state: AtomicU32::new(FREE),
+        start: AtomicU64::new(0),
+        end: AtomicU64::new(0),
+        place_start: AtomicU64::new(0),
+        place_end: AtomicU64::new(0),
+        first_end: AtomicU64::new(0),
+        last_start: AtomicU64::new(0),
+        is_free: AtomicBool::new(false),
+    }
+}; NR_SLOTS];
+
+/// What the kernel has of a range, all of it alike and at least partly managed.
+#[derive(Clone, Copy)]
+struct Pieces {
+    /// Where the first mapping of the kernel's ends.
+    first_end: usize,
+    /// Where the last one starts.
+    last_start: usize,
+}
+
+/// The arguments of mremap(2).
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) old: usize,
+    pub(crate) old_len: usize,
+    pub(crate) new_len: usize,
+    pub(crate) flags: c_int,
+    pub(crate) new: usize,
+}
+
+impl Call {
+    /// Makes the call. `None`: the kernel shall make it as it is.
+    ///
+    /// # Safety
+    /// As of mremap(2).
+    pub(crate) unsafe fn make(self) -> Option<Result<usize, Errno>> {
+        let this = self.in_pages()?;
+        let may_move = this.flags & libc::MREMAP_MAYMOVE != 0;
+        let must_move = this.flags & !libc::MREMAP_MAYMOVE != 0;
+        if !must_move {
+            // SAFETY: the caller's promise.
+            match unsafe { remap(this.old, this.old_len, this.new_len, MremapFlags::empty(), None) } {
+                Err(Errno::NOMEM) if may_move => {}
+                Err(Errno::FAULT) => {}
+                done => return Some(done),
+            }
+        }
+        let old_end = this.old + this.old_len;
+        let (pieces, _) = ask(this.old, old_end, 0..0)?;
+        let is_one = pieces.first_end == old_end;
+        if !must_move && !is_one && this.new_len >= this.old_len {
+            let (last, grown) = (pieces.last_start, this.new_len - this.old_len);
+            // SAFETY: the caller's promise: only the last piece gets more.
+            let result =
+                unsafe { remap(last, old_end - last, old_end - last + grown, MremapFlags::empty(), None) };
+            if result.is_ok() || !may_move {
+                return Some(result.map(|_| this.old));
+            }
+        }
+        let is_chosen = this.flags & libc::MREMAP_FIXED != 0;
+        if !may_move || is_chosen && is_one {
+            return None;
+        }
+        // SAFETY: the caller's promise.
+        Some(unsafe { this.move_pieces() })
+    }
+
+    /// With lengths of whole pages. `None`: not a call that can succeed, or none of which we know what it does.
+    fn in_pages(self) -> Option<Self> {
+        let known = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+        let (old_len, new_len) = (
+            self.old_len.checked_next_multiple_of(PAGE_BYTES)?,
+            self.new_len.checked_next_multiple_of(PAGE_BYTES)?,
+        );
+        let old_end = self.old.checked_add(old_len)?;
+        let chosen = self.flags & libc::MREMAP_FIXED != 0;
+        let overlap = chosen && self.old < self.new.checked_add(new_len)? && self.new < old_end;
+        let is_aligned =
+            self.old.is_multiple_of(PAGE_BYTES) && (!chosen || self.new.is_multiple_of(PAGE_BYTES));
+        let stays = self.flags & libc::MREMAP_DONTUNMAP != 0;
+        let may_move = self.flags & libc::MREMAP_MAYMOVE != 0 || !(chosen || stays);
+        let is_right = old_len > 0
+            && new_len > 0
+            && self.flags & !known == 0
+            && is_aligned
+            && !overlap
+            && may_move
+            && (!stays || old_len == new_len);
+        is_right.then_some(Self { old_len, new_len, ..self })
+    }
+
+    /// # Safety
+    /// As of mremap(2).
+    unsafe fn move_pieces(self) -> Result<usize, Errno> {
+        let kept = self.old_len.min(self.new_len);
+        if self.new_len < self.old_len {
+            // SAFETY: the caller gives up what lies behind the new length.
+            unsafe { rustix::mm::munmap(pointer(self.old + kept), self.old_len - kept) }?;
+        }
+        let place = self.reserve()?;
+        let stays = if self.flags & libc::MREMAP_DONTUNMAP != 0 {
+            MremapFlags::DONTUNMAP
+        } else {
+            MremapFlags::empty()
+        };
+        // SAFETY: the caller's promise; the place is ours.
+        let Err((moved, why)) = (unsafe { shift(self.old, kept, place, self.new_len, stays) }) else {
+            return Ok(place);
+        };
+        // SAFETY: back to where it was. If that is refused as well there is no way out.
+        let _ = unsafe { shift(place, moved, self.old, moved, MremapFlags::empty()) };
+        // SAFETY: nobody else knows of what is left there.
+        let _ = unsafe { rustix::mm::munmap(pointer(place), self.new_len) };
+        Err(why)
+    }
+
+    /// Takes the place. Shared memory, so that nobody takes it for memory to manage.
+    fn reserve(self) -> Result<usize, Errno> {
+        let chosen = self.flags & libc::MREMAP_FIXED != 0;
+        let fixed = if chosen { MapFlags::FIXED } else { MapFlags::empty() };
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE | fixed;
+        let at = pointer(if chosen { self.new } else { 0 });
+        // SAFETY: a new mapping, or one in the place of what the caller gives up.
+        unsafe { rustix::mm::mmap_anonymous(at, self.new_len, ProtFlags::empty(), flags) }
+            .map(|place| place.expose_provenance())
+    }
+}
+
+/// Moves the pieces of `len` bytes to a reserved place, and has the last one grow to `new_len` there. If one cannot be moved
+/// it says how many bytes were, and why.
+///
+/// # Safety
+/// As of mremap(2); the place is the caller's.
+unsafe fn shift(
+    from: usize,
+    len: usize,
+    place: usize,
+    new_len: usize,
+    stays: MremapFlags,
+) -> Result<(), (usize, Errno)> {
+    let mut done = 0;
+    let mut tries = 0;
+    while done < len {
+        let to = place + done;
+        let pieces = ask_until_free(from + done, from + len, to..place + new_len);
+        let part = pieces.ok_or((done, Errno::FAULT))?.first_end - (from + done);
+        let grown = if done + part == len { new_len - len } else { 0 };
+        let flags = MremapFlags::MAYMOVE | stays;
+        // SAFETY: the caller's promise.
+        match unsafe { remap(from + done, part, part + grown, flags, Some(to)) } {
+            Ok(_) => done += part,
+            // Cut again since we asked.
+            Err(Errno::FAULT) if tries < MAX_CUTS => tries += 1,
+            Err(errno) => return Err((done, errno)),
+        }
+    }
+    Ok(())
+}
+
+/// # Safety
+/// As of mremap(2).
+unsafe fn remap(
+    old: usize,
+    old_len: usize,
+    new_len: usize,
+    flags: MremapFlags,
+    to: Option<usize>,
+) -> Result<usize, Errno> {
+    let old = pointer(old);
+    let result = match to {
+        // SAFETY: the caller's promise.
+        Some(to) => unsafe { rustix::mm::mremap_fixed(old, old_len, new_len, flags, pointer(to)) },
+        // SAFETY: the caller's promise.
+        None => unsafe { rustix::mm::mremap(old, old_len, new_len, flags) },
+    };
+    result.map(|at| at.expose_provenance())
+}
+
+const fn pointer(addr: usize) -> *mut c_void {
+    std::ptr::with_exposed_provenance_mut(addr)
+}
+
+/// Asks until nothing is known at the place any more. The last events of what was there before may take a while.
+fn ask_until_free(start: usize, end: usize, place: Range<usize>) -> Option<Pieces> {
+    for _ in 0..MAX_ASKS {
+        let (pieces, is_free) = ask(start, end, place.clone())?;
+        if is_free {
+            return Some(pieces);
+        }
+        let _ = rustix::thread::nanosleep(&PAUSE);
+    }
+    None
+}
+
+/// Asks the control thread for the pieces of a range that are to move, and whether the place is free. `None`: the range is
+/// not all memory of one kind, or nothing of it is managed.
+fn ask(start: usize, end: usize, place: Range<usize>) -> Option<(Pieces, bool)> {
+    let slot = take();
+    let words = [
+        (&slot.start, start),
+        (&slot.end, end),
+        (&slot.place_start, place.start),
+        (&slot.place_end, place.end),
+    ];
+    words.into_iter().for_each(|(word, value)| word.store(value as u64, Ordering::Relaxed));
+    slot.state.store(ASKED, Ordering::Release);
+    MAILBOX.poke();
+    while slot.state.load(Ordering::Acquire) == ASKED {
+        let _ = futex_wait(&slot.state, Scope::Private, ASKED, None);
+    }
+    let word = |word: &AtomicU64| usize::try_from(word.load(Ordering::Relaxed)).unwrap_or(0);
+    let pieces = Pieces { first_end: word(&slot.first_end), last_start: word(&slot.last_start) };
+    let is_free = slot.is_free.load(Ordering::Relaxed);
+    slot.state.store(FREE, Ordering::Release);
+    (pieces.first_end > 0).then_some((pieces, is_free))
+}
+
+fn take() -> &'static Slot {
+    loop {
+        let free = SLOTS.iter().find(|slot| {
+            slot.state.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        });
+        match free {
+            Some(slot) => return slot,
+            None => std::thread::yield_now(),
+        }
+    }
+}
+
+/// The control thread's side: answers who has asked. Returns whether somebody had.
+pub(crate) fn serve(runtime: &Runtime) -> bool {
+    let mut any = false;
+    for slot in SLOTS.iter().filter(|slot| slot.state.load(Ordering::Acquire) == ASKED) {
+        let range = |start: &AtomicU64, end: &AtomicU64| AddrRange {
+            start: start.load(Ordering::Relaxed),
+            end: end.load(Ordering::Relaxed),
+        };
+        let (first_end, last_start) = pieces(runtime, range(&slot.start, &slot.end)).unwrap_or((0, 0));
+        slot.first_end.store(first_end, Ordering::Relaxed);
+        slot.last_start.store(last_start, Ordering::Relaxed);
+        let place = range(&slot.place_start, &slot.place_end);
+        slot.is_free.store(!knows_any(runtime, place), Ordering::Relaxed);
+        slot.state.store(ANSWERED, Ordering::Release);
+        futex_wake(&slot.state, Scope::Private, 1);
+        any = true;
+    }
+    any
+}
+
+/// Where the first of the range's mappings ends, and the last one starts.
+fn pieces(runtime: &Runtime, range: AddrRange) -> Option<(u64, u64)> {
+    let maps = runtime.engine().kernel().maps();
+    let first = maps.next_vma(range.start).ok()??;
+    let mut last = first;
+    let mut at = range.start;
+    loop {
+        if last.start > at || !is_manageable(&last) || last.perms != first.perms {
+            return None;
+        }
+        at = last.end;
+        if at >= range.end {
+            break;
+        }
+        last = maps.next_vma(at).ok()??;
+    }
+    knows_any(runtime, range).then(|| (first.end.min(range.end), last.start.max(range.start)))
+}
+
+fn knows_any(runtime: &Runtime, range: AddrRange) -> bool {
+    let pages = PageRange::of_bytes(range.start, range.end);
+    runtime.engine().kernel().extents().next_in(pages.start, pages.end).is_some()
+}
+
+/// In the child of a fork, whose only thread asked nothing.
+pub(crate) fn reset() {
+    SLOTS.iter().for_each(|slot| slot.state.store(FREE, Ordering::Relaxed));
+}
