@@ -376,6 +376,7 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     }
     // Pages that may be written to now will be shared, and a write will make a copy.
     let shared = runtime.announce_all(Cause::ProtectPage);
+    runtime.engine().share_frames();
     dmirror::share_frames();
     set_state(READY);
     let next = attend(runtime, &end, open);

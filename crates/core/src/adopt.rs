@@ -37,6 +37,7 @@ impl<K: Kernel> Engine<K> {
                     | PageState::Staged { .. }
                     | PageState::Storing { .. }
                     | PageState::Device { .. }
+                    | PageState::Coherent { .. }
                     | PageState::Exclusive { .. }
                     | PageState::Poisoned => {}
                 }

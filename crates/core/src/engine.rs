@@ -195,7 +195,10 @@ impl<K: Kernel> Engine<K> {
                 Peeked::Bytes
             }
             PageState::Poisoned => Peeked::Lost,
-            PageState::None | PageState::System { .. } | PageState::Dropped { .. } => {
+            PageState::None
+            | PageState::System { .. }
+            | PageState::Coherent { .. }
+            | PageState::Dropped { .. } => {
                 bytes.fill(0);
                 Peeked::Bytes
             }
@@ -209,7 +212,10 @@ impl<K: Kernel> Engine<K> {
             let states = block.lock();
             for index in part {
                 match states.get(index) {
-                    PageState::None | PageState::System { .. } | PageState::Dropped { .. } => {}
+                    PageState::None
+                    | PageState::System { .. }
+                    | PageState::Coherent { .. }
+                    | PageState::Dropped { .. } => {}
                     PageState::Fetching { .. }
                     | PageState::Staged { .. }
                     | PageState::Storing { .. }

@@ -112,7 +112,7 @@ impl<K: Kernel> Engine<K> {
                 self.staging.put(SlotRun { start: slot, len: 1 }, Left::Memory);
                 PageState::None
             }
-            PageState::Device { frame } => {
+            PageState::Device { frame } | PageState::Coherent { frame, .. } => {
                 self.forget_frame(frame);
                 PageState::None
             }
@@ -139,7 +139,11 @@ impl<K: Kernel> Engine<K> {
             PageState::Fetching { ticket, .. } | PageState::Dropped { ticket, .. } => {
                 self.note_moved(ticket, from, to)
             }
-            PageState::None | PageState::System { .. } | PageState::Device { .. } | PageState::Poisoned => {}
+            PageState::None
+            | PageState::System { .. }
+            | PageState::Device { .. }
+            | PageState::Coherent { .. }
+            | PageState::Poisoned => {}
         }
         let mut states = self.table.block(to.block()).lock();
         if let PageState::Dropped { ticket, frame } = states.get(to.index()) {

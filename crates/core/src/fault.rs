@@ -89,14 +89,16 @@ impl<K: Kernel> Engine<K> {
                 let run = SlotRun { start: slot, len: 1 };
                 self.copy_from_store(&mut states, page, run)
             }
-            PageState::Device { frame } => match self.plan_fetch(&mut states, page, frame) {
-                Some(fetch) => {
-                    drop(states);
-                    drop(gate);
-                    self.run_fetch(fetch)
+            PageState::Device { frame } => {
+                if let Some(step) = self.map_frame(&mut states, page, frame) {
+                    return step;
                 }
-                None => Step::NeedMemory,
-            },
+                let Some(fetch) = self.plan_fetch(&mut states, page, frame) else { return Step::NeedMemory };
+                drop(states);
+                drop(gate);
+                self.run_fetch(fetch)
+            }
+            PageState::Coherent { frame, .. } => self.found_frame_missing(&mut states, page, frame),
             PageState::Exclusive { .. } => {
                 drop(states);
                 drop(gate);
@@ -233,6 +235,7 @@ impl<K: Kernel> Engine<K> {
             | PageState::Dropped { .. }
             | PageState::Storing { .. }
             | PageState::Device { .. }
+            | PageState::Coherent { .. }
             | PageState::Exclusive { .. }
             | PageState::Poisoned => false,
         };

@@ -26,7 +26,12 @@ impl<K: Kernel> Engine<K> {
 /// Whether the program would lose the page's bytes with the engine.
 fn is_away(state: PageState) -> bool {
     match state {
-        PageState::None | PageState::System { .. } | PageState::Dropped { .. } | PageState::Poisoned => false,
+        PageState::None
+        | PageState::System { .. }
+        // Its memory is mapped, and stays.
+        | PageState::Coherent { .. }
+        | PageState::Dropped { .. }
+        | PageState::Poisoned => false,
         PageState::Fetching { .. }
         | PageState::Staged { .. }
         | PageState::Storing { .. }

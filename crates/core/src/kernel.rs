@@ -7,6 +7,8 @@
 //! - Calls make progress page by page from the front; [`Progress::done`] pages are done, whatever `stop` says.
 //! - Staging is memory of this process that nobody else touches: after `move_out` a slot's bytes change no more.
 
+use std::ops::Range;
+
 use hmm_device::DeviceError;
 
 use crate::addr::{Bay, BlockId, PageRange, Slot, SlotRun, Vpn};
@@ -137,6 +139,21 @@ pub trait Kernel: Send + Sync {
 
     /// Which slots of a bay hold a page.
     fn scan_bay(&self, bay: Bay) -> BayScan;
+
+    /// Makes the memory of a coherent device, addresses in this process, one that pages are moved from and to. False: that
+    /// cannot be done.
+    fn lend_frames(&self, memory: Range<u64>) -> bool;
+
+    /// Ends that. The pages that the program has mapped stay.
+    fn end_frames(&self, memory: Range<u64>);
+
+    /// Moves the pages of frames that follow each other, the first at the address `src`, to holes of the program, and wakes
+    /// who waits for them.
+    fn map_frames(&self, src: u64, dst: PageRange) -> Progress;
+
+    /// Moves pages of the program back to the frames, the first at the address `dst`, that they were mapped from.
+    /// [`Stop::Absent`]: there is no page.
+    fn unmap_frames(&self, src: PageRange, dst: u64) -> Progress;
 
     /// Gives the memory of the slots back to the system; their content is gone. Never sends an event.
     fn release(&self, run: SlotRun);

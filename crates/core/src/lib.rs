@@ -35,6 +35,7 @@ pub mod stats;
 pub mod stream;
 
 mod adopt;
+mod coherent;
 mod copies;
 mod engine;
 mod events;
@@ -55,4 +56,4 @@ pub use engine::{Config, Engine, HomeBy, Peeked};
 pub use events::Events;
 pub use fault::Outcome;
 pub use reclaim::Reclaimed;
-pub use registry::{DeviceId, MAX_DEVICES, TooManyDevices};
+pub use registry::{AddError, DeviceId, MAX_DEVICES};

@@ -231,6 +231,11 @@ impl<K: Kernel> Engine<K> {
         let seen = &mut seen[..usize::try_from(part.nr_pages()).unwrap_or(BLOCK_PAGES)];
         self.kernel.walk(part, seen).map_err(RangeError::from)?;
         let states = self.states_of(part);
+        let is_shared = |state: &PageState| matches!(state, PageState::Coherent { shared: true, .. });
+        if states.iter().any(is_shared) && self.notice_copies(part) {
+            // Drivers were told, the caller among them.
+            return Err(RangeError::Busy);
+        }
         let mut lack: Option<Lack> = None;
         for ((page, seen), state) in part.iter().zip(seen).zip(states) {
             if seen.cpu == Mapped::ReadOnly && written.contains(page) {
@@ -270,6 +275,12 @@ impl<K: Kernel> Engine<K> {
         if seen.rights == Rights::None {
             return Pfn { found: Found::Error, ..Pfn::default() };
         }
+        if let (Mapped::ReadOnly | Mapped::Writable, PageState::Coherent { frame, .. }) = (seen.cpu, state)
+            && let Some(owner) = self.registry.owner(frame.device)
+        {
+            let write = seen.cpu == Mapped::Writable;
+            return Pfn { found: Found::Coherent(frame, owner), write, order: seen.order };
+        }
         match seen.cpu {
             Mapped::Absent => self.away(seen, state, owner),
             Mapped::Zero => Pfn { found: Found::System { zero: true }, write: false, order: seen.order },
@@ -283,7 +294,11 @@ impl<K: Kernel> Engine<K> {
     /// What a driver is shown of a page that the CPU does not have: its own frame, nobody else's.
     fn away(&self, seen: &Seen, state: PageState, owner: Option<Owner>) -> Pfn {
         match state {
-            PageState::Device { frame } if owner.is_some() && self.registry.owner(frame.device) == owner => {
+            PageState::Device { frame }
+                if owner.is_some()
+                    && self.registry.owner(frame.device) == owner
+                    && !self.registry.is_coherent(frame.device) =>
+            {
                 Pfn { found: Found::Private(frame), write: seen.rights == Rights::Write, order: 0 }
             }
             PageState::None
@@ -292,7 +307,9 @@ impl<K: Kernel> Engine<K> {
             | PageState::Dropped { .. }
             | PageState::Staged { .. }
             | PageState::Storing { .. }
+            // Another's, or a coherent frame that is not mapped yet.
             | PageState::Device { .. }
+            | PageState::Coherent { .. }
             // Faulting it in ends the exclusive access.
             | PageState::Exclusive { .. }
             | PageState::Poisoned => Pfn::default(),

@@ -224,7 +224,7 @@ impl<K: Kernel> Engine<K> {
     /// A page was there that we thought was not: what the program had mapped is the truth.
     fn found_unknown(&self, states: &mut States, index: usize) {
         match states.get(index) {
-            PageState::Device { frame } => self.forget_frame(frame),
+            PageState::Device { frame } | PageState::Coherent { frame, .. } => self.forget_frame(frame),
             PageState::Fetching { frame, .. } => {
                 debug_assert!(false, "a page that is being fetched was mapped: {frame:?}");
             }
@@ -274,6 +274,8 @@ fn unpinned_runs(
         | PageState::Storing { .. }
         | PageState::Exclusive { .. }
         | PageState::Fetching { .. } => true,
+        // What is in a coherent frame takes no system memory: it stays.
+        PageState::Coherent { .. } => false,
         PageState::None | PageState::Dropped { .. } | PageState::Poisoned => false,
     };
     part.filter(|index| !states.is_pinned(*index) && passable(states.get(*index)))

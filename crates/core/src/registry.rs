@@ -8,11 +8,11 @@
 //! and reclaim do so for every page; a driver's device is held by whoever works with it ([`Held`]), so that its number
 //! is given to another one only when nobody does any more.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use hmm_device::Device;
+use hmm_device::{Device, MemKind, PAGE_SIZE};
 
 use crate::engine::Engine;
 use crate::kernel::Kernel;
@@ -33,16 +33,28 @@ impl DeviceId {
     }
 }
 
-/// The engine has as many devices as it can have.
+/// Why a device is not added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there are {MAX_DEVICES} devices already: remove one that is not needed any more")]
-pub struct TooManyDevices;
+#[non_exhaustive]
+pub enum AddError {
+    /// The engine has as many devices as it can have.
+    #[error("there are {MAX_DEVICES} devices already: remove one that is not needed any more")]
+    TooMany,
+    /// A device says that it is coherent, and its memory cannot be moved from and to.
+    #[error(
+        "the memory of the coherent device cannot be mapped elsewhere: `Device::memory` has to give private anonymous \
+         memory of this process, whole pages, one for each frame"
+    )]
+    Memory,
+}
 
 /// A driver's device.
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) owner: Owner,
+    /// Where its frames are, if the CPU can map them.
+    memory: Option<Range<u64>>,
     /// It is being removed: no page goes there any more.
     closing: AtomicBool,
 }
@@ -114,12 +126,27 @@ impl Registry {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "at most sixteen devices")]
-    fn add(&self, member: Member) -> Result<DeviceId, TooManyDevices> {
+    fn add(&self, member: Member) -> Result<DeviceId, AddError> {
         let mut drivers = self.drivers.write().unwrap_or_else(PoisonError::into_inner);
         let free = |number: &usize| drivers[*number].is_none();
-        let number = (self.tiers.len()..MAX_DEVICES).find(free).ok_or(TooManyDevices)?;
+        let number = (self.tiers.len()..MAX_DEVICES).find(free).ok_or(AddError::TooMany)?;
         drivers[number] = Some(Arc::new(member));
         Ok(DeviceId(number as u8))
+    }
+
+    /// Whether the CPU can map the device's frames.
+    pub(crate) fn is_coherent(&self, number: u8) -> bool {
+        usize::from(number) >= self.tiers.len()
+            && self.member(number).is_some_and(|member| member.memory.is_some())
+    }
+
+    /// Where the frame is, if the CPU can map it.
+    pub(crate) fn address(&self, frame: Frame) -> Option<u64> {
+        if usize::from(frame.device) < self.tiers.len() {
+            return None;
+        }
+        let memory = self.member(frame.device)?.memory.clone()?;
+        Some(memory.start + u64::from(frame.pfn.0) * PAGE_SIZE as u64)
     }
 
     /// How many others hold the device.
@@ -129,18 +156,44 @@ impl Registry {
     }
 
     /// Takes a driver's device out. Its number may be given to another one.
-    pub(crate) fn remove(&self, id: DeviceId) {
-        self.drivers.write().unwrap_or_else(PoisonError::into_inner)[usize::from(id.0)] = None;
+    fn remove(&self, id: DeviceId) -> Option<Arc<Member>> {
+        self.drivers.write().unwrap_or_else(PoisonError::into_inner)[usize::from(id.0)].take()
     }
 }
 
 impl<K: Kernel> Engine<K> {
-    /// Adds a driver's device. Reclaim never evicts to it, and its frames are shown to nobody but `owner`.
+    /// Adds a driver's device. Reclaim never evicts to it, and private frames are shown to nobody but `owner`.
     ///
     /// # Errors
-    /// [`TooManyDevices`].
-    pub fn add_device(&self, device: Arc<dyn Device>, owner: Owner) -> Result<DeviceId, TooManyDevices> {
-        self.registry.add(Member { device, owner, closing: AtomicBool::new(false) })
+    /// See [`AddError`].
+    pub fn add_device(&self, device: Arc<dyn Device>, owner: Owner) -> Result<DeviceId, AddError> {
+        let caps = device.caps();
+        let memory = match caps.kind {
+            MemKind::Private => None,
+            MemKind::Coherent => Some(device.memory().ok_or(AddError::Memory)?),
+        };
+        if let Some(memory) = &memory {
+            let is_whole = memory.start.is_multiple_of(PAGE_SIZE as u64);
+            let has_all =
+                memory.end.checked_sub(memory.start) == Some(caps.capacity_pages * PAGE_SIZE as u64);
+            if !is_whole || !has_all || !self.kernel.lend_frames(memory.clone()) {
+                return Err(AddError::Memory);
+            }
+        }
+        let member = Member { device, owner, memory: memory.clone(), closing: AtomicBool::new(false) };
+        let added = self.registry.add(member);
+        if let (Err(_), Some(memory)) = (&added, memory) {
+            self.kernel.end_frames(memory);
+        }
+        added
+    }
+
+    /// Forgets a device that nobody uses any more.
+    pub(crate) fn forget_device(&self, id: DeviceId) {
+        let member = self.registry.remove(id);
+        if let Some(memory) = member.and_then(|member| member.memory.clone()) {
+            self.kernel.end_frames(memory);
+        }
     }
 
     /// The owner of a frame's device; `None` for a tier, whose frames nobody can map.

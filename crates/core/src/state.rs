@@ -3,6 +3,7 @@
 //! ```text
 //! bits  0..4   kind        bits  8..9   has a frame     bits 12..32  slot or ticket
 //! bits  4..8   device      bits  9..10  pinned          bits 32..64  frame number on the device
+//!                          bits 10..11  shared
 //! ```
 //!
 //! The all-zero word is [`PageState::None`], so that fresh tables need no initialisation.
@@ -75,6 +76,13 @@ pub enum PageState {
         /// Where.
         frame: Frame,
     },
+    /// In a frame of a coherent device, whose memory the program has mapped: the CPU accesses it without a fault.
+    Coherent {
+        /// Which.
+        frame: Frame,
+        /// Since a fork somebody else may map it, too: whoever writes to it gets a copy, in system memory.
+        shared: bool,
+    },
     /// Out of the program, in memory that one device alone may access, until the CPU touches it.
     Exclusive {
         /// Where.
@@ -98,8 +106,10 @@ const STORING: u64 = 5;
 const DEVICE: u64 = 6;
 const POISONED: u64 = 7;
 const EXCLUSIVE: u64 = 8;
+const COHERENT: u64 = 9;
 const HAS_FRAME: u64 = 1 << 8;
 const PINNED: u64 = 1 << 9;
+const SHARED: u64 = 1 << 10;
 const PLACE_SHIFT: u32 = 12;
 const PLACE_MASK: u64 = (1 << 20) - 1;
 
@@ -115,6 +125,9 @@ impl Word {
             PageState::Staged { slot, copy } => STAGED | place_bits(slot.0) | frame_bits(copy),
             PageState::Storing { slot } => STORING | place_bits(slot.0),
             PageState::Device { frame } => DEVICE | frame_bits(Some(frame)),
+            PageState::Coherent { frame, shared } => {
+                COHERENT | frame_bits(Some(frame)) | if shared { SHARED } else { 0 }
+            }
             PageState::Exclusive { slot } => EXCLUSIVE | place_bits(slot.0),
             PageState::Poisoned => POISONED,
         })
@@ -130,6 +143,7 @@ impl Word {
             STAGED => PageState::Staged { slot, copy: self.frame_if_any() },
             STORING => PageState::Storing { slot },
             DEVICE => PageState::Device { frame: self.frame() },
+            COHERENT => PageState::Coherent { frame: self.frame(), shared: self.0 & SHARED != 0 },
             POISONED => PageState::Poisoned,
             EXCLUSIVE => PageState::Exclusive { slot },
             _ => PageState::None,
@@ -196,6 +210,8 @@ mod tests {
             PageState::Staged { slot, copy: Some(frame) },
             PageState::Storing { slot },
             PageState::Device { frame },
+            PageState::Coherent { frame, shared: false },
+            PageState::Coherent { frame, shared: true },
             PageState::Exclusive { slot },
             PageState::Poisoned,
         ] {

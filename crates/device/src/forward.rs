@@ -35,6 +35,10 @@ macro_rules! forward {
                 (**self).holds(frame, bytes)
             }
 
+            fn memory(&self) -> Option<std::ops::Range<u64>> {
+                (**self).memory()
+            }
+
             fn flush(&self) -> Result<(), DeviceError> {
                 (**self).flush()
             }

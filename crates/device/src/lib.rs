@@ -111,6 +111,17 @@ pub trait Device: Send + Sync + std::fmt::Debug {
         false
     }
 
+    /// Where a coherent device's frames are: addresses in this process, frame 0 first, one frame behind the other, as many as
+    /// [`Caps::capacity_pages`]. Private anonymous memory that is the device's alone; a frame may lie in a part that cannot
+    /// be accessed while it is not handed out.
+    ///
+    /// Of a page that is in a frame and mapped by the program, the memory is at the program's address meanwhile, and there is
+    /// nothing at the frame's own: the engine never has such a frame stored to or fetched, and the device must not touch it.
+    /// `None`, as it is for private devices: the CPU cannot map a frame.
+    fn memory(&self) -> Option<std::ops::Range<u64>> {
+        None
+    }
+
     /// Returns when everything stored before is as durable as the device makes it.
     ///
     /// # Errors

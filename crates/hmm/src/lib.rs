@@ -24,6 +24,7 @@ mod callers;
 pub mod control;
 pub mod drive;
 pub mod extents;
+mod frames;
 mod freeze;
 pub mod heap;
 pub mod hints;

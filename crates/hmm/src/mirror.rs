@@ -15,7 +15,7 @@ use hmm_core::addr::{PageRange, Vpn};
 use hmm_core::driver::{Collected, Exclusive, ExclusiveError, Migration, RemoveError, Select, SetupError};
 use hmm_core::mirror::{RangeError, RangeFault};
 use hmm_core::notifier::{Cause, Change, Changing, EmptyRange, Notifier, Owner, Sequence, Watch};
-use hmm_core::{DeviceId, TooManyDevices};
+use hmm_core::{AddError, DeviceId};
 use hmm_device::{Device, DevicePfn};
 use hmm_uapi::maps::Perms;
 use rustix::io::Errno;
@@ -89,8 +89,8 @@ impl Runtime {
     /// Adds a driver's device, to which only its driver migrates pages.
     ///
     /// # Errors
-    /// [`TooManyDevices`].
-    pub fn add_device(&self, device: Arc<dyn Device>, owner: Owner) -> Result<DeviceId, TooManyDevices> {
+    /// [`AddError`].
+    pub fn add_device(&self, device: Arc<dyn Device>, owner: Owner) -> Result<DeviceId, AddError> {
         self.engine().add_device(device, owner)
     }
 
@@ -210,8 +210,8 @@ impl AddressSpace {
     /// See [`Runtime::add_device`].
     ///
     /// # Errors
-    /// [`TooManyDevices`].
-    pub fn add_device(&self, device: Arc<dyn Device>, owner: Owner) -> Result<DeviceId, TooManyDevices> {
+    /// [`AddError`].
+    pub fn add_device(&self, device: Arc<dyn Device>, owner: Owner) -> Result<DeviceId, AddError> {
         let _inside = callers::enter();
         self.runtime().add_device(device, owner)
     }

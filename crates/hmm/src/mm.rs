@@ -5,6 +5,8 @@
 //! program has replaced meanwhile by one that we do not know of. The price is that giving staging memory back takes it
 //! out of the registration for that time, because `MADV_DONTNEED` on it would send an event to ourselves.
 
+use std::ops::Range;
+
 use hmm_core::addr::{BLOCK_PAGES, Bay, BlockId, PAGE_SIZE, PageRange, Slot, SlotRun, Vpn};
 use hmm_core::bits::PageSet;
 use hmm_core::kernel::{BayScan, Kernel, Progress, Refusal, Seen, Stop};
@@ -20,6 +22,7 @@ use rustix::io::Errno;
 
 use crate::adopt::is_manageable;
 use crate::extents::Extents;
+use crate::frames::{self, LentFrames};
 
 const BLOCK_BYTES: usize = BLOCK_PAGES * PAGE_SIZE;
 /// Busy pages in a row after which a block is left alone: after a fork all of its pages are.
@@ -60,6 +63,7 @@ pub struct Mm {
     /// Reads as zeroes: the source of fresh pages.
     zeroes: Mapping,
     pub(crate) extents: Extents,
+    frames: LentFrames,
     books: Box<dyn Books>,
 }
 
@@ -88,7 +92,8 @@ impl Mm {
         zeroes.advise(0, BLOCK_BYTES, Advice::NoHugePage)?;
         // Reading maps the zero page everywhere; without, every copy from here would fault inside the ioctl.
         zeroes.advise(0, BLOCK_BYTES, Advice::PopulateRead)?;
-        let mm = Self { files, staging, zeroes, extents: Extents::default(), books };
+        let (extents, frames) = (Extents::default(), LentFrames::default());
+        let mm = Self { files, staging, zeroes, extents, frames, books };
         mm.register_staging(mm.staging.range())?;
         Ok(mm)
     }
@@ -109,7 +114,8 @@ impl Mm {
     /// As [`new`](Self::new).
     pub fn register_again(&self) -> Result<(), Errno> {
         self.extents.remove(PageRange { start: Vpn(0), end: Vpn(u64::MAX >> 12) });
-        self.register_staging(self.staging.range())
+        self.register_staging(self.staging.range())?;
+        self.frames.register_again(&self.files.uffd)
     }
 
     /// The mappings.
@@ -313,6 +319,22 @@ impl Kernel for Mm {
         let _ = self.register_staging(range);
     }
 
+    fn lend_frames(&self, memory: Range<u64>) -> bool {
+        self.frames.lend(&self.files.uffd, memory)
+    }
+
+    fn end_frames(&self, memory: Range<u64>) {
+        self.frames.end(&self.files.uffd, memory);
+    }
+
+    fn map_frames(&self, src: u64, dst: PageRange) -> Progress {
+        frames::map(&self.files.uffd, src, dst)
+    }
+
+    fn unmap_frames(&self, src: PageRange, dst: u64) -> Progress {
+        frames::unmap(&self.files.uffd, src, dst)
+    }
+
     fn unshare(&self, range: PageRange) {
         let mut at = range.start;
         while let Some(part) = self.extents.next_in(at, range.end) {
@@ -374,6 +396,7 @@ impl Drop for Mm {
     fn drop(&mut self) {
         // Before the mapping goes: unmapping a registered range would wait for the event to be read.
         let _ = self.files.uffd.unregister(self.staging.range());
+        self.frames.end_all(&self.files.uffd);
     }
 }
 
@@ -382,7 +405,7 @@ pub(crate) const fn range_of(range: PageRange) -> AddrRange {
     AddrRange { start: range.start.addr(), end: range.end.addr() }
 }
 
-fn progress(outcome: Outcome) -> Progress {
+pub(crate) fn progress(outcome: Outcome) -> Progress {
     let done = usize::try_from(outcome.done_bytes).unwrap_or(0) / PAGE_SIZE;
     Progress { done, stop: outcome.stop.map(stop_of) }
 }

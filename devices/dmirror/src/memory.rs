@@ -133,6 +133,11 @@ impl Device for Memory {
         }
     }
 
+    fn memory(&self) -> Option<std::ops::Range<u64>> {
+        let range = self.range.range();
+        (self.kind == MemKind::Coherent).then_some(range.start..range.end)
+    }
+
     fn usage(&self) -> Usage {
         let nr_used = self.lock().nr_used as u64;
         let used_bytes = nr_used * PAGE_SIZE as u64;

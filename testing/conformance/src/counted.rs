@@ -125,6 +125,10 @@ impl<D: Device> Device for Counted<D> {
         self.inner.holds(frame, bytes)
     }
 
+    fn memory(&self) -> Option<std::ops::Range<u64>> {
+        self.inner.memory()
+    }
+
     fn flush(&self) -> Result<(), DeviceError> {
         self.inner.flush()
     }

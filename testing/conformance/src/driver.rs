@@ -15,6 +15,8 @@ use hmm::core::state::Frame;
 use hmm::device::{Device, Fetch, MemKind};
 use hmm::heap::Inside;
 use hmm::mirror::{MigrateError, TakeError};
+use hmm::uapi::process_vm;
+use hmm::uapi::sys::gettid;
 
 use crate::memory::Page;
 
@@ -113,9 +115,13 @@ impl Driver {
         &self.notifier
     }
 
+    fn kind(&self) -> MemKind {
+        self.device.caps().kind
+    }
+
     /// What its device's pages are collected by.
     pub fn select(&self) -> Select {
-        match self.device.caps().kind {
+        match self.kind() {
             MemKind::Private => Select::PRIVATE,
             MemKind::Coherent => Select::COHERENT,
         }
@@ -155,8 +161,13 @@ impl Driver {
     /// Makes entries for frames that were found under `seq`; if something has changed since, the next fault makes them.
     pub fn enter_frames(&self, seq: Sequence, frames: &[(Vpn, Frame)]) {
         let _inside = Inside::enter();
+        // A coherent frame is mapped where the program has it.
+        let entry = |frame| match self.kind() {
+            MemKind::Private => Entry::Frame(frame),
+            MemKind::Coherent => Entry::System { write: true },
+        };
         let _ = self.notifier.install(seq, |table| {
-            table.entries.extend(frames.iter().map(|(page, frame)| (*page, Entry::Frame(*frame))));
+            table.entries.extend(frames.iter().map(|(page, frame)| (*page, entry(*frame))));
         });
     }
 
@@ -256,14 +267,23 @@ impl Driver {
         self.notifier.table().entries.get(&page).copied()
     }
 
-    /// The page's bytes as the device has them in its memory; `None` if it has no such entry.
+    /// The page's bytes as the device has them in its memory; `None` if it has no such entry. It accesses a coherent frame
+    /// as the CPU does.
     ///
     /// # Panics
     /// If the device does not give them.
     pub fn bytes(&self, page: Vpn) -> Option<Box<Page>> {
         let table = self.notifier.table();
-        let Some(Entry::Frame(frame)) = table.entries.get(&page) else { return None };
+        let entry = table.entries.get(&page).copied();
         let mut bytes = Box::new([0xA5; PAGE_SIZE]);
+        if self.kind() == MemKind::Coherent && entry.is_some() {
+            // Not with the table locked: an access may have to wait.
+            drop(table);
+            let read = process_vm::read(gettid(), page.addr(), &mut bytes[..]);
+            assert_eq!(read, Ok(()), "a page that is mapped");
+            return Some(bytes);
+        }
+        let Some(Entry::Frame(frame)) = entry else { return None };
         let transfer = self.device.fetch(Fetch { frames: &[frame.pfn], bytes: &mut bytes[..] });
         assert_eq!(transfer.stop, None, "fetch of a page that is on the device");
         Some(bytes)

@@ -89,6 +89,7 @@ fn name_of(state: PageState) -> String {
         PageState::Staged { .. } => "staged".into(),
         PageState::Storing { .. } => "storing".into(),
         PageState::Device { frame } => format!("device{}", frame.device),
+        PageState::Coherent { frame, .. } => format!("coherent{}", frame.device),
         PageState::Exclusive { .. } => "exclusive".into(),
         PageState::Poisoned => "poisoned".into(),
     }

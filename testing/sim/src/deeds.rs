@@ -6,7 +6,7 @@ use hmm_model::{Op, Span};
 
 use crate::events::Event;
 use crate::machine::Machine;
-use crate::memory::{Entry, Held, bytes_of};
+use crate::memory::{Entry, Held, Whose, bytes_of};
 use crate::program::{Next, Step, Thread};
 
 impl Machine {
@@ -89,7 +89,7 @@ impl Machine {
             if let Some(content) = self.model.content(page)
                 && Op::is_found(stamp, index)
             {
-                let entry = Entry::Present { bytes: bytes_of(content), held: Held::No };
+                let entry = Entry::Present { bytes: bytes_of(content), held: Held::No, of: Whose::System };
                 self.memory.put(page, entry);
             }
         }

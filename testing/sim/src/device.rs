@@ -16,6 +16,21 @@ pub struct DeviceSetup {
     pub capacity_pages: u32,
     /// Whether it recognises pages that it still holds.
     pub keeps_copies: bool,
+    /// Whether the CPU can map its frames.
+    pub is_coherent: bool,
+}
+
+/// Where the devices' memory lies in the address space, if the CPU can map it: behind the arena.
+const MEMORY: u64 = 0x6000_0000_0000;
+/// log2 of the addresses that a device has.
+const MEMORY_SHIFT: u32 = 32;
+
+/// The device and the frame at an address.
+pub(crate) fn frame_at(addr: u64) -> (usize, DevicePfn) {
+    let offset = addr.checked_sub(MEMORY).expect("an address in a device's memory");
+    let pfn = (offset & ((1 << MEMORY_SHIFT) - 1)) / PAGE_SIZE as u64;
+    let device = usize::try_from(offset >> MEMORY_SHIFT).expect("few devices");
+    (device, DevicePfn(u32::try_from(pfn).expect("a device is small")))
 }
 
 /// A device's memory. Every misuse of a frame is the engine's mistake, and panics.
@@ -84,6 +99,19 @@ impl Frames {
         place.as_mut().unwrap_or_else(|| panic!("{frame:?} is mapped and was never stored to"))
     }
 
+    /// The frame's page goes to the program.
+    pub(crate) fn take(&mut self, frame: DevicePfn) -> Option<Bytes> {
+        self.used.get_mut(&frame.0).unwrap_or_else(|| panic!("{frame:?} is mapped and free")).take()
+    }
+
+    /// The frame's page comes back from the program.
+    pub(crate) fn put_back(&mut self, frame: DevicePfn, bytes: Bytes) {
+        let place =
+            self.used.get_mut(&frame.0).unwrap_or_else(|| panic!("a page goes to {frame:?}, which is free"));
+        assert!(place.is_none(), "a page goes to {frame:?}, which holds another");
+        *place = Some(bytes);
+    }
+
     fn free(&mut self, frame: DevicePfn) {
         let used = self.used.remove(&frame.0);
         assert!(used.is_some(), "{frame:?} is freed and was free");
@@ -108,7 +136,7 @@ impl Device for SimDevice {
     fn caps(&self) -> Caps {
         let setup = self.shared.lock().devices[self.number].setup;
         Caps {
-            kind: MemKind::Private,
+            kind: if setup.is_coherent { MemKind::Coherent } else { MemKind::Private },
             capacity_pages: u64::from(setup.capacity_pages),
             preferred_run_pages: 1,
             store_page_ns: 1000,
@@ -185,6 +213,13 @@ impl Device for SimDevice {
         let frames = &machine.devices[self.number];
         let same = frames.stored(frame)[..] == *bytes;
         frames.setup.keeps_copies && !frames.lost && same
+    }
+
+    fn memory(&self) -> Option<std::ops::Range<u64>> {
+        let setup = self.shared.lock().devices[self.number].setup;
+        let start = MEMORY + ((self.number as u64) << MEMORY_SHIFT);
+        let len = u64::from(setup.capacity_pages) * PAGE_SIZE as u64;
+        setup.is_coherent.then(|| start..start + len)
     }
 
     fn flush(&self) -> Result<(), DeviceError> {

@@ -13,13 +13,13 @@ use hmm_core::driver::{Collected, MAX_PAGES, Migration, RemoveError, Select, Sou
 use hmm_core::notifier::{Cause, Change, Notifier, Owner, Pass, Sequence, Watch};
 use hmm_core::state::{Frame, PageState};
 use hmm_core::{DeviceId, Engine};
-use hmm_device::{Device, DevicePfn, PAGE_SIZE};
+use hmm_device::{Device, DevicePfn, MemKind, PAGE_SIZE};
 use hmm_model::{Entropy, Generator, Mix, Op, Span};
 
 use crate::device::SimDevice;
 use crate::kernel::{SimKernel, slot_at};
 use crate::machine::Machine;
-use crate::memory::Bytes;
+use crate::memory::{Bytes, Entry};
 use crate::shared::Shared;
 
 type SimEngine = Engine<SimKernel>;
@@ -30,6 +30,8 @@ type Table = BTreeMap<Vpn, Mapping>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mapping {
     Frame(Frame),
+    /// Where the program has it.
+    Coherent(Frame),
     /// In system memory, and nobody else accesses it.
     Exclusive(Slot),
 }
@@ -90,7 +92,7 @@ pub(crate) fn act(shared: &Shared, engine: &SimEngine) {
         let mut machine = shared.lock();
         let nr_drivers = u32::try_from(shared.drivers().len()).expect("few drivers");
         let driver = &shared.drivers()[machine.entropy.below(nr_drivers) as usize];
-        (driver, any_range(&mut machine), machine.entropy.below(7))
+        (driver, any_range(&mut machine), machine.entropy.below(8))
     };
     if driver.removed.load(Ordering::Relaxed) {
         return;
@@ -100,6 +102,8 @@ pub(crate) fn act(shared: &Shared, engine: &SimEngine) {
         2 => driver.migrate_to_system(shared, engine, range),
         3 => driver.map_frames(shared, engine, range),
         4 => driver.take_exclusively(shared, engine, range.start),
+        // As if the program forked.
+        5 => engine.share_frames(),
         _ => driver.access(shared, range),
     }
 }
@@ -184,8 +188,8 @@ impl Driver {
     }
 
     fn migrate_to_system(&self, shared: &Shared, engine: &SimEngine, range: PageRange) {
-        let select =
-            if shared.lock().entropy.one_in(3) { Select::PRIVATE | Select::SYSTEM } else { Select::PRIVATE };
+        let own = if self.is_coherent() { Select::COHERENT } else { Select::PRIVATE };
+        let select = if shared.lock().entropy.one_in(3) { own | Select::SYSTEM } else { own };
         let mut migration = engine.migrate_setup(range, select, self.owner).expect("a short range");
         // The device lets go of the frames before they are read: the driver is not told of its own migrations.
         drop_entries(&mut self.notifier.table(), range);
@@ -215,7 +219,10 @@ impl Driver {
     fn fetch_some(&self, shared: &Shared, migration: &mut Migration<'_, SimKernel, Collected>) -> usize {
         let mut nr_filled = 0;
         for index in 0..migration.entries().len() {
-            let Source::Private(frame) = migration.entries()[index].source() else { continue };
+            let (Source::Private(frame) | Source::Coherent(frame)) = migration.entries()[index].source()
+            else {
+                continue;
+            };
             if shared.lock().entropy.one_in(4) {
                 continue;
             }
@@ -228,12 +235,17 @@ impl Driver {
         nr_filled
     }
 
+    fn is_coherent(&self) -> bool {
+        self.device.upgrade().is_some_and(|device| device.caps().kind == MemKind::Coherent)
+    }
+
     fn index(&self) -> usize {
         usize::from(self.id.number())
     }
 
     fn install(&self, shared: &Shared, seq: Sequence, frames: &[(Vpn, Frame)]) {
-        let entries = frames.iter().map(|(page, frame)| (*page, Mapping::Frame(*frame)));
+        let mapping = if self.is_coherent() { Mapping::Coherent } else { Mapping::Frame };
+        let entries = frames.iter().map(|(page, frame)| (*page, mapping(*frame)));
         let installed = self.notifier.install(seq, |table| table.extend(entries)).is_ok();
         shared.lock().count(if installed { "installed" } else { "collided" }, 1);
     }
@@ -274,7 +286,11 @@ impl Driver {
         let frames: Vec<(Vpn, Frame)> = range
             .iter()
             .filter_map(|page| {
-                let PageState::Device { frame } = engine.state(page) else { return None };
+                let frame = match engine.state(page) {
+                    PageState::Device { frame } if !self.is_coherent() => frame,
+                    PageState::Coherent { frame, .. } => frame,
+                    _ => return None,
+                };
                 (engine.owner_of(frame) == Some(self.owner)).then_some((page, frame))
             })
             .collect();
@@ -291,7 +307,8 @@ impl Driver {
         }
         for (page, mapping) in table.range(range.start..range.end) {
             let number = machine.page(*page).expect("the arena is mirrored");
-            let mut bytes = self.bytes(&mut machine, *mapping).clone();
+            // A coherent frame may not be mapped yet: its device would wait for the fault.
+            let Some(mut bytes) = self.bytes(&mut machine, number, *mapping) else { continue };
             machine.check_page(number, &bytes);
             let (word, value) = (7, machine.entropy.bits());
             let write = Op::Write { page: number, word, value };
@@ -299,18 +316,34 @@ impl Driver {
                 machine.note(|| format!("{:?} writes {value:#x} to page {number}", self.owner));
                 let at = usize::from(word) * 8;
                 Arc::make_mut(&mut bytes)[at..at + 8].copy_from_slice(&value.to_ne_bytes());
-                *self.bytes(&mut machine, *mapping) = bytes;
+                self.write(&mut machine, number, *mapping, bytes);
                 machine.apply(&write);
-                let is_exclusive = matches!(mapping, Mapping::Exclusive(_));
-                machine.count(if is_exclusive { "exclusive_writes" } else { "device_writes" }, 1);
+                let what = match mapping {
+                    Mapping::Frame(_) => "device_writes",
+                    Mapping::Coherent(_) => "coherent_writes",
+                    Mapping::Exclusive(_) => "exclusive_writes",
+                };
+                machine.count(what, 1);
             }
         }
     }
 
-    fn bytes<'m>(&self, machine: &'m mut Machine, mapping: Mapping) -> &'m mut Bytes {
+    fn bytes(&self, machine: &mut Machine, page: u32, mapping: Mapping) -> Option<Bytes> {
         match mapping {
-            Mapping::Frame(frame) => machine.devices[self.index()].bytes_mut(frame.pfn),
-            Mapping::Exclusive(slot) => machine.slots.page_mut(slot),
+            Mapping::Frame(frame) => Some(machine.devices[self.index()].bytes_mut(frame.pfn).clone()),
+            Mapping::Exclusive(slot) => Some(machine.slots.page_mut(slot).clone()),
+            Mapping::Coherent(_) => match machine.memory.entry(page)? {
+                Entry::Present { bytes, .. } => Some(Arc::clone(bytes)),
+                Entry::Poisoned => None,
+            },
+        }
+    }
+
+    fn write(&self, machine: &mut Machine, page: u32, mapping: Mapping, bytes: Bytes) {
+        match mapping {
+            Mapping::Frame(frame) => *machine.devices[self.index()].bytes_mut(frame.pfn) = bytes,
+            Mapping::Exclusive(slot) => *machine.slots.page_mut(slot) = bytes,
+            Mapping::Coherent(_) => machine.memory.write(page, bytes),
         }
     }
 }
@@ -319,13 +352,21 @@ impl Driver {
 pub(crate) fn check(shared: &Shared, machine: &Machine, engine: &SimEngine) {
     for driver in shared.drivers() {
         for (page, mapping) in driver.notifier.table().iter() {
-            let there = match *mapping {
-                Mapping::Frame(frame) => PageState::Device { frame },
-                Mapping::Exclusive(slot) => PageState::Exclusive { slot },
+            let state = engine.state(*page);
+            let is_there = match *mapping {
+                Mapping::Frame(frame) => state == PageState::Device { frame },
+                Mapping::Exclusive(slot) => state == PageState::Exclusive { slot },
+                // At the program's address, or there as soon as it is touched.
+                Mapping::Coherent(frame) => {
+                    let at = match state {
+                        PageState::Coherent { frame, .. } | PageState::Device { frame } => Some(frame),
+                        _ => None,
+                    };
+                    at == Some(frame)
+                }
             };
             let number = machine.page(*page);
-            let state = engine.state(*page);
-            assert_eq!(state, there, "{:?} maps page {number:?}, which is elsewhere", driver.owner);
+            assert!(is_there, "{:?} maps page {number:?} at {mapping:?}, and it is {state:?}", driver.owner);
         }
     }
 }

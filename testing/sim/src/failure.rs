@@ -17,6 +17,10 @@ pub enum Verb {
     ZeroHome,
     /// `poison`
     Poison,
+    /// `map_frames`
+    MapFrames,
+    /// `unmap_frames`
+    UnmapFrames,
 }
 
 impl Verb {
@@ -24,7 +28,7 @@ impl Verb {
     /// ([`Stop::Exists`], [`Stop::Absent`]) is not among them: the simulated kernel never lies.
     pub const fn stops(self) -> &'static [Stop] {
         match self {
-            Self::MoveOut | Self::MoveHome => {
+            Self::MoveOut | Self::MoveHome | Self::MapFrames | Self::UnmapFrames => {
                 &[Stop::Changing, Stop::Busy, Stop::Unsuited, Stop::NoMemory, Stop::Gone]
             }
             Self::CopyHome | Self::ZeroHome | Self::Poison => {

@@ -1,5 +1,6 @@
 //! The simulated kernel: what Linux does with pages when userfaultfd asks it to, in safe Rust.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use hmm_core::addr::{BLOCK_PAGES, Bay, BlockId, PageRange, Slot, SlotRun, Vpn};
@@ -10,9 +11,10 @@ use hmm_core::stats::Stats;
 use hmm_model::{Entropy, Span};
 
 use crate::check::budget;
+use crate::device;
 use crate::failure::Verb;
 use crate::machine::Machine;
-use crate::memory::{Bytes, Entry, Held, zeroes};
+use crate::memory::{Bytes, Entry, Held, Whose, zeroes};
 use crate::shared::Shared;
 
 /// The engine's kernel door.
@@ -79,7 +81,8 @@ impl Machine {
     /// Whether the pages are in one mapping, of a kind that the call works on: Linux looks at that first.
     fn suits(&self, verb: Verb, span: Span) -> bool {
         let run = self.memory.first_run(span).filter(|(run, _)| *run == span);
-        run.is_some_and(|(_, mapping)| mapping.managed && (mapping.writable || verb != Verb::MoveHome))
+        let is_move = matches!(verb, Verb::MoveHome | Verb::MapFrames | Verb::UnmapFrames);
+        run.is_some_and(|(_, mapping)| mapping.managed && (mapping.writable || !is_move))
     }
 
     fn fill_hole(&mut self, page: u32, entry: Entry) {
@@ -122,7 +125,7 @@ impl Machine {
         }
         match self.memory.take(page) {
             None => Ok(false),
-            Some(Entry::Present { bytes, held: Held::No }) => {
+            Some(Entry::Present { bytes, held: Held::No, .. }) => {
                 self.slots.fill(slot, bytes);
                 self.strangers.remove(&page);
                 Ok(true)
@@ -134,6 +137,43 @@ impl Machine {
             Some(Entry::Poisoned) => {
                 self.memory.put(page, Entry::Poisoned);
                 Err(Stop::Unsuited)
+            }
+        }
+    }
+}
+
+impl Machine {
+    /// Moves pages back to frames, page by page from the front.
+    fn unmap_frames(&mut self, src: PageRange, dst: u64) -> Progress {
+        let span = self.span(src);
+        let limit = self.begin(Verb::UnmapFrames, span.len as usize);
+        let mut progress = Progress { done: limit.nr_pages, stop: limit.stop };
+        if limit.nr_pages > 0 && !self.suits(Verb::UnmapFrames, span) {
+            progress = Progress { done: 0, stop: Some(Stop::Unsuited) };
+        }
+        for (page, index) in span.pages().zip(0..progress.done) {
+            if let Err(stop) = self.unmap_frame(page, dst + (index * hmm_model::PAGE_SIZE) as u64) {
+                progress = Progress { done: index, stop: Some(stop) };
+                break;
+            }
+        }
+        self.note(|| format!("  UnmapFrames {span:?} = {progress:?}"));
+        progress
+    }
+
+    fn unmap_frame(&mut self, page: u32, addr: u64) -> Result<(), Stop> {
+        match self.memory.take(page) {
+            None => Err(Stop::Absent),
+            Some(Entry::Present { bytes, held: Held::No, .. }) => {
+                let (device, pfn) = device::frame_at(addr);
+                self.devices[device].put_back(pfn, bytes);
+                self.strangers.remove(&page);
+                Ok(())
+            }
+            Some(entry) => {
+                let is_busy = matches!(entry, Entry::Present { .. });
+                self.memory.put(page, entry);
+                Err(if is_busy { Stop::Busy } else { Stop::Unsuited })
             }
         }
     }
@@ -152,7 +192,7 @@ pub(crate) fn slot_at(addr: u64) -> Slot {
 }
 
 const fn present(bytes: Bytes) -> Entry {
-    Entry::Present { bytes, held: Held::No }
+    Entry::Present { bytes, held: Held::No, of: Whose::System }
 }
 
 impl SimKernel {
@@ -224,6 +264,30 @@ impl Kernel for SimKernel {
         machine.note(|| format!("  Release {run:?}"));
         machine.slots.release(run);
         machine.interleave();
+    }
+
+    fn lend_frames(&self, memory: Range<u64>) -> bool {
+        device::frame_at(memory.start).0 < self.0.lock().devices.len()
+    }
+
+    fn end_frames(&self, memory: Range<u64>) {
+        let mut machine = self.0.lock();
+        let (device, _) = device::frame_at(memory.start);
+        assert_eq!(machine.devices[device].used().count(), 0, "frames of a device that is gone");
+        machine.interleave();
+    }
+
+    fn map_frames(&self, src: u64, dst: PageRange) -> Progress {
+        let page = |machine: &mut Machine, index: usize| {
+            let (device, pfn) = device::frame_at(src + (index * hmm_model::PAGE_SIZE) as u64);
+            let bytes = machine.devices[device].take(pfn).ok_or(Stop::Absent)?;
+            Ok(Entry::Present { bytes, held: Held::No, of: Whose::Device })
+        };
+        self.call(|machine| machine.fill(Verb::MapFrames, dst, page))
+    }
+
+    fn unmap_frames(&self, src: PageRange, dst: u64) -> Progress {
+        self.call(|machine| machine.unmap_frames(src, dst))
     }
 
     fn unshare(&self, range: PageRange) {

@@ -32,8 +32,17 @@ pub(crate) enum Held {
 /// What a page's entry in the program's page table says. No entry is a hole.
 #[derive(Clone, Debug)]
 pub(crate) enum Entry {
-    Present { bytes: Bytes, held: Held },
+    Present { bytes: Bytes, held: Held, of: Whose },
     Poisoned,
+}
+
+/// Whose memory a page is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Whose {
+    #[default]
+    System,
+    /// A coherent device's.
+    Device,
 }
 
 /// What the mapping of a page allows.
@@ -62,7 +71,13 @@ pub(crate) struct Memory {
     entries: Vec<Option<Entry>>,
     /// Entries that are there.
     nr_entries: usize,
+    /// Those of them whose memory is a device's.
+    nr_of_devices: usize,
     nr_mappings: u32,
+}
+
+fn is_of_device(entry: Option<&Entry>) -> bool {
+    matches!(entry, Some(Entry::Present { of: Whose::Device, .. }))
 }
 
 fn indices(span: Span) -> std::ops::Range<usize> {
@@ -75,6 +90,7 @@ impl Memory {
             mappings: vec![None; nr_pages as usize],
             entries: vec![None; nr_pages as usize],
             nr_entries: 0,
+            nr_of_devices: 0,
             nr_mappings: 0,
         }
     }
@@ -176,19 +192,37 @@ impl Memory {
     }
 
     pub(crate) fn put(&mut self, page: u32, entry: Entry) {
+        self.nr_of_devices += usize::from(is_of_device(Some(&entry)));
         let before = self.entries[page as usize].replace(entry);
         self.nr_entries += usize::from(before.is_none());
+        self.nr_of_devices -= usize::from(is_of_device(before.as_ref()));
     }
 
     pub(crate) fn take(&mut self, page: u32) -> Option<Entry> {
         let taken = self.entries[page as usize].take();
         self.nr_entries -= usize::from(taken.is_some());
+        self.nr_of_devices -= usize::from(is_of_device(taken.as_ref()));
         taken
     }
 
-    /// Pages that are present or poisoned.
-    pub(crate) const fn nr_entries(&self) -> usize {
-        self.nr_entries
+    /// Pages that are poisoned, or present and in system memory.
+    pub(crate) const fn nr_of_system(&self) -> usize {
+        self.nr_entries - self.nr_of_devices
+    }
+
+    /// Whether the page is present and in system memory.
+    pub(crate) fn is_of_system(&self, page: u32) -> bool {
+        self.is_present(page) && !is_of_device(self.entry(page))
+    }
+
+    /// A device changes a page where the program has it: as if the program did.
+    pub(crate) fn write(&mut self, page: u32, changed: Bytes) {
+        if let Some(Some(Entry::Present { bytes, held, .. })) = self.entries.get_mut(page as usize) {
+            *bytes = changed;
+            if *held == Held::Shared {
+                *held = Held::No;
+            }
+        }
     }
 
     /// Moves a mapping and its pages. The destination is free.

@@ -8,7 +8,7 @@ use hmm_model::{Content, Op, Pattern, Span};
 
 use crate::events::Event;
 use crate::machine::Machine;
-use crate::memory::{Bytes, Entry, Held, bytes_of, zeroes};
+use crate::memory::{Bytes, Entry, Held, Whose, bytes_of, zeroes};
 
 /// A thread in the middle of an operation.
 #[derive(Debug)]
@@ -196,8 +196,8 @@ impl Machine {
         if write && !mapping.writable {
             return Next::Done;
         }
-        let (mut bytes, held) = match self.memory.take(page) {
-            Some(Entry::Present { bytes, held }) => (bytes, held),
+        let (mut bytes, held, of) = match self.memory.take(page) {
+            Some(Entry::Present { bytes, held, of }) => (bytes, held, of),
             Some(Entry::Poisoned) => {
                 self.memory.put(page, Entry::Poisoned);
                 assert!(self.model.content(page).is_none(), "SIGBUS at page {page}, which was not lost");
@@ -207,12 +207,12 @@ impl Machine {
                 self.nr_faults += 1;
                 return Next::Again(Wait::Fault { page, number: self.nr_faults, read: false });
             }
-            None => (zeroes(), Held::No),
+            None => (zeroes(), Held::No, Whose::System),
         };
         access(self, &mut bytes);
         // A write ends the sharing with a child.
         let held = if write && held == Held::Shared { Held::No } else { held };
-        self.memory.put(page, Entry::Present { bytes, held });
+        self.memory.put(page, Entry::Present { bytes, held, of });
         Next::Done
     }
 

@@ -76,7 +76,7 @@ impl Setup {
                 first_touch_pages: 4,
                 zero_page: false,
             },
-            devices: vec![DeviceSetup { capacity_pages: 4096, keeps_copies: true }],
+            devices: vec![DeviceSetup { capacity_pages: 4096, keeps_copies: true, is_coherent: false }],
             drivers: Vec::new(),
             noise: Noise::NONE,
             kernel_failures: Vec::new(),
@@ -95,8 +95,8 @@ impl Setup {
             ..calm.config
         };
         let devices = vec![
-            DeviceSetup { capacity_pages: 12, keeps_copies: true },
-            DeviceSetup { capacity_pages: 64, keeps_copies: true },
+            DeviceSetup { capacity_pages: 12, keeps_copies: true, is_coherent: false },
+            DeviceSetup { capacity_pages: 64, keeps_copies: true, is_coherent: false },
         ];
         Self { arena: Arena { nr_pages: 48 }, budget_pages: 24, config, devices, noise, ..calm }
     }
@@ -118,8 +118,8 @@ impl Setup {
             zero_page: false,
         };
         let keeps_copies = pick(&[0, 1, 1]) == 1;
-        let roomy = DeviceSetup { capacity_pages: 4096, keeps_copies };
-        let tight = DeviceSetup { capacity_pages: pick(&[30, 200]), keeps_copies };
+        let roomy = DeviceSetup { capacity_pages: 4096, keeps_copies, is_coherent: false };
+        let tight = DeviceSetup { capacity_pages: pick(&[30, 200]), keeps_copies, is_coherent: false };
         let devices = match pick(&[0, 1, 2, 3]) {
             0 => vec![tight, DeviceSetup { keeps_copies: false, ..roomy }],
             1 => vec![tight],
@@ -128,8 +128,11 @@ impl Setup {
         let noise = Noise { program: pick(&[0, 3, 10, 40]), engine: pick(&[0, 1, 3, 10]) };
         let drivers = match pick(&[0, 1, 2]) {
             0 => vec![],
-            1 => vec![roomy],
-            _ => vec![roomy, tight],
+            1 => vec![DeviceSetup { is_coherent: pick(&[0, 1]) == 1, ..roomy }],
+            _ => vec![
+                DeviceSetup { is_coherent: pick(&[0, 1]) == 1, ..roomy },
+                DeviceSetup { is_coherent: pick(&[0, 1]) == 1, ..tight },
+            ],
         };
         Self {
             seed,

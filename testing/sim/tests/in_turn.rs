@@ -8,12 +8,15 @@ use hmm_sim::{DeviceSetup, Failure, Noise, Report, Setup, ops_of, run, seeds};
 const NR_OPS: usize = 40;
 const NOISES: [Noise; 2] = [Noise::NONE, Noise { program: 8, engine: 3 }];
 
-/// The device of a driver.
-const DRIVEN: DeviceSetup = DeviceSetup { capacity_pages: 20, keeps_copies: false };
+/// The device of a driver, private or coherent.
+const DRIVEN: DeviceSetup = DeviceSetup { capacity_pages: 20, keeps_copies: false, is_coherent: false };
 
 /// Programs to go through, each in a quiet world, in a noisy one, and every second in one with a driver.
 fn programs(default: u64) -> impl Iterator<Item = (Setup, Vec<Op>, Report)> {
-    let driven = |seed| Setup { drivers: vec![DRIVEN], ..Setup::small(seed, NOISES[1]) };
+    let driven = |seed: u64| {
+        let driver = DeviceSetup { is_coherent: seed.is_multiple_of(4), ..DRIVEN };
+        Setup { drivers: vec![driver], ..Setup::small(seed, NOISES[1]) }
+    };
     let undriven = NOISES.map(|noise| move |seed| Setup::small(seed, noise));
     let setups = move |seed: u64| {
         let driven = seed.is_multiple_of(2).then(|| driven(seed));

@@ -54,6 +54,7 @@ const DRIVEN: &[&str] = &[
     "installed",
     "collided",
     "device_writes",
+    "coherent_writes",
     "exclusive",
     "exclusive_writes",
     "removed",

@@ -5,16 +5,17 @@
 use hmm::core::addr::{PAGE_SIZE, PageRange, Vpn};
 use hmm::core::driver::{Entry, ExclusiveError, Select, Skip, Source};
 use hmm::core::kernel::Kernel;
-use hmm::core::state::PageState;
-use hmm::device::{Device, MemKind};
+use hmm::device::{Device, DevicePfn, MemKind};
 use hmm_dmirror::{Drain, Failure, Fill, Moved, Number, Space, owner_of};
 
 use super::space::EngineSpace;
 use super::writable::Writable;
 use crate::control;
 
-/// Pages of one migration.
-const MAX_PAGES: u64 = hmm::core::driver::MAX_PAGES as u64;
+/// Whether the kernel does not move the page as it is.
+fn is_busy(entry: &Entry) -> bool {
+    entry.source() == Source::Skipped(Skip::Busy)
+}
 
 impl EngineSpace {
     /// Has memory managed that can be, so that it can migrate.
@@ -79,8 +80,7 @@ impl EngineSpace {
                 moved(entry.page(), frame.pfn, write);
             }
         }
-        let is_busy = |entry: &&Entry| entry.source() == Source::Skipped(Skip::Busy);
-        let busy = migration.entries().iter().filter(is_busy).map(Entry::page).collect();
+        let busy = migration.entries().iter().filter(|entry| is_busy(entry)).map(Entry::page).collect();
         migration.finalize();
         Ok(busy)
     }
@@ -96,8 +96,16 @@ impl EngineSpace {
             MemKind::Private => Select::PRIVATE,
             MemKind::Coherent => Select::COHERENT,
         };
-        let setup = self.runtime.engine().migrate_setup(range, select, owner_of(device));
+        let engine = self.runtime.engine();
+        let setup = engine.migrate_setup(range, select, owner_of(device));
         let mut migration = setup.map_err(|_range| Failure::Invalid)?;
+        if migration.entries().iter().any(is_busy) {
+            // Shared by a fork, most likely.
+            drop(migration);
+            engine.kernel().unshare(range);
+            let setup = engine.migrate_setup(range, select, owner_of(device));
+            migration = setup.map_err(|_range| Failure::Invalid)?;
+        }
         let mut no_memory = false;
         let mut bytes = Box::new([0; PAGE_SIZE]);
         for index in 0..migration.entries().len() {
@@ -139,26 +147,14 @@ impl EngineSpace {
     /// given up by itself.
     pub(super) fn bring_home(&self, device: Number) {
         let Ok(id) = self.id(device) else { return };
-        let engine = self.runtime.engine();
-        let mut pages = Vec::new();
-        engine.for_each_absent(&mut |page| pages.push(page));
-        let is_there = |state| matches!(state, PageState::Device { frame } if frame.device == id.number());
-        pages.retain(|page| is_there(engine.state(*page)));
-        let mut rest = &pages[..];
-        while let Some(first) = rest.first() {
-            // No page in between: what is there does not change.
-            let range = PageRange::new(*first, MAX_PAGES);
-            let len = rest.iter().zip(range.iter()).take_while(|(page, next)| *page == next).count();
-            self.bring_range_home(device, PageRange::new(*first, len as u64));
-            rest = &rest[len..];
-        }
-    }
-
-    fn bring_range_home(&self, device: Number, range: PageRange) {
-        let select = Select::PRIVATE | Select::COHERENT;
-        if let Ok(mut migration) = self.runtime.engine().migrate_setup(range, select, owner_of(device)) {
+        let all = DevicePfn(0)..DevicePfn(u32::MAX);
+        while let Ok(mut migration) =
+            self.runtime.engine().migrate_device_range(id, all.clone(), owner_of(device))
+        {
             migration.fetch();
-            migration.pages().finalize();
+            if migration.pages().finalize() == 0 {
+                break;
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::kernel::{Kernel, Stop};
 use crate::notifier::{Cause, Change, Owner};
 use crate::reclaim::Reclaimed;
-use crate::state::PageState;
+use crate::state::{Frame, PageState};
 use crate::table::{States, covers};
 
 /// Steps of reclaim that a setup makes to get staging memory.
@@ -34,6 +34,7 @@ impl<K: Kernel> Engine<K> {
         if select.contains(Select::SYSTEM) && !select.contains(Select::KEEP_EXCLUSIVE) {
             self.revoke(range);
         }
+        self.notice_copies(range);
         let mut migration = Migration::new(self, range, owner);
         // In front of the change, because making room for them may take its time.
         let places = [0, 1].map(|number| {
@@ -93,6 +94,9 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         let has_places = places.is_some();
         let moved = places
             .map_or(PageSet::EMPTY, |places| engine.take_out(&mut states, id, places.hull, places.bay).0);
+        if select.contains(Select::COHERENT) {
+            self.unmap_own(&mut states, id, part.clone());
+        }
         let mut extent = PageRange::new(id.page(part.start), 0);
         for index in part {
             let page = id.page(index);
@@ -107,13 +111,32 @@ impl<K: Kernel> Migration<'_, K, Collected> {
             {
                 engine.staging.lend(slot);
             }
-            if entry.source == Source::Skipped(Skip::Busy) && !has_places {
+            let is_system = matches!(states.get(index), PageState::System { .. });
+            if entry.source == Source::Skipped(Skip::Busy) && is_system && !has_places {
                 entry.source = Source::Skipped(Skip::NoStaging);
             }
             self.entries.push(entry);
         }
         drop(states);
         drop(gate);
+    }
+
+    /// Takes what is mapped from the driver's own coherent frames back to these.
+    fn unmap_own(&self, states: &mut States, id: BlockId, part: Range<usize>) {
+        let mut wanted = PageSet::EMPTY;
+        for index in part.filter(|index| !states.is_pinned(*index)) {
+            if let PageState::Coherent { frame, .. } = states.get(index)
+                && self.is_own(frame)
+            {
+                wanted.insert(index);
+            }
+        }
+        // Those that are left are told by their entries.
+        let _ = self.engine.unmap_frames(states, id, &wanted);
+    }
+
+    fn is_own(&self, frame: Frame) -> bool {
+        self.engine.registry.owner(frame.device) == Some(self.owner)
     }
 
     /// Marks a page, if it is wanted and can be.
@@ -140,13 +163,18 @@ impl<K: Kernel> Migration<'_, K, Collected> {
                 Source::Skipped(Skip::NotSelected)
             }
             PageState::Device { frame } => match self.engine.registry.owner(frame.device) {
-                Some(owner) if owner == self.owner && wants(Select::PRIVATE) => {
+                Some(owner) if owner == self.owner && wants(self.engine.select_of(frame)) => {
                     states.set(index, PageState::Fetching { ticket: self.ticket, frame });
-                    Source::Private(frame)
+                    self.engine.source_of(frame)
                 }
                 Some(_) => Source::Skipped(Skip::NotSelected),
                 None => Source::Skipped(Skip::Evicted),
             },
+            // The own ones that are wanted have been unmapped, as far as they can be.
+            PageState::Coherent { frame, .. } if wants(Select::COHERENT) && self.is_own(frame) => {
+                Source::Skipped(Skip::Busy)
+            }
+            PageState::Coherent { .. } => Source::Skipped(Skip::NotSelected),
             PageState::Exclusive { .. } => Source::Skipped(Skip::Exclusive),
             PageState::Fetching { .. } | PageState::Dropped { .. } | PageState::Storing { .. } => {
                 Source::Skipped(Skip::InFlight)
@@ -157,6 +185,16 @@ impl<K: Kernel> Migration<'_, K, Collected> {
 }
 
 impl<K: Kernel> Engine<K> {
+    /// What a page in the frame is to a migration.
+    pub(super) fn source_of(&self, frame: Frame) -> Source {
+        if self.registry.is_coherent(frame.device) { Source::Coherent(frame) } else { Source::Private(frame) }
+    }
+
+    /// What selects a page in the frame.
+    fn select_of(&self, frame: Frame) -> Select {
+        if self.registry.is_coherent(frame.device) { Select::COHERENT } else { Select::PRIVATE }
+    }
+
     /// Moves the block's resident pages in `hull` to the places that were taken in `bay`; they are `Staged` then, but not
     /// in the bay's queue. Returns which, and why others were not.
     pub(super) fn take_out(

@@ -150,6 +150,13 @@ impl<K: Kernel> Engine<K> {
             end = number + 1;
         }
         self.bring_home(&mut states, &chunk[first..end], slot);
+        if chunk.iter().any(|entry| self.may_be_mapped(entry)) {
+            let mut ours = PageSet::EMPTY;
+            let ended = chunk.iter().filter(|entry| self.may_be_mapped(entry));
+            ended.for_each(|entry| ours.insert(entry.page.index()));
+            // What cannot be mapped now is when it is touched.
+            let _ = self.map_frames(&mut states, id, &ours);
+        }
         self.note_resident(id, &mut states);
         drop(states);
         // Whoever waits for one of the pages looks again.
@@ -159,6 +166,15 @@ impl<K: Kernel> Engine<K> {
             }
         }
         chunk.iter().filter(|entry| entry.elsewhere).for_each(|entry| self.settle_elsewhere(entry));
+    }
+
+    /// Whether the page may be in a coherent frame now that its migration ends.
+    fn may_be_mapped(&self, entry: &Entry) -> bool {
+        match (entry.source, entry.destination) {
+            (Source::Coherent(_), _) => true,
+            (_, Destination::Device(frame)) => self.registry.is_coherent(frame.device),
+            (_, Destination::Stay | Destination::System(_)) => false,
+        }
     }
 
     /// Ends the hold on one page. What goes from a slot to the program is `Storing` still.

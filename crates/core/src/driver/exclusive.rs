@@ -106,6 +106,7 @@ impl<K: Kernel> Engine<K> {
         for _ in 0..MAX_TRIES {
             match self.state(page) {
                 PageState::System { .. } => return Ok(()),
+                PageState::Coherent { frame, .. } => self.bring_frame_home(page, frame),
                 PageState::Poisoned => return Err(ExclusiveError::Poisoned(page)),
                 PageState::None
                 | PageState::Fetching { .. }

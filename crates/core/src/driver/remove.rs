@@ -9,10 +9,11 @@ use std::ops::Range;
 use hmm_device::DevicePfn;
 
 use crate::addr::{BlockId, PageRange, Vpn};
-use crate::driver::{Collected, Entry, MAX_PAGES, Migration, SetupError, Source};
+use crate::bits::PageSet;
+use crate::driver::{Collected, Entry, MAX_PAGES, Migration, SetupError};
 use crate::engine::Engine;
 use crate::fault::Outcome;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Stop};
 use crate::notifier::{Cause, Change, Owner};
 use crate::registry::DeviceId;
 use crate::state::{Frame, PageState};
@@ -37,6 +38,44 @@ pub enum RemoveError {
 
 const EVERYTHING: PageRange = PageRange { start: Vpn(0), end: END };
 
+impl<K: Kernel> Migration<'_, K, Collected> {
+    /// Collects those of a block's pages in `found` that are still wanted. Gives the reason for which mapped ones were left.
+    fn collect_found(
+        &mut self,
+        found: &PageSet,
+        change: Change,
+        is_wanted: &dyn Fn(&States, usize) -> Option<Frame>,
+    ) -> Option<Stop> {
+        let engine = self.engine;
+        let id = change.range.start.block();
+        let _change = engine.notifiers.invalidate(change);
+        let _gate = engine.gate();
+        let mut states = engine.table.block(id).lock();
+        let wanted = wanted_of(&states, found, is_wanted);
+        let stop = engine.unmap_frames(&mut states, id, &wanted);
+        for index in found.runs().flatten() {
+            if let (PageState::Device { frame }, Some(_)) = (states.get(index), is_wanted(&states, index)) {
+                states.set(index, PageState::Fetching { ticket: self.ticket, frame });
+                let source = engine.source_of(frame);
+                self.entries.push(Entry::new(id.page(index), source));
+            }
+        }
+        stop
+    }
+}
+
+/// The pages of `found` that are still wanted.
+fn wanted_of(
+    states: &States,
+    found: &PageSet,
+    is_wanted: &dyn Fn(&States, usize) -> Option<Frame>,
+) -> PageSet {
+    let mut wanted = PageSet::EMPTY;
+    let still = found.runs().flatten().filter(|index| is_wanted(states, *index).is_some());
+    still.for_each(|index| wanted.insert(index));
+    wanted
+}
+
 impl<K: Kernel> Engine<K> {
     /// Collects pages by the frames that they are in, at most [`MAX_PAGES`]: to empty a part of a device without knowing
     /// the pages' addresses. The entries are in the order of addresses. Each block with such pages is invalidated with
@@ -54,20 +93,21 @@ impl<K: Kernel> Engine<K> {
             return Err(SetupError::NotYours);
         }
         let cause = (Cause::Migrate, Some(owner));
-        Ok(self.collect_frames(owner, cause, &|frame| {
+        Ok(self.collect_frames(EVERYTHING, owner, cause, &|frame| {
             frame.device == device.0 && frames.start <= frame.pfn && frame.pfn < frames.end
         }))
     }
 
     fn collect_frames(
         &self,
+        range: PageRange,
         owner: Owner,
         (cause, on_behalf_of): (Cause, Option<Owner>),
         wanted: &dyn Fn(Frame) -> bool,
     ) -> Migration<'_, K, Collected> {
-        let mut migration = Migration::new(self, EVERYTHING, owner);
+        let mut migration = Migration::new(self, range, owner);
         let is_wanted = |states: &States, index: usize| match states.get(index) {
-            PageState::Device { frame } => wanted(frame).then_some(frame),
+            PageState::Device { frame } | PageState::Coherent { frame, .. } => wanted(frame).then_some(frame),
             PageState::None
             | PageState::System { .. }
             | PageState::Fetching { .. }
@@ -77,30 +117,25 @@ impl<K: Kernel> Engine<K> {
             | PageState::Exclusive { .. }
             | PageState::Poisoned => None,
         };
-        for (id, block, part) in self.table.used_blocks(EVERYTHING) {
-            let has_any = {
+        for (id, block, part) in self.table.used_blocks(range) {
+            let room = MAX_PAGES - migration.entries.len();
+            let found = {
                 let states = block.lock();
-                part.clone().any(|index| is_wanted(&states, index).is_some())
+                let found = part.filter(|index| is_wanted(&states, *index).is_some());
+                found.take(room).fold(PageSet::EMPTY, |mut found, index| {
+                    found.insert(index);
+                    found
+                })
             };
-            if !has_any || migration.entries.len() == MAX_PAGES {
+            if found.is_empty() {
                 continue;
             }
             let change = Change { range: id.pages(), cause, owner: on_behalf_of };
-            let change = self.notifiers.invalidate(change);
-            let gate = self.gate();
-            let mut states = block.lock();
-            for index in part {
-                if migration.entries.len() == MAX_PAGES {
-                    break;
-                }
-                if let Some(frame) = is_wanted(&states, index) {
-                    states.set(index, PageState::Fetching { ticket: migration.ticket, frame });
-                    migration.entries.push(Entry::new(id.page(index), Source::Private(frame)));
-                }
+            if migration.collect_found(&found, change, &is_wanted) == Some(Stop::Busy) {
+                // Shared by a fork: a write makes it the program's own.
+                self.kernel.unshare(id.pages());
+                migration.collect_found(&found, change, &is_wanted);
             }
-            drop(states);
-            drop(gate);
-            drop(change);
         }
         migration
     }
@@ -118,8 +153,11 @@ impl<K: Kernel> Engine<K> {
         loop {
             // Not as a migration of the driver's own: it hears of it, and lets go of the frames.
             let cause = (Cause::Clear, None);
-            let mut migration = self.collect_frames(owner, cause, &|frame| frame.device == device.0);
+            let mut migration =
+                self.collect_frames(EVERYTHING, owner, cause, &|frame| frame.device == device.0);
             if migration.nr_collected() == 0 {
+                drop(migration);
+                self.keep_frames(device);
                 break;
             }
             migration.fetch();
@@ -136,8 +174,17 @@ impl<K: Kernel> Engine<K> {
         if self.registry.nr_holders(device) > 0 || self.is_used(device) {
             return Err(RemoveError::Busy);
         }
-        self.registry.remove(device);
+        self.forget_device(device);
         Ok(())
+    }
+
+    /// Brings a page home that is mapped from a coherent frame, as far as there is memory and it can be moved.
+    pub(super) fn bring_frame_home(&self, page: Vpn, frame: Frame) {
+        let Some(owner) = self.registry.owner(frame.device) else { return };
+        let range = PageRange::new(page, 1);
+        let mut migration = self.collect_frames(range, owner, (Cause::Clear, None), &|at| at == frame);
+        migration.fetch();
+        migration.pages().finalize();
     }
 
     /// Serves a fault that nobody had. Returns whether the page is not where it was.
@@ -154,6 +201,7 @@ impl<K: Kernel> Engine<K> {
             part.into_iter().any(|index| match states.get(index) {
                 PageState::Fetching { frame, .. }
                 | PageState::Dropped { frame, .. }
+                | PageState::Coherent { frame, .. }
                 | PageState::Device { frame } => frame.device == device.0,
                 PageState::System { copy } | PageState::Staged { copy, .. } => {
                     copy.is_some_and(|frame| frame.device == device.0)

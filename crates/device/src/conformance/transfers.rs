@@ -1,7 +1,7 @@
 //! What goes in comes out, run by run, page by page, as often as asked.
 
 use super::{MIN_PAGES, alloc, expect, expect_frames, pages, pages::Kind, sane, store, store_all};
-use crate::{Access, Device, DevicePfn, Fetch, PAGE_SIZE, Transfer};
+use crate::{Access, Device, DevicePfn, Fetch, MemKind, PAGE_SIZE, Transfer};
 
 const ACCESSES: [Access; 2] = [Access::Random, Access::Stream];
 
@@ -13,6 +13,9 @@ pub(super) fn constant_caps(device: &impl Device) {
         "check: needs a device of {MIN_PAGES} pages, not of {}",
         caps.capacity_pages
     );
+    let nr_frames = device.memory().map(|memory| (memory.end - memory.start) / PAGE_SIZE as u64);
+    let mapped = (caps.kind == MemKind::Coherent).then_some(caps.capacity_pages);
+    assert_eq!(nr_frames, mapped, "memory: of a coherent device, and no other, a place for each frame");
     expect_frames(device, 0, "of a new device");
     let frames = alloc(device, 8);
     store_all(device, &frames, &pages::mixed(8, 1), Access::Random);

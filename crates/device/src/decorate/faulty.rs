@@ -217,6 +217,10 @@ impl<D: Device> Device for Faulty<D> {
         }
     }
 
+    fn memory(&self) -> Option<std::ops::Range<u64>> {
+        self.inner.memory()
+    }
+
     fn flush(&self) -> Result<(), DeviceError> {
         match self.next(Verb::Flush, usize::MAX) {
             Some(Fault::Stop { why, .. }) => Err(why),

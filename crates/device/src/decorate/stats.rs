@@ -120,6 +120,10 @@ impl<D: Device> Device for WithStats<D> {
         yes
     }
 
+    fn memory(&self) -> Option<std::ops::Range<u64>> {
+        self.inner.memory()
+    }
+
     fn flush(&self) -> Result<(), DeviceError> {
         let outcome = self.inner.flush();
         self.count(Verb::Flush, 0, outcome.is_err());

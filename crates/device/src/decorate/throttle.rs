@@ -92,6 +92,10 @@ impl<D: Device> Device for Throttled<D> {
         self.inner.holds(frame, bytes)
     }
 
+    fn memory(&self) -> Option<std::ops::Range<u64>> {
+        self.inner.memory()
+    }
+
     fn flush(&self) -> Result<(), DeviceError> {
         self.carry(0);
         self.inner.flush()

@@ -52,6 +52,9 @@ pub fn frames_are_refused(make: Make, watched: &Watched) {
         assert!(went < 100 && (went > 0) == (done > 0), "{went} went when each call gives {done} frames");
         assert_eq!(ground.device.nr_live(), went);
         map.expect(0..100, SEED, "some went");
+        if !ground.comes_home() {
+            assert_eq!(ground.driver.to_system(map.pages()), went, "and stay until they are wanted");
+        }
     }
     ground.mend();
     assert!(!ground.comes_home() || ground.driver.to_device(map.pages()) == 100);

@@ -82,7 +82,12 @@ pub fn touched_while_it_comes_home(make: Make, watched: &Watched) {
             migration.pages().finalize();
         });
         if is_left_out {
-            assert_eq!(driver.to_device(map.part(1, 1)), 1);
+            let nr_home = usize::from(ground.comes_home());
+            assert_eq!(
+                driver.to_device(map.part(1, 1)),
+                nr_home,
+                "the touch brought it home, or it is mapped"
+            );
         }
     }
     map.expect(0..40, SEED, "in the end");

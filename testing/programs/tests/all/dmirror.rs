@@ -47,9 +47,6 @@ fn the_last_close_brings_everything_home() {
 
 #[test]
 fn the_last_close_of_a_coherent_device_brings_everything_home() {
-    if hmm_programs::skip::is_known_gap("pages cannot migrate to coherent devices yet") {
-        return;
-    }
     holds("closed_coherent", &["closed_coherent"]);
 }
 

@@ -28,14 +28,9 @@ const MAY_SKIP: [(&str, &str); 2] = [
 ];
 
 /// Tests that are known to fail, with the reason. One that passes has to be taken out.
-const NOT_YET: [(&str, &str); 4] = [
-    ("hmm_device_private.migrate_file_private", FILES),
-    ("hmm_device_coherent.migrate_file_private", FILES),
-    ("hmm_device_coherent.migrate_multiple", COHERENT),
-    ("hmm2_device_coherent.snapshot", COHERENT),
-];
+const NOT_YET: [(&str, &str); 2] =
+    [("hmm_device_private.migrate_file_private", FILES), ("hmm_device_coherent.migrate_file_private", FILES)];
 const FILES: &str = "anonymous pages of private file mappings cannot migrate";
-const COHERENT: &str = "pages cannot migrate to coherent devices";
 
 /// The newest archive of the kernel's source.
 fn archive() -> Option<PathBuf> {

@@ -14,12 +14,12 @@ use crate::shared::Shared;
 pub(crate) fn check_resident(shared: &Shared, machine: &Machine) {
     let staged = machine.slots.nr_present();
     let charged = shared.ledger.charged();
-    if (machine.memory.nr_entries() + staged) as u64 <= charged {
+    if (machine.memory.nr_of_system() + staged) as u64 <= charged {
         return;
     }
     let counts = |page: &u32| {
         machine.memory.is_managed(*page)
-            && machine.memory.is_present(*page)
+            && machine.memory.is_of_system(*page)
             && !machine.strangers.contains(page)
             && !machine.dropping.iter().any(|span| span.contains(*page))
     };

@@ -28,7 +28,7 @@ pub(crate) fn check(machine: &Machine, engine: &Engine<SimKernel>) {
                 compare(page, content, bytes, "on a device");
             }
             // A hole; a ghost; a page whose poison the kernel has not taken yet.
-            PageState::None | PageState::System { .. } => {
+            PageState::None | PageState::System { .. } | PageState::Coherent { .. } => {
                 compare(page, content, &crate::memory::zeroes(), "a hole");
             }
             state @ (PageState::Fetching { .. }

@@ -1,7 +1,7 @@
 //! Every page has one home (I1): what the states say, the page table, the slots and the frames are the same thing, and
 //! no slot and no frame belongs to nobody or to two pages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hmm_core::Engine;
 use hmm_core::addr::Slot;
@@ -20,6 +20,8 @@ pub(crate) struct Census {
     pub(crate) nr_away: u64,
     slots: BTreeMap<Slot, u32>,
     frames: BTreeMap<(u8, DevicePfn), u32>,
+    /// Frames whose pages are in the program.
+    mapped: BTreeSet<(u8, DevicePfn)>,
 }
 
 impl Census {
@@ -67,6 +69,13 @@ pub(crate) fn census(machine: &Machine, engine: &Engine<SimKernel>) -> Census {
                 census.nr_away += 1;
                 census.own_frame(page, frame);
             }
+            (PageState::Coherent { frame, .. }, Some(Entry::Present { .. }) | None) => {
+                let is_there = entry.is_some() || machine.ghosts.contains(&page);
+                assert!(is_there, "page {page} is not mapped, and the engine says it is: {state:?}");
+                census.nr_away += 1;
+                census.own_frame(page, frame);
+                census.mapped.insert((frame.device, frame.pfn));
+            }
             (PageState::Poisoned, Some(Entry::Poisoned)) => {}
             (state, entry) => panic!("page {page} is {state:?} and its entry is {entry:?}"),
         }
@@ -92,9 +101,11 @@ fn check_frames(machine: &Machine, census: &Census) {
         for (pfn, bytes) in device.used() {
             let owner = census.frames.get(&(number, pfn));
             assert!(owner.is_some(), "{pfn:?} of device {number} is in use and nobody's");
-            assert!(
+            let is_mapped = census.mapped.contains(&(number, pfn));
+            assert_ne!(
                 bytes.is_some(),
-                "{pfn:?} of device {number} is page {owner:?}'s and was never stored to"
+                is_mapped,
+                "{pfn:?} of device {number} is page {owner:?}'s, mapped or not"
             );
         }
     }

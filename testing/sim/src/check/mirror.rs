@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use hmm_core::Engine;
 use hmm_core::mirror::{Found, Pfn, RangeError, RangeFault, Request};
 use hmm_core::notifier::{Change, Notifier, Pass, Watch};
+use hmm_core::state::PageState;
 use hmm_model::{Entropy, Span};
 
 use crate::kernel::SimKernel;
@@ -43,10 +44,12 @@ pub(crate) fn look(shared: &Shared, engine: &Engine<SimKernel>) {
     for (page, pfn) in arena.pages().zip(pfns) {
         let expected = if machine.memory.mapping(page).is_none() {
             Found::Error
-        } else if machine.memory.is_present(page) {
-            Found::System { zero: false }
-        } else {
+        } else if !machine.memory.is_present(page) {
             Found::None
+        } else if let PageState::Coherent { frame, .. } = engine.state(Machine::vpn(page)) {
+            Found::Coherent(frame, engine.owner_of(frame).expect("it is a driver's"))
+        } else {
+            Found::System { zero: false }
         };
         assert_eq!(pfn.found, expected, "page {page}");
         let writable = machine.memory.mapping(page).is_some_and(|mapping| mapping.writable);
@@ -77,7 +80,8 @@ pub(crate) fn fault(shared: &Shared, engine: &Engine<SimKernel>) {
     match outcome {
         Ok(()) => {
             for (page, pfn) in span.pages().zip(pfns) {
-                assert_eq!(pfn.found, Found::System { zero: false }, "page {page}");
+                let is_there = matches!(pfn.found, Found::System { zero: false } | Found::Coherent(..));
+                assert!(is_there, "page {page} is {:?}", pfn.found);
                 assert!(pfn.write || !write, "page {page} was to be written");
                 assert!(machine.memory.is_present(page) || span.len > 1, "page {page} is there");
             }

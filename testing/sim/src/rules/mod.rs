@@ -3,6 +3,7 @@
 //! A program has filled sixteen pages; two drivers have devices of plain memory, and write down what they are told.
 
 mod changes;
+mod coherent;
 mod exclusive;
 mod migration;
 mod overtaken;

@@ -66,5 +66,5 @@ fn there_are_sixteen_devices_at_most() {
     for _ in 3..16 {
         world.engine().add_device(device(), world.one.owner).expect("there is room");
     }
-    assert_eq!(world.engine().add_device(device(), world.one.owner), Err(hmm_core::TooManyDevices));
+    assert_eq!(world.engine().add_device(device(), world.one.owner), Err(hmm_core::AddError::TooMany));
 }
