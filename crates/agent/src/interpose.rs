@@ -177,7 +177,7 @@ pub unsafe extern "C" fn mmap(
 ) -> *mut c_void {
     if crate::dmirror::is_on() {
         // SAFETY: the caller's promise.
-        let mapped = unsafe { crate::dmirror::map(addr, len, prot, flags, fd) };
+        let mapped = unsafe { crate::dmirror::map(addr, len, prot, flags, fd, offset) };
         if let Some(mapped) = mapped {
             return mapped;
         }

@@ -9,8 +9,8 @@
 //! by.
 //!
 //! A fork shares it with the child, as any page. Each side has the states and the frames; whoever writes first has the kernel
-//! make a copy, which is system memory, as in Linux. Nobody tells of that: a page that was shared and can be written to is
-//! found to be system memory by the next who looks at it for a driver ([`Engine::notice_copies`]).
+//! make a copy. Nobody tells of that, nor which of the two has the copy: when the sharing has ended the page is system memory
+//! to both. It is found to be so by the next who looks at it for a driver ([`Engine::notice_copies`]).
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -200,8 +200,8 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Finds pages of the range that were shared by a fork and have been written to since: they are copies, in system
-    /// memory. Returns whether there were any.
+    /// Finds pages of the range that were shared by a fork and are no more, because one side has a copy or is gone: they are
+    /// system memory from now on. Returns whether there were any.
     pub(crate) fn notice_copies(&self, range: PageRange) -> bool {
         let is_shared = |state| matches!(state, PageState::Coherent { shared: true, .. });
         let mut noticed = false;
@@ -252,14 +252,11 @@ impl<K: Kernel> Engine<K> {
     /// What is mapped from a device's frames and cannot be moved (pinned for I/O, of a read-only mapping) becomes system
     /// memory as it is: the device is going away.
     pub(crate) fn keep_frames(&self, device: DeviceId) {
-        let is_there = |states: &States, index: usize| match states.get(index) {
-            PageState::Coherent { frame, .. } if frame.device == device.number() => Some(frame),
-            _ => None,
-        };
+        let is_there = |states: &States, index: usize| matches!(states.get(index), PageState::Coherent { frame, .. } if frame.device == device.number());
         for (id, block, part) in self.table.used_blocks(PageRange { start: Vpn(0), end: END }) {
             let any = |part: Range<usize>| {
                 let states = block.lock();
-                part.into_iter().any(|index| is_there(&states, index).is_some())
+                part.into_iter().any(|index| is_there(&states, index))
             };
             if !any(part.clone()) {
                 continue;
@@ -269,7 +266,7 @@ impl<K: Kernel> Engine<K> {
             let gate = self.gate();
             let mut states = block.lock();
             for index in part {
-                if is_there(&states, index).is_some() {
+                if is_there(&states, index) {
                     self.turn_to_system(&mut states, index);
                 }
             }

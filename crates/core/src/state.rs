@@ -80,7 +80,7 @@ pub enum PageState {
     Coherent {
         /// Which.
         frame: Frame,
-        /// Since a fork somebody else may map it, too: whoever writes to it gets a copy, in system memory.
+        /// Since a fork somebody else may map it, too: whoever writes to it gets a copy.
         shared: bool,
     },
     /// Out of the program, in memory that one device alone may access, until the CPU touches it.

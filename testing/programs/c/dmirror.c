@@ -264,6 +264,96 @@ static void exclusive(void)
 	printf("exclusive\n");
 }
 
+/* What the devices see of the pages: the same byte for all of them. */
+static void check_seen(int fd, unsigned char *mem, unsigned long pages, unsigned char byte)
+{
+	unsigned char seen[PAGES];
+	struct command out;
+	CHECK(run(fd, SNAPSHOT, mem, seen, pages, &out) == 0 && out.copied == pages);
+	for (unsigned long page = 0; page < pages; page++)
+		CHECK(seen[page] == byte);
+}
+
+/* Pages of a coherent device are where the program has them; only their own device brings them home. */
+static void coherent(void)
+{
+	int fd = open_device(2), other = open_device(3);
+	unsigned char *mem = memory(PROT_READ | PROT_WRITE), *buffer = memory(PROT_READ | PROT_WRITE);
+	struct command out;
+	fill(mem, 5);
+	CHECK(run(fd, TO_DEVICE, mem, buffer, PAGES, &out) == 0 && out.copied == PAGES);
+	check_filled(buffer, 5);
+	check_filled(mem, 5);
+	fill(mem, 6);
+	CHECK(run(other, READ_PAGES, mem, buffer, PAGES, &out) == 0);
+	check_filled(buffer, 6);
+	fill(buffer, 7);
+	CHECK(run(other, WRITE_PAGES, mem, buffer, PAGES, &out) == 0);
+	check_filled(mem, 7);
+	check_seen(fd, mem, PAGES, 0x42);
+	check_seen(other, mem, PAGES, 0x52);
+	CHECK(run(other, TO_SYSTEM, mem, buffer, PAGES, &out) == 0 && out.copied == 0);
+	CHECK(mprotect(mem, PAGES * PAGE, PROT_READ) == 0);
+	check_seen(fd, mem, PAGES, 0x41);
+	CHECK(mprotect(mem, PAGES * PAGE, PROT_READ | PROT_WRITE) == 0);
+	/* A child has them, too, until one of the two writes: then both have system memory. */
+	int go[2];
+	CHECK(pipe(go) == 0);
+	pid_t child = fork();
+	if (child == 0) {
+		char word;
+		CHECK(read(go[0], &word, 1) == 1);
+		check_filled(mem, 7);
+		fill(mem, 8);
+		check_filled(mem, 8);
+		_exit(0);
+	}
+	CHECK(child > 0);
+	check_seen(fd, mem, PAGES, 0x41);
+	mem[0] = 7;
+	check_seen(fd, mem, 1, 0x02);
+	check_seen(fd, mem + PAGE, PAGES - 1, 0x41);
+	CHECK(write(go[1], "g", 1) == 1 && wait_for(child) == 0);
+	check_filled(mem, 7);
+	check_seen(fd, mem, PAGES, 0x02);
+	CHECK(run(fd, TO_DEVICE, mem, buffer, PAGES, &out) == 0 && out.copied == PAGES);
+	CHECK(run(fd, RELEASE, mem, buffer, PAGES, &out) == 0);
+	check_seen(fd, mem, PAGES, 0x02);
+	check_filled(mem, 7);
+	CHECK(close(other) == 0 && close(fd) == 0);
+	printf("coherent\n");
+}
+
+/* A private mapping of a file has the file's bytes, keeps what is written to it, and its pages migrate. */
+static void file(void)
+{
+	int fd = open_device(0);
+	unsigned char *buffer = memory(PROT_READ | PROT_WRITE);
+	struct command out;
+	char path[] = "dmirror-XXXXXX";
+	int data = mkstemp(path);
+	CHECK(data >= 0 && unlink(path) == 0);
+	for (unsigned long page = 0; page < PAGES; page++) {
+		memset(buffer, 1 + page, PAGE);
+		CHECK(write(data, buffer, PAGE - (page == PAGES - 1)) > 0);
+	}
+	unsigned char *mem = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, data, 0);
+	unsigned char *part = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, data, 3 * PAGE);
+	CHECK(mem != MAP_FAILED && part != MAP_FAILED);
+	CHECK(mem[0] == 1 && mem[9 * PAGE] == 10 && mem[PAGES * PAGE - 1] == 0 && part[0] == 4);
+	mem[5 * PAGE] = 99;
+	CHECK(run(fd, TO_DEVICE, mem, buffer, PAGES, &out) == 0 && out.copied == PAGES);
+	CHECK(buffer[0] == 1 && buffer[5 * PAGE] == 99 && buffer[5 * PAGE + 1] == 6);
+	CHECK(mem[5 * PAGE] == 99 && mem[9 * PAGE] == 10);
+	CHECK(pread(data, buffer, 1, 5 * PAGE) == 1 && buffer[0] == 6);
+	/* Behind the end of the file, and of what is no file, the kernel has the say. */
+	CHECK(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0) != MAP_FAILED);
+	CHECK(mmap(NULL, 2 * PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, data, 0) != MAP_FAILED);
+	CHECK(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, data, 1) == MAP_FAILED && errno == EINVAL);
+	CHECK(close(fd) == 0 && close(data) == 0);
+	printf("file\n");
+}
+
 int main(int argc, char **argv)
 {
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -280,6 +370,10 @@ int main(int argc, char **argv)
 			mapped();
 		else if (strcmp(argv[i], "exclusive") == 0)
 			exclusive();
+		else if (strcmp(argv[i], "coherent") == 0)
+			coherent();
+		else if (strcmp(argv[i], "file") == 0)
+			file();
 		else if (strcmp(argv[i], "closed_private") == 0)
 			closed(0);
 		else if (strcmp(argv[i], "closed_coherent") == 0)

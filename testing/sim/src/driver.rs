@@ -286,10 +286,9 @@ impl Driver {
         let frames: Vec<(Vpn, Frame)> = range
             .iter()
             .filter_map(|page| {
-                let frame = match engine.state(page) {
-                    PageState::Device { frame } if !self.is_coherent() => frame,
-                    PageState::Coherent { frame, .. } => frame,
-                    _ => return None,
+                let (PageState::Device { frame } | PageState::Coherent { frame, .. }) = engine.state(page)
+                else {
+                    return None;
                 };
                 (engine.owner_of(frame) == Some(self.owner)).then_some((page, frame))
             })
@@ -358,11 +357,7 @@ pub(crate) fn check(shared: &Shared, machine: &Machine, engine: &SimEngine) {
                 Mapping::Exclusive(slot) => state == PageState::Exclusive { slot },
                 // At the program's address, or there as soon as it is touched.
                 Mapping::Coherent(frame) => {
-                    let at = match state {
-                        PageState::Coherent { frame, .. } | PageState::Device { frame } => Some(frame),
-                        _ => None,
-                    };
-                    at == Some(frame)
+                    matches!(state, PageState::Coherent { frame: at, .. } | PageState::Device { frame: at } if at == frame)
                 }
             };
             let number = machine.page(*page);

@@ -3,6 +3,8 @@
 //! In the kernel each address gets a page of its own in a mapping of the special kind (`VM_MIXEDMAP`). Here it is a mapping
 //! of a memory file with all of its pages: private ones are read-only until they are written to, as there. That it is
 //! special is remembered by the file.
+//!
+//! What else is mapped is looked at by [`files`].
 
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,6 +14,7 @@ use hmm::uapi::Errno;
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 
 use super::calls::device_fd;
+use super::files;
 
 /// Files whose mappings are special. When there are more, the oldest are forgotten.
 const MAX_FILES: usize = 64;
@@ -25,7 +28,7 @@ pub(super) fn is_special(inode: u64) -> bool {
     inode != 0 && FILES.iter().any(|file| file.load(Ordering::Relaxed) == inode)
 }
 
-/// Maps a device if the descriptor leads to one; else `None`. The result is that of `mmap(2)`.
+/// Maps a device if the descriptor leads to one, or a file whose pages shall migrate; else `None`. The result is that of `mmap(2)`.
 ///
 /// # Safety
 /// As of `mmap(2)`.
@@ -35,11 +38,15 @@ pub(crate) unsafe fn map(
     prot: c_int,
     flags: c_int,
     fd: c_int,
+    offset: i64,
 ) -> Option<*mut c_void> {
     if flags & libc::MAP_ANONYMOUS != 0 {
         return None;
     }
-    device_fd(fd)?;
+    if device_fd(fd).is_none() {
+        // SAFETY: the caller's promise.
+        return unsafe { files::map(addr, len, prot, flags, fd, offset) };
+    }
     let file = match file(len) {
         Ok(file) => file,
         Err(errno) => {

@@ -27,6 +27,7 @@
 
 mod calls;
 mod client;
+mod files;
 mod map;
 mod migration;
 mod names;

@@ -51,6 +51,16 @@ fn the_last_close_of_a_coherent_device_brings_everything_home() {
 }
 
 #[test]
+fn coherent_devices() {
+    holds("coherent", &["coherent"]);
+}
+
+#[test]
+fn private_mappings_of_files() {
+    holds("file", &["file"]);
+}
+
+#[test]
 fn exclusive_pages() {
     holds("exclusive", &["exclusive"]);
 }

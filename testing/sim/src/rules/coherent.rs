@@ -68,9 +68,10 @@ impl Fixture {
 
     /// The page's frame, if it is in one and mapped.
     fn frame(&self, page: u32) -> Option<DevicePfn> {
-        match self.engine().state(vpn(page)) {
-            PageState::Coherent { frame, .. } => Some(frame.pfn),
-            _ => None,
+        if let PageState::Coherent { frame, .. } = self.engine().state(vpn(page)) {
+            Some(frame.pfn)
+        } else {
+            None
         }
     }
 
