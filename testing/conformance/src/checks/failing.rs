@@ -74,7 +74,7 @@ pub fn fetches_fail_for_a_while(make: Make, watched: &Watched) {
     // Whatever a driver leaves on the device, a touch brings.
     ground.driver.to_system(map.part(0, 50));
     map.expect(0..100, SEED, "every second transfer fails");
-    assert!(!ground.comes_home() || ground.device.inner().injected() > 2, "transfers have failed");
+    assert!(!ground.comes_home() || ground.device.inner().injected() > 0, "transfers have failed");
     ground.mend();
     ground.driver.to_device(map.pages());
     // A driver's own way home that fails for good changes nothing.
