@@ -69,6 +69,12 @@ fn forks_while_threads_write() {
     check("forks", &["64"], 16 * MIB);
 }
 
+/// The child finds mappings where the kernel has them at that moment.
+#[test]
+fn forks_while_mappings_move() {
+    check("forkmoves", &["64"], 16 * MIB);
+}
+
 #[test]
 fn stacks_and_signal_stacks_that_are_away() {
     check("stacks", &["64"], 16 * MIB);
