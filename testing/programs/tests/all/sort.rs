@@ -27,9 +27,6 @@ fn sort_with_one_thread() {
 
 #[test]
 fn sort_with_two_threads() {
-    if hmm_programs::skip::is_known_gap("too slow to be run each time") {
-        return;
-    }
     sort(2);
 }
 
