@@ -22,6 +22,7 @@ mod live;
 mod preload;
 mod program;
 mod signals;
+mod standstill;
 mod summary;
 mod supervisor;
 mod totals;

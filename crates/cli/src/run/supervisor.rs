@@ -19,6 +19,7 @@ use super::live::Live;
 use super::preload::{self, PRELOAD_ENV};
 use super::program::Program;
 use super::signals::{self, Inbox, Mask};
+use super::standstill::{Change, Standstill};
 use super::summary::Summary;
 use super::verdict;
 use super::watch::Watch;
@@ -51,6 +52,7 @@ struct Supervisor<'a> {
     program: Pid,
     /// How it ended, when it has.
     ending: Option<Ending>,
+    standstill: Standstill,
     control: Control,
     watch: Watch,
     live: Option<Live>,
@@ -88,6 +90,7 @@ impl<'a> Supervisor<'a> {
             inbox,
             program: program.ok_or_else(|| Failure::of_hmm("the kernel gave the program no pid"))?,
             ending: None,
+            standstill: Standstill::default(),
             control,
             watch: Watch::new(control),
             live: job.show.live.then(|| Live::new(job.config, group)),
@@ -110,6 +113,7 @@ impl<'a> Supervisor<'a> {
                 }
             }
             let any_left = self.reap();
+            self.look_for_standstill();
             // While its process still has its slot, and its name.
             self.tell_verdict();
             self.watch.look();
@@ -181,10 +185,29 @@ impl<'a> Supervisor<'a> {
     fn note_status(&mut self, status: WaitStatus) {
         if let Some(ending) = Ending::of_status(status) {
             self.ending = Some(ending);
-        } else if let Some(front) = &self.front {
-            // Both from here, so they come in the order in which they happened.
-            let signal = if status.continued() { Signal::CONT } else { Signal::STOP };
+        } else {
+            self.standstill.note(!status.continued());
+            self.tell_front(if status.continued() { Change::Continued } else { Change::Stopped });
+        }
+    }
+
+    /// Has the front stop and go on with the program. Both from here, so they come in the order in which they happened.
+    fn tell_front(&self, change: Change) {
+        let signal = match change {
+            Change::Stopped => Signal::STOP,
+            Change::Continued => Signal::CONT,
+        };
+        if let Some(front) = &self.front {
             let _gone = rustix::process::pidfd_send_signal(front, signal);
+        }
+    }
+
+    /// A stop of which the kernel does not tell.
+    fn look_for_standstill(&mut self) {
+        if self.ending.is_none()
+            && let Some(change) = self.standstill.look(self.program)
+        {
+            self.tell_front(change);
         }
     }
 

@@ -1,10 +1,10 @@
 //! Signals to `hmm run` reach the program, once; nothing that is killed leaves anything running.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::{
-    Running, TempDir, can_run, children, is_alive, kill, process_state, run_sh, supervisor_and_program,
-    wait_until,
+    Running, TempDir, can_run, children, is_alive, kill, process_state, run_sh, skipped,
+    supervisor_and_program, wait_until,
 };
 
 fn pid(pid: u32) -> i32 {
@@ -94,7 +94,8 @@ fn a_stopped_program_stops_hmm_and_both_go_on_together() {
     let (_, program) = supervisor_and_program(front);
     wait_until("the trap is set", || caught(program) & (1 << (libc::SIGTERM - 1)) != 0);
     let state = |pid| process_state(pid).map(|(state, _)| state);
-    let both_stopped = || state(front) == Some('T') && state(program) == Some('T');
+    // In vfork its thread does not stop, but nor can it go on.
+    let both_stopped = || state(front) == Some('T') && matches!(state(program), Some('T' | 'D'));
     for (stop, to, go_on, whom) in [
         (libc::SIGTSTP, front, libc::SIGCONT, front),
         (libc::SIGSTOP, program, libc::SIGCONT, program),
@@ -107,6 +108,37 @@ fn a_stopped_program_stops_hmm_and_both_go_on_together() {
     }
     kill(pid(front), libc::SIGTERM);
     assert_eq!(running.finish().code(), 5);
+}
+
+/// A thread in vfork does not stop before its child has executed something, and the child is stopped as well.
+#[test]
+fn a_program_is_seen_to_stop_in_vfork() {
+    if !can_run() {
+        return;
+    }
+    let running = Running::start(&mut run_sh("trap 'exit 5' TERM; while :; do /bin/true; done"));
+    let front = running.pid();
+    let (_, program) = supervisor_and_program(front);
+    wait_until("the trap is set", || caught(program) & (1 << (libc::SIGTERM - 1)) != 0);
+    let state = |pid| process_state(pid).map(|(state, _)| state);
+    let (start, mut in_vfork, mut round) = (Instant::now(), 0, 0);
+    while in_vfork < 3 && start.elapsed() < Duration::from_secs(20) {
+        round += 1;
+        std::thread::sleep(Duration::from_micros(round * 377 % 15_000));
+        let before = children(program);
+        kill(pid(program), libc::SIGSTOP);
+        before.iter().chain(&children(program)).for_each(|child| kill(pid(*child), libc::SIGSTOP));
+        wait_until("the front stops", || state(front) == Some('T'));
+        in_vfork += u32::from(state(program) == Some('D'));
+        kill(pid(program), libc::SIGCONT);
+        children(program).iter().for_each(|child| kill(pid(*child), libc::SIGCONT));
+        wait_until("the front goes on", || state(front) != Some('T'));
+    }
+    kill(pid(front), libc::SIGTERM);
+    assert_eq!(running.finish().code(), 5);
+    if in_vfork == 0 {
+        skipped("the shell was never stopped in vfork: it may not use it");
+    }
 }
 
 #[test]

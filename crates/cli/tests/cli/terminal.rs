@@ -160,10 +160,6 @@ fn a_shell_can_stop_and_continue_it() {
     if !can_run() {
         return;
     }
-    if std::env::var_os("HMM_PROGRAMS_ALL").is_none() {
-        // Its threads stop while one of them waits in the kernel for the fork to be read, and so does not stop.
-        return skipped("known gap: a program that is stopped in the middle of a fork is not seen to stop");
-    }
     let script = format!(
         "set -m; {HMM} run --quiet --ram 64M -- sh -c \
          'trap \"echo $((6 * 7)) on\" CONT; echo ready; while :; do sleep 0.1; done'; \
