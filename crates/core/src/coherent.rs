@@ -96,7 +96,7 @@ impl<K: Kernel> Engine<K> {
                 // Perhaps the border of a mapping is among them.
                 Some(Stop::Unsuited) if len > 1 => longest = 1,
                 Some(stop) => {
-                    if !self.is_resolved(states, id.page(from), way, stop) {
+                    if !self.is_gone(states, id.page(from), way, stop) {
                         last = Some(stop);
                     }
                     from += 1;
@@ -106,21 +106,12 @@ impl<K: Kernel> Engine<K> {
         last
     }
 
-    /// Whether the reason for which a page could not be moved says where it is.
-    fn is_resolved(&self, states: &mut States, page: Vpn, way: Way, stop: Stop) -> bool {
+    /// Whether the page is known to be gone: given up by the program in a way that sends no event. The caller has told drivers
+    /// of a change.
+    fn is_gone(&self, states: &mut States, page: Vpn, way: Way, stop: Stop) -> bool {
+        let (Way::Unmap, Stop::Absent) = (way, stop) else { return false };
         let Some(frame) = way.frame(states.get(page.index())) else { return false };
-        match (way, stop) {
-            (Way::Map, Stop::Exists) => {
-                // The program has a page there that we know nothing of; what it maps is the truth.
-                states.set(page.index(), PageState::System { copy: None });
-                self.count_found();
-                self.note_resident(page.block(), states);
-                self.kernel.wake(PageRange::new(page, 1));
-            }
-            // Given up by the program in a way that sends no event.
-            (Way::Unmap, Stop::Absent) => states.set(page.index(), PageState::None),
-            _ => return false,
-        }
+        states.set(page.index(), PageState::None);
         self.forget_frame(frame);
         true
     }
@@ -156,31 +147,51 @@ impl<K: Kernel> Engine<K> {
         Some(Run { first, len, addr })
     }
 
-    /// A touched page is in a frame: maps it, if the CPU reaches the frame. `None`: it has to be fetched.
-    pub(crate) fn map_frame(&self, states: &mut States, page: Vpn, frame: Frame) -> Option<Step> {
-        self.registry.address(frame)?;
+    /// Maps a touched page that is in a coherent frame.
+    pub(crate) fn map_page(&self, states: &mut States, page: Vpn) -> Option<Stop> {
         let mut wanted = PageSet::EMPTY;
         wanted.insert(page.index());
-        match self.map_frames(states, page.block(), &wanted) {
-            None => Some(Step::Ended(Outcome::Done)),
-            // A read-only mapping takes no page of another one, but copies.
-            Some(Stop::Unsuited) => None,
-            Some(stop) => Some(Step::Ended(self.stopped(page, stop))),
+        self.map_frames(states, page.block(), &wanted)
+    }
+
+    /// The program has a page, that we know nothing of, where one is to be mapped: what it maps is the truth. The caller holds
+    /// the gate and no block.
+    pub(crate) fn replaced_frame(&self, page: Vpn) {
+        let range = PageRange::new(page, 1);
+        let _change = self.notifiers.invalidate(Change { range, cause: Cause::Clear, owner: None });
+        let id = page.block();
+        let mut states = self.table.block(id).lock();
+        if let PageState::Device { frame } = states.get(page.index())
+            && self.registry.is_coherent(frame.device)
+            && self.kernel.present(id).contains(page.index())
+        {
+            states.set(page.index(), PageState::System { copy: None });
+            self.count_found();
+            self.forget_frame(frame);
+            self.note_resident(id, &mut states);
         }
+        self.kernel.wake(range);
     }
 
     /// The kernel misses a page that we think is mapped: the fault is an old one, or the page was given up in a way that
-    /// sends no event. In either case a zero-filled page is right, if there is none.
-    pub(crate) fn found_frame_missing(&self, states: &mut States, page: Vpn, frame: Frame) -> Step {
+    /// sends no event. In either case a zero-filled page is right, if there is none. The caller holds the gate and no block.
+    pub(crate) fn found_frame_missing(&self, page: Vpn) -> Step {
+        let range = PageRange::new(page, 1);
+        if self.kernel.present(page.block()).contains(page.index()) {
+            self.kernel.wake(range);
+            return Step::Ended(Outcome::Done);
+        }
+        let _change = self.notifiers.invalidate(Change { range, cause: Cause::Clear, owner: None });
+        let mut states = self.table.block(page.block()).lock();
+        let PageState::Coherent { frame, .. } = states.get(page.index()) else { return Step::Again };
         if !self.charge_for_copy(1) {
             return Step::NeedMemory;
         }
-        let range = PageRange::new(page, 1);
         let stop = self.kernel.zero_home(range).stop;
         if stop.is_none() {
             states.set(page.index(), PageState::System { copy: None });
             self.forget_frame(frame);
-            self.note_resident(page.block(), states);
+            self.note_resident(page.block(), &mut states);
             self.stats().pgzero.fetch_add(1, Ordering::Relaxed);
             return Step::Ended(Outcome::Done);
         }

@@ -298,12 +298,15 @@ impl<K: Kernel> Engine<K> {
         self.free_frames(frame.device, &[frame.pfn]);
     }
 
-    /// Frees frames of one device.
+    /// Gives up the engine's part in frames of one device.
     pub(crate) fn free_frames(&self, device: u8, frames: &[DevicePfn]) {
-        if !frames.is_empty()
-            && let Some(device) = self.registry.get(device)
-        {
-            device.free(frames);
+        if frames.is_empty() {
+            return;
+        }
+        match self.registry.get(device) {
+            Some(Held::Tier(tier)) => tier.free(frames),
+            Some(Held::Driver(member)) => member.free(frames),
+            None => {}
         }
     }
 

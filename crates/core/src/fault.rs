@@ -90,15 +90,28 @@ impl<K: Kernel> Engine<K> {
                 self.copy_from_store(&mut states, page, run)
             }
             PageState::Device { frame } => {
-                if let Some(step) = self.map_frame(&mut states, page, frame) {
-                    return step;
+                if self.registry.is_coherent(frame.device) {
+                    match self.map_page(&mut states, page) {
+                        None => return Step::Ended(Outcome::Done),
+                        Some(Stop::Exists) => {
+                            drop(states);
+                            self.replaced_frame(page);
+                            return Step::Ended(Outcome::Done);
+                        }
+                        // A read-only mapping takes no page of another one, but copies.
+                        Some(Stop::Unsuited) => {}
+                        Some(stop) => return Step::Ended(self.stopped(page, stop)),
+                    }
                 }
                 let Some(fetch) = self.plan_fetch(&mut states, page, frame) else { return Step::NeedMemory };
                 drop(states);
                 drop(gate);
                 self.run_fetch(fetch)
             }
-            PageState::Coherent { frame, .. } => self.found_frame_missing(&mut states, page, frame),
+            PageState::Coherent { .. } => {
+                drop(states);
+                self.found_frame_missing(page)
+            }
             PageState::Exclusive { .. } => {
                 drop(states);
                 drop(gate);

@@ -15,6 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use hmm_device::{Device, MemKind, PAGE_SIZE};
 
 use crate::engine::Engine;
+use crate::frames::Descriptors;
 use crate::kernel::Kernel;
 use crate::notifier::Owner;
 use crate::state::Frame;
@@ -53,6 +54,7 @@ pub enum AddError {
 pub(crate) struct Member {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) owner: Owner,
+    pub(crate) descriptors: Descriptors,
     /// Where its frames are, if the CPU can map them.
     memory: Option<Range<u64>>,
     /// It is being removed: no page goes there any more.
@@ -180,7 +182,8 @@ impl<K: Kernel> Engine<K> {
                 return Err(AddError::Memory);
             }
         }
-        let member = Member { device, owner, memory: memory.clone(), closing: AtomicBool::new(false) };
+        let (descriptors, closing) = (Descriptors::new(), AtomicBool::new(false));
+        let member = Member { device, owner, descriptors, memory: memory.clone(), closing };
         let added = self.registry.add(member);
         if let (Err(_), Some(memory)) = (&added, memory) {
             self.kernel.end_frames(memory);

@@ -15,7 +15,8 @@ use hmm_core::addr::{PageRange, Vpn};
 use hmm_core::driver::{Collected, Exclusive, ExclusiveError, Migration, RemoveError, Select, SetupError};
 use hmm_core::mirror::{RangeError, RangeFault};
 use hmm_core::notifier::{Cause, Change, Changing, EmptyRange, Notifier, Owner, Sequence, Watch};
-use hmm_core::{AddError, DeviceId};
+use hmm_core::state::Frame;
+use hmm_core::{AddError, DeviceId, HeldFrame};
 use hmm_device::{Device, DevicePfn};
 use hmm_uapi::maps::Perms;
 use rustix::io::Errno;
@@ -183,6 +184,12 @@ impl AddressSpace {
         owner: Owner,
     ) -> Result<Migrating<'_, Collected>, SetupError> {
         Migrating::begin(|| self.runtime().engine().migrate_device_range(device, frames, owner))
+    }
+
+    /// Holds a frame of the driver's own; see [`Engine::hold_frame`](hmm_core::Engine::hold_frame).
+    pub fn hold_frame(&self, frame: Frame, owner: Owner) -> Option<HeldFrame> {
+        let _inside = callers::enter();
+        self.runtime().engine().hold_frame(frame, owner)
     }
 
     /// Removes a driver's device: brings every page home that is there.

@@ -4,7 +4,7 @@
 //! The driver is a thread like the runtime's others: between any two of its steps everybody else may come first. It may
 //! leave pages out, and drop a migration at any stage.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -12,7 +12,7 @@ use hmm_core::addr::{PageRange, Slot, Vpn};
 use hmm_core::driver::{Collected, MAX_PAGES, Migration, RemoveError, Select, Source};
 use hmm_core::notifier::{Cause, Change, Notifier, Owner, Pass, Sequence, Watch};
 use hmm_core::state::{Frame, PageState};
-use hmm_core::{DeviceId, Engine};
+use hmm_core::{DeviceId, Engine, HeldFrame};
 use hmm_device::{Device, DevicePfn, MemKind, PAGE_SIZE};
 use hmm_model::{Entropy, Generator, Mix, Op, Span};
 
@@ -68,6 +68,8 @@ pub(crate) struct Driver {
     device: Weak<SimDevice>,
     notifier: Notifier<Mirror>,
     removed: AtomicBool,
+    /// Frames that it refers to, whatever becomes of their pages.
+    held: Mutex<Vec<HeldFrame>>,
 }
 
 impl Driver {
@@ -82,7 +84,7 @@ impl Driver {
         let table = Arc::new(Mutex::new(Table::new()));
         let notifier =
             Notifier::new(engine.notifiers(), arena, table, Mirror { owner }).expect("an arena has pages");
-        Self { id, owner, device: weak, notifier, removed: AtomicBool::new(false) }
+        Self { id, owner, device: weak, notifier, removed: AtomicBool::new(false), held: Mutex::default() }
     }
 }
 
@@ -92,7 +94,7 @@ pub(crate) fn act(shared: &Shared, engine: &SimEngine) {
         let mut machine = shared.lock();
         let nr_drivers = u32::try_from(shared.drivers().len()).expect("few drivers");
         let driver = &shared.drivers()[machine.entropy.below(nr_drivers) as usize];
-        (driver, any_range(&mut machine), machine.entropy.below(8))
+        (driver, any_range(&mut machine), machine.entropy.below(9))
     };
     if driver.removed.load(Ordering::Relaxed) {
         return;
@@ -102,6 +104,7 @@ pub(crate) fn act(shared: &Shared, engine: &SimEngine) {
         2 => driver.migrate_to_system(shared, engine, range),
         3 => driver.map_frames(shared, engine, range),
         4 => driver.take_exclusively(shared, engine, range.start),
+        6 => driver.hold_or_let_go(shared, engine, range.start),
         // As if the program forked.
         5 => engine.share_frames(),
         _ => driver.access(shared, range),
@@ -262,8 +265,31 @@ impl Driver {
         shared.lock().count(if installed { "exclusive" } else { "not_exclusive" }, 1);
     }
 
+    /// Refers to a page's frame from now on, or to what it referred to first no more.
+    fn hold_or_let_go(&self, shared: &Shared, engine: &SimEngine, page: Vpn) {
+        let (PageState::Device { frame } | PageState::Coherent { frame, .. }) = engine.state(page) else {
+            return self.let_go(shared, 1);
+        };
+        let held = engine.hold_frame(frame, self.owner);
+        shared.lock().count("held", usize::from(held.is_some()));
+        self.held.lock().expect("nobody panics with it").extend(held);
+    }
+
+    /// Ends the oldest of its references.
+    pub(crate) fn let_go(&self, shared: &Shared, most: usize) {
+        let gone: Vec<HeldFrame> = {
+            let mut held = self.held.lock().expect("nobody panics with it");
+            let nr_gone = most.min(held.len());
+            held.drain(..nr_gone).collect()
+        };
+        shared.lock().count("let_go", gone.len());
+        // The device is asked with no lock held.
+        drop(gone);
+    }
+
     /// The device is taken out of the running machine.
     pub(crate) fn remove(&self, shared: &Shared, engine: &SimEngine) {
+        self.let_go(shared, usize::MAX);
         let removed = engine.remove_device(self.id);
         shared.lock().note(|| format!("{:?} is removed: {removed:?}", self.owner));
         // Whatever came of it, no page goes there any more.
@@ -345,6 +371,15 @@ impl Driver {
             Mapping::Coherent(_) => machine.memory.write(page, bytes),
         }
     }
+}
+
+/// Frames that drivers refer to.
+pub(crate) fn held(shared: &Shared) -> BTreeSet<(u8, DevicePfn)> {
+    let of = |driver: &Driver| {
+        let held = driver.held.lock().expect("nobody panics with it");
+        held.iter().map(HeldFrame::frame).map(|frame| (frame.device, frame.pfn)).collect::<Vec<_>>()
+    };
+    shared.drivers().iter().flat_map(of).collect()
 }
 
 /// What a device's table maps is where the page is (I2).

@@ -55,6 +55,8 @@ const DRIVEN: &[&str] = &[
     "collided",
     "device_writes",
     "coherent_writes",
+    "held",
+    "let_go",
     "exclusive",
     "exclusive_writes",
     "removed",

@@ -150,15 +150,16 @@ impl<K: Kernel> Engine<K> {
             end = number + 1;
         }
         self.bring_home(&mut states, &chunk[first..end], slot);
-        if chunk.iter().any(|entry| self.may_be_mapped(entry)) {
-            let mut ours = PageSet::EMPTY;
-            let ended = chunk.iter().filter(|entry| self.may_be_mapped(entry));
-            ended.for_each(|entry| ours.insert(entry.page.index()));
-            // What cannot be mapped now is when it is touched.
-            let _ = self.map_frames(&mut states, id, &ours);
-        }
+        let mut ours = PageSet::EMPTY;
+        let ended = chunk.iter().filter(|entry| self.may_be_mapped(entry));
+        ended.for_each(|entry| ours.insert(entry.page.index()));
+        // What cannot be mapped now is when it is touched.
+        let not_mapped = self.map_frames(&mut states, id, &ours);
         self.note_resident(id, &mut states);
         drop(states);
+        if not_mapped == Some(Stop::Exists) {
+            ours.runs().flatten().for_each(|index| self.replaced_frame(id.page(index)));
+        }
         // Whoever waits for one of the pages looks again.
         for run in chunk.chunk_by(|a, b| waits(a) && waits(b) && b.page.0 == a.page.0 + 1) {
             if waits(&run[0]) {

@@ -27,6 +27,9 @@ pub enum RefusedDestination {
     /// The page was not collected, or has a destination already, or its source does not allow this one.
     #[error("the page has no use for this destination: look at its entry's source first")]
     NotWanted,
+    /// The frame has a page already, or is on the way to get one.
+    #[error("the frame is another page's: hand in each frame that `Device::alloc` gave out once")]
+    InUse,
     /// The device was removed, or is another owner's.
     #[error("the device is not one of this driver's: use what `add_device` returned, before `remove_device`")]
     NotYours,
@@ -57,10 +60,13 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         device: DeviceId,
         pfn: DevicePfn,
     ) -> Result<(), RefusedDestination> {
-        self.hold(device)?;
+        let member = self.hold(device)?;
         let entry = self.entries.get_mut(index).ok_or(RefusedDestination::NotWanted)?;
         if !entry.is_collected() || entry.has_destination() {
             return Err(RefusedDestination::NotWanted);
+        }
+        if !member.descriptors.begin(pfn) {
+            return Err(RefusedDestination::InUse);
         }
         entry.destination = Destination::Device(Frame { device: device.0, pfn });
         Ok(())
@@ -130,6 +136,10 @@ impl<K: Kernel> Migration<'_, K, Collected> {
             let transfer = self.store_run(&*member.device, first, frames);
             member.device.free(&frames[transfer.done..]);
             for (entry, pfn) in self.entries[first..].iter_mut().zip(&frames[..transfer.done]) {
+                if !member.descriptors.begin(*pfn) {
+                    // The device has handed out what is in use: whose it is keeps it.
+                    continue;
+                }
                 entry.destination = Destination::Device(Frame { device: device.0, pfn: *pfn });
             }
             stored += transfer.done;

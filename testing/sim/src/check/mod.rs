@@ -22,7 +22,7 @@ pub(crate) fn all(shared: &Shared, engine: &Engine<SimKernel>) {
     }
     driver::check(shared, &machine, engine);
     liveness::check(&machine);
-    let census = homes::census(&machine, engine);
+    let census = homes::census(shared, &machine, engine);
     budget::check(shared, &machine, engine, &census);
 }
 
@@ -52,6 +52,7 @@ pub(crate) fn mirror(shared: &Shared, engine: &Engine<SimKernel>) {
 
 /// All pages were given up: what is left is memory without meaning.
 pub(crate) fn nothing_kept(shared: &Shared, engine: &Engine<SimKernel>) {
+    shared.drivers().iter().for_each(|driver| driver.let_go(shared, usize::MAX));
     let machine = shared.lock();
     homes::check_nothing_kept(&machine, engine);
     let (charged, stock) = (shared.ledger.charged(), engine.nr_stock());

@@ -5,6 +5,7 @@
 mod changes;
 mod coherent;
 mod exclusive;
+mod held;
 mod migration;
 mod overtaken;
 mod removal;
