@@ -3,12 +3,14 @@
 //! A lock for each 2 MiB, taken once for each run of frames that lie side by side.
 
 use crate::data::PAGE_BYTES;
-use hmm::device::{Caps, Device, DeviceError, DevicePfn, Fetch, MemKind, Store, Transfer, Usage};
+use hmm::device::{
+    Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, MemKind, Store, Transfer, Usage,
+};
 use hmm::heap::Inside;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Pages below one lock.
-const CHUNK_PAGES: usize = 512;
+const CHUNK_PAGES: usize = LARGE_PAGES;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -121,6 +123,22 @@ impl Device for Flat {
         frames.iter_mut().zip(free.drain(rest..).rev()).for_each(|(slot, frame)| *slot = frame);
         self.set_state(&frames[..nr], State::Empty);
         nr
+    }
+
+    fn alloc_large(&self) -> Option<DevicePfn> {
+        let mut free = locked(&self.free);
+        // What is freed comes back in the order in which it was used, so large runs stay together.
+        let is_run = |first: &usize| {
+            let run = &free[first + 1 - LARGE_PAGES..=*first];
+            run[LARGE_PAGES - 1].is_large_start()
+                && run.iter().rev().zip(0..).all(|(frame, number)| *frame == run[LARGE_PAGES - 1].add(number))
+        };
+        let at = (LARGE_PAGES - 1..free.len()).rev().find(is_run)?;
+        let first = free[at];
+        free.drain(at + 1 - LARGE_PAGES..=at);
+        let chunk = first.0 as usize / CHUNK_PAGES;
+        locked(&self.chunks[chunk]).states.fill(State::Empty);
+        Some(first)
     }
 
     fn store(&self, run: Store<'_>) -> Transfer {

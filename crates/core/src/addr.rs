@@ -7,7 +7,10 @@ pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
 /// Pages in a block.
 pub const BLOCK_PAGES: usize = 512;
 
-const BLOCK_SHIFT: u32 = 9;
+/// log2 of the pages of a huge page, which is a block.
+pub const HUGE_ORDER: u8 = 9;
+
+const BLOCK_SHIFT: u32 = HUGE_ORDER as u32;
 
 /// Number of a virtual page: an address without its lowest twelve bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -30,6 +30,10 @@ pub enum HomeBy {
     Copy,
 }
 
+/// Bays of an address space without a budget: 256 MiB of memory that pages left is kept for those that come home, until
+/// nobody has used any for a while.
+const MIRROR_BAYS: u32 = 128;
+
 /// Sizes and choices that are fixed for an engine's life.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
@@ -69,7 +73,8 @@ impl Config {
 
     /// For an address space that is only mirrored: holes are filled as the kernel would fill them.
     pub fn for_mirror(budget_pages: u64) -> Self {
-        Self { first_touch_pages: 1, zero_page: true, ..Self::for_budget(budget_pages) }
+        let nr_bays = MIRROR_BAYS;
+        Self { nr_bays, first_touch_pages: 1, zero_page: true, ..Self::for_budget(budget_pages) }
     }
 }
 
@@ -109,6 +114,8 @@ pub struct Engine<K> {
     pub(crate) own_asked: AtomicU64,
     /// What the others had asked when we last gave something.
     pub(crate) others_asked: AtomicU64,
+    /// How stock was used until it was last looked at, and how often it was found not to have been since.
+    pub(crate) idle: Mutex<(usize, u32)>,
 }
 
 /// Drivers that still watch learn that there is nothing to mirror any more.
@@ -146,6 +153,7 @@ impl<K: Kernel> Engine<K> {
             nr_exclusive: AtomicU64::new(0),
             own_asked: AtomicU64::new(0),
             others_asked: AtomicU64::new(0),
+            idle: Mutex::default(),
         }
     }
 

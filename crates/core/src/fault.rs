@@ -348,7 +348,9 @@ impl<K: Kernel> Engine<K> {
             self.uncharge(run.len - progress.done);
             Mapped { done: progress.done, stop: progress.stop, left: Left::Memory }
         };
-        if self.config.home_by == HomeBy::Copy {
+        // Copies are small pages.
+        let is_huge = run.len == BLOCK_PAGES && self.staging.is_huge(run.start.bay());
+        if self.config.home_by == HomeBy::Copy && !is_huge {
             let mapped = copy();
             if mapped.done > 0 || mapped.stop != Some(Stop::NoMemory) {
                 return mapped;

@@ -67,6 +67,17 @@ impl Descriptors {
         leaf[index].references.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    /// As [`begin`](Self::begin), of frames side by side: all of them, or none.
+    pub(crate) fn begin_run(&self, first: DevicePfn, nr_frames: usize) -> bool {
+        let nr_begun = (0..nr_frames).take_while(|number| self.begin(first.add(*number))).count();
+        if nr_begun < nr_frames {
+            (0..nr_begun).for_each(|number| {
+                self.put(first.add(number));
+            });
+        }
+        nr_begun == nr_frames
+    }
+
     /// One reference more. False: the frame is nobody's.
     fn hold(&self, pfn: DevicePfn) -> bool {
         let more = |references: u32| if references == 0 { None } else { references.checked_add(1) };

@@ -154,6 +154,8 @@ pub trait Kernel: Send + Sync {
     /// Moves pages of the program back to the frames, the first at the address `dst`, that they were mapped from.
     /// [`Stop::Absent`]: there is no page.
     fn unmap_frames(&self, src: PageRange, dst: u64) -> Progress;
+    /// Fills an empty bay with a huge page, of any content, if the kernel has one to give. Returns what the bay holds then.
+    fn fill_bay(&self, bay: Bay) -> BayScan;
 
     /// Gives the memory of the slots back to the system; their content is gone. Never sends an event.
     fn release(&self, run: SlotRun);

@@ -16,7 +16,7 @@
 //!
 //! A page of system memory has no number here: the device reaches it at the page's own virtual address.
 
-use crate::addr::{BLOCK_PAGES, PageRange, Vpn};
+use crate::addr::{BLOCK_PAGES, HUGE_ORDER, PageRange, Vpn};
 use crate::engine::Engine;
 use crate::kernel::{Kernel, Mapped, Refusal, Rights, Seen};
 use crate::notifier::{Notifier, Owner, Sequence, Watch};
@@ -230,7 +230,10 @@ impl<K: Kernel> Engine<K> {
         let mut seen = [Seen::default(); BLOCK_PAGES];
         let seen = &mut seen[..usize::try_from(part.nr_pages()).unwrap_or(BLOCK_PAGES)];
         self.kernel.walk(part, seen).map_err(RangeError::from)?;
-        let states = self.states_of(part);
+        if self.shows_resident(part, fault, seen) {
+            return Ok(None);
+        }
+        let (states, large) = self.states_of(part);
         let is_shared = |state: &PageState| matches!(state, PageState::Coherent { shared: true, .. });
         if states.iter().any(is_shared) && self.notice_copies(part) {
             // Drivers were told, the caller among them.
@@ -241,7 +244,10 @@ impl<K: Kernel> Engine<K> {
             if seen.cpu == Mapped::ReadOnly && written.contains(page) {
                 seen.cpu = Mapped::Writable;
             }
-            let pfn = self.pfn(seen, state, fault.owner);
+            let mut pfn = self.pfn(seen, state, fault.owner);
+            if large && matches!(pfn.found, Found::Private(_)) {
+                pfn.order = HUGE_ORDER;
+            }
             let need = need(seen, state, pfn, fault.request(page));
             match (&mut lack, need) {
                 (None, Ok(None)) => fault.pfns[fault.index(page)] = pfn,
@@ -257,17 +263,36 @@ impl<K: Kernel> Engine<K> {
         Ok(lack)
     }
 
-    /// The states of a block's part. The caller's slices may be in memory that is away, and must not be touched under the
+    /// Shows a block's part of which nothing is wanted, if all of the block is in system memory: the usual case when a driver
+    /// looks around.
+    fn shows_resident(&self, part: PageRange, fault: &mut RangeFault<'_>, seen: &[Seen]) -> bool {
+        let wants_any = !fault.requests.is_empty() || fault.default.contains(Request::FAULT);
+        let nr_system = self.table.get(part.start.block()).map_or(0, |block| block.lock().nr_system());
+        if wants_any || nr_system < BLOCK_PAGES {
+            return false;
+        }
+        let mut first = fault.index(part.start);
+        for run in seen.chunk_by(|one, next| one == next) {
+            let pfn = self.pfn(&run[0], PageState::System { copy: None }, fault.owner);
+            fault.pfns[first..first + run.len()].fill(pfn);
+            first += run.len();
+        }
+        true
+    }
+
+    /// The states of a block's part, and whether the block is a huge page on a device. The caller's slices may be in memory that is away, and must not be touched under the
     /// block's lock: so the states are copied.
-    fn states_of(&self, part: PageRange) -> [PageState; BLOCK_PAGES] {
+    fn states_of(&self, part: PageRange) -> ([PageState; BLOCK_PAGES], bool) {
         let mut states = [PageState::None; BLOCK_PAGES];
+        let mut large = false;
         if let Some(block) = self.table.get(part.start.block()) {
             let block = block.lock();
             for (state, page) in states.iter_mut().zip(part.iter()) {
                 *state = block.get(page.index());
             }
+            large = block.large_run().is_some();
         }
-        states
+        (states, large)
     }
 
     /// What a driver is shown of a page.

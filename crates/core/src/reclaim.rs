@@ -35,6 +35,8 @@ const EVICT_TRIES: usize = 64;
 const POOR_PAGES: u64 = 256;
 /// One in so many of a process's pages is given back when another one asks.
 const GIVE_SHARE: u64 = 8;
+/// Calls of [`Engine::trim_idle`] after which stock that was not used is given back: a second of the runtime's.
+const IDLE_CALLS: u32 = 50;
 /// Stock that is kept for fetches when pages come home by copy.
 const COPY_STOCK_PAGES: usize = 4 * FETCH_PAGES;
 
@@ -79,6 +81,23 @@ impl<K: Kernel> Engine<K> {
                 None if self.reclaim() == Reclaimed::Progress => {}
                 None => return,
             }
+        }
+    }
+
+    /// Gives stock back that was not used since this was called [`IDLE_CALLS`] times, where there is no budget: nobody else
+    /// does there. To be called now and then, by a background thread.
+    pub fn trim_idle(&self) {
+        if !self.config.zero_page || self.nr_stock() == 0 {
+            return;
+        }
+        let now = self.staging.nr_uses();
+        let is_idle = {
+            let mut idle = self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            *idle = if idle.0 == now { (now, idle.1 + 1) } else { (now, 0) };
+            idle.1 >= IDLE_CALLS
+        };
+        while is_idle && let Some(run) = self.staging.take_surplus(true) {
+            self.release(run);
         }
     }
 

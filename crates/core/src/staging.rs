@@ -74,13 +74,19 @@ pub(crate) struct Staging {
     inner: Mutex<Inner>,
     /// Slots in stock. Read without the lock, by whoever wants to know how much memory is free.
     nr_stock: AtomicUsize,
+    /// Times that stock came or went.
+    nr_uses: AtomicUsize,
 }
 
 impl Staging {
     pub(crate) fn new(nr_bays: u32) -> Self {
         let bays = (0..nr_bays).map(|_| BayState::new()).collect();
         let loaded = VecDeque::with_capacity(nr_bays as usize);
-        Self { inner: Mutex::new(Inner { bays, loaded }), nr_stock: AtomicUsize::new(0) }
+        Self {
+            inner: Mutex::new(Inner { bays, loaded }),
+            nr_stock: AtomicUsize::new(0),
+            nr_uses: AtomicUsize::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -90,6 +96,11 @@ impl Staging {
     /// Slots in stock.
     pub(crate) fn nr_stock(&self) -> usize {
         self.nr_stock.load(Ordering::Relaxed)
+    }
+
+    /// Changes whenever stock came or went.
+    pub(crate) fn nr_uses(&self) -> usize {
+        self.nr_uses.load(Ordering::Relaxed)
     }
 
     /// Bays that wait to be stored.
@@ -120,6 +131,7 @@ impl Staging {
         let bay = inner.bay(run.start.bay());
         indices(run).for_each(|index| bay.stock.remove(index));
         self.nr_stock.fetch_sub(run.len, Ordering::Relaxed);
+        self.nr_uses.fetch_add(1, Ordering::Relaxed);
         Some(run)
     }
 
@@ -149,8 +161,13 @@ impl Staging {
             Left::Memory => {
                 indices(run).for_each(|index| bay.stock.insert(index));
                 self.nr_stock.fetch_add(run.len, Ordering::Relaxed);
+                self.nr_uses.fetch_add(1, Ordering::Relaxed);
             }
-            Left::Nothing => indices(run).for_each(|index| bay.blank.insert(index)),
+            Left::Nothing => {
+                indices(run).for_each(|index| bay.blank.insert(index));
+                // What is left of a huge page that a part was taken of are small ones.
+                bay.huge = false;
+            }
         }
     }
 
@@ -169,23 +186,30 @@ impl Staging {
         let fits = |bay: &BayState| {
             !bay.reserved && !bay.huge && bay.blank.next_outside(part.start).is_none_or(|out| out >= part.end)
         };
-        let used = inner.bays.iter().position(|bay| !bay.is_empty() && fits(bay));
-        let number = used.or_else(|| inner.bays.iter().position(fits))?;
+        // A whole block may be a huge page, which stays one only in a bay that has not had small ones: those begin at the front.
+        let number = if part.len() == BLOCK_PAGES {
+            inner.bays.iter().rposition(fits)?
+        } else {
+            let used = inner.bays.iter().position(|bay| !bay.is_empty() && fits(bay));
+            used.or_else(|| inner.bays.iter().position(fits))?
+        };
         part.for_each(|index| inner.bays[number].blank.remove(index));
         Some(bay_number(number))
     }
 
     /// Says what became of places from [`reserve_part`](Self::reserve_part): those in `filled` hold pages of the block
-    /// that begins at `first_page`, and are lent to whoever migrates them.
+    /// that begins at `first_page`, and are lent to whoever migrates them. Whether they are one huge page is said by `huge`.
     pub(crate) fn lend_part(
         &self,
         bay: Bay,
         part: std::ops::Range<usize>,
         filled: &PageSet,
+        huge: bool,
         first_page: Vpn,
     ) {
         let mut inner = self.lock();
         let state = inner.bay(bay);
+        state.huge |= huge;
         for index in part {
             if filled.contains(index) {
                 state.owners[index] = first_page.add(index as u64);
@@ -199,6 +223,42 @@ impl Staging {
     /// [`stage`](Self::stage).
     pub(crate) fn lend(&self, slot: Slot) {
         self.lock().bay(slot.bay()).staged.remove(slot.index());
+    }
+
+    /// Lends a bay of which all slots are staged.
+    pub(crate) fn lend_bay(&self, bay: Bay) {
+        self.lock().bay(bay).staged = PageSet::EMPTY;
+    }
+
+    /// Lends a bay that is one huge page, all of it stock.
+    pub(crate) fn take_huge_stock(&self) -> Option<Bay> {
+        let mut inner = self.lock();
+        let is_whole = |bay: &BayState| bay.huge && bay.stock.len() == BLOCK_PAGES;
+        let number = inner.bays.iter().position(is_whole)?;
+        inner.bays[number].stock = PageSet::EMPTY;
+        self.nr_stock.fetch_sub(BLOCK_PAGES, Ordering::Relaxed);
+        self.nr_uses.fetch_add(1, Ordering::Relaxed);
+        Some(bay_number(number))
+    }
+
+    /// Lends an empty bay, to be filled with a huge page; the caller has charged it. The last one is kept for eviction.
+    pub(crate) fn take_empty(&self) -> Option<Bay> {
+        let mut inner = self.lock();
+        let nr_empty = inner.bays.iter().filter(|bay| bay.is_empty()).count();
+        let number = inner.bays.iter().rposition(BayState::is_empty).filter(|_| nr_empty > 1)?;
+        inner.bays[number].blank = PageSet::EMPTY;
+        Some(bay_number(number))
+    }
+
+    /// Says whether a bay that is lent is one huge page.
+    pub(crate) fn set_huge(&self, bay: Bay, huge: bool) {
+        self.lock().bay(bay).huge = huge;
+    }
+
+    /// Whether all slots of the bay are those of the block that begins at `first_page`, in order.
+    pub(crate) fn is_owned(&self, bay: Bay, first_page: Vpn) -> bool {
+        let mut inner = self.lock();
+        (0..).zip(inner.bay(bay).owners.iter()).all(|(index, owner)| *owner == first_page.add(index))
     }
 
     /// Ends a reservation: the slots in `staged` hold the pages of the block that begins at `first_page`.

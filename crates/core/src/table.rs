@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::addr::{BLOCK_PAGES, BlockId, PageRange};
-use crate::state::{PageState, Word};
+use crate::state::{Frame, PageState, Word};
 
 /// log2 of the children of a node; two levels reach the 2^26 blocks of a 47-bit address space.
 const FANOUT_SHIFT: u32 = 13;
@@ -73,6 +73,18 @@ impl States {
 
     pub(crate) fn pin(&mut self, index: usize, pinned: bool) {
         self.words[index] = self.words[index].pinned(pinned);
+    }
+
+    /// The first frame of the large run that the pages are in, in order: a huge page on a device.
+    pub(crate) fn large_run(&self) -> Option<Frame> {
+        let PageState::Device { frame: first } = self.get(0) else { return None };
+        let is_next = |index| {
+            let frame = Frame { pfn: first.pfn.add(index), ..first };
+            self.get(index) == PageState::Device { frame }
+        };
+        // The last one first: it tells most that are none.
+        let is_run = first.pfn.is_large_start() && (1..BLOCK_PAGES).rev().all(is_next);
+        is_run.then_some(first)
     }
 
     /// Length of the run of pages from `first`, inside `within`, whose state passes the test.

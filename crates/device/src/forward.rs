@@ -19,6 +19,10 @@ macro_rules! forward {
                 (**self).alloc(frames)
             }
 
+            fn alloc_large(&self) -> Option<DevicePfn> {
+                (**self).alloc_large()
+            }
+
             fn store(&self, run: Store<'_>) -> Transfer {
                 (**self).store(run)
             }

@@ -30,6 +30,9 @@ pub use ram::Ram;
 /// Bytes in a page: the unit of state, and of every device transfer.
 pub const PAGE_SIZE: usize = 4096;
 
+/// Frames of a large run, which a huge page is moved to as one: 2 MiB.
+pub const LARGE_PAGES: usize = 512;
+
 /// How the pages of a batch are used, as far as the caller can tell. A device may choose its unit by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Access {
@@ -94,6 +97,13 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// Hands out up to `frames.len()` descriptors, from the front, and returns how many. Fewer means: full.
     /// A device whose frames differ in size may still refuse the [`store`](Device::store) for lack of room.
     fn alloc(&self, frames: &mut [DevicePfn]) -> usize;
+
+    /// Hands out a *large run*: [`LARGE_PAGES`] frames side by side, the first's number a multiple of that. `None`: there is
+    /// none, or the device knows of no such thing. A large run is stored to and fetched from in transfers of any size, and
+    /// its frames are [freed](Device::free) one by one or together, like any others.
+    fn alloc_large(&self) -> Option<DevicePfn> {
+        None
+    }
 
     /// Copies pages into frames.
     fn store(&self, run: Store<'_>) -> Transfer;

@@ -6,7 +6,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{Caps, Device, DeviceError, DevicePfn, Fetch, MemKind, PAGE_SIZE, Store, Transfer, Usage};
+use crate::{
+    Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, MemKind, PAGE_SIZE, Store, Transfer, Usage,
+};
 
 /// What a frame is.
 #[derive(Debug, Default)]
@@ -96,6 +98,24 @@ impl Device for Ram {
             }
         }
         granted
+    }
+
+    fn alloc_large(&self) -> Option<DevicePfn> {
+        let mut free = locked(&self.free);
+        let mut sorted = free.clone();
+        sorted.sort_unstable();
+        let is_run = |run: &&[DevicePfn]| {
+            run[0].is_large_start() && run[LARGE_PAGES - 1] == run[0].add(LARGE_PAGES - 1)
+        };
+        let run = sorted.windows(LARGE_PAGES).find(is_run)?;
+        let (first, behind) = (run[0], run[0].add(LARGE_PAGES));
+        free.retain(|frame| *frame < first || *frame >= behind);
+        for frame in run {
+            if let Some(mut state) = self.frame(*frame) {
+                *state = Frame::Empty;
+            }
+        }
+        Some(first)
     }
 
     fn store(&self, run: Store<'_>) -> Transfer {

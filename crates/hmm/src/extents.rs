@@ -8,11 +8,18 @@ use std::sync::{PoisonError, RwLock};
 
 use hmm_core::addr::{PageRange, Vpn};
 
+use crate::unshared::Unshared;
+
 /// A set of disjoint extents, sorted.
 #[derive(Debug, Default)]
-pub struct Extents(RwLock<Vec<PageRange>>);
+pub struct Extents(RwLock<Vec<PageRange>>, Unshared);
 
 impl Extents {
+    /// What is known of forks and the pages.
+    pub(crate) const fn unshared(&self) -> &Unshared {
+        &self.1
+    }
+
     /// The extent that holds the page.
     pub fn covering(&self, page: Vpn) -> Option<PageRange> {
         let extents = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -44,6 +51,7 @@ impl Extents {
     /// The range is one mapping, all of it registered.
     pub fn set_vma(&self, range: PageRange) {
         let mut extents = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        self.1.forget(range);
         remove(&mut extents, range);
         let at = extents.partition_point(|extent| extent.end <= range.start);
         extents.insert(at, range);
@@ -51,7 +59,9 @@ impl Extents {
 
     /// The range is not registered any more.
     pub fn remove(&self, range: PageRange) {
-        remove(&mut self.0.write().unwrap_or_else(PoisonError::into_inner), range);
+        let mut extents = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        self.1.forget(range);
+        remove(&mut extents, range);
     }
 
     /// What is registered of `from` has come to `to`. It also stays what it is: that it is gone another event tells, unless

@@ -37,6 +37,7 @@ mod moves;
 pub mod runtime;
 mod space;
 pub mod spec;
+mod unshared;
 mod walk;
 
 pub use heap::Heap;

@@ -70,6 +70,7 @@ impl Runtime {
         drop(events);
         if has_forked {
             // Every page that may be written to is shared now, and a write makes a copy.
+            mm.extents().unshared().forked();
             drop(self.announce_all(Cause::ProtectPage));
         }
         mm.stats().pgfault.fetch_add(nr_faults as u64, Ordering::Relaxed);

@@ -181,9 +181,10 @@ impl AddressSpace {
         &self,
         device: DeviceId,
         frames: Range<DevicePfn>,
+        select: Select,
         owner: Owner,
     ) -> Result<Migrating<'_, Collected>, SetupError> {
-        Migrating::begin(|| self.runtime().engine().migrate_device_range(device, frames, owner))
+        Migrating::begin(|| self.runtime().engine().migrate_device_range(device, frames, select, owner))
     }
 
     /// Holds a frame of the driver's own; see [`Engine::hold_frame`](hmm_core::Engine::hold_frame).

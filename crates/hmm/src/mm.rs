@@ -6,6 +6,7 @@
 //! out of the registration for that time, because `MADV_DONTNEED` on it would send an event to ourselves.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use hmm_core::addr::{BLOCK_PAGES, Bay, BlockId, PAGE_SIZE, PageRange, Slot, SlotRun, Vpn};
 use hmm_core::bits::PageSet;
@@ -62,6 +63,8 @@ pub struct Mm {
     staging: Mapping,
     /// Reads as zeroes: the source of fresh pages.
     zeroes: Mapping,
+    /// Where a huge page is made that a bay shall have: in staging itself pages are small. Empty in between.
+    nursery: Mutex<Mapping>,
     pub(crate) extents: Extents,
     frames: LentFrames,
     books: Box<dyn Books>,
@@ -92,8 +95,12 @@ impl Mm {
         zeroes.advise(0, BLOCK_BYTES, Advice::NoHugePage)?;
         // Reading maps the zero page everywhere; without, every copy from here would fault inside the ioctl.
         zeroes.advise(0, BLOCK_BYTES, Advice::PopulateRead)?;
-        let (extents, frames) = (Extents::default(), LentFrames::default());
-        let mm = Self { files, staging, zeroes, extents, frames, books };
+        let nursery = Mapping::reserve_aligned(BLOCK_BYTES, BLOCK_BYTES)?;
+        nursery.commit(0, BLOCK_BYTES)?;
+        // Where the kernel has no huge pages this fails, and small ones come of it.
+        let _ = nursery.advise(0, BLOCK_BYTES, Advice::HugePage);
+        let (nursery, extents, frames) = (Mutex::new(nursery), Extents::default(), LentFrames::default());
+        let mm = Self { files, staging, zeroes, nursery, extents, frames, books };
         mm.register_staging(mm.staging.range())?;
         Ok(mm)
     }
@@ -134,8 +141,9 @@ impl Mm {
     }
 
     /// Memory of ours that must never be managed.
-    pub fn own_ranges(&self) -> [AddrRange; 2] {
-        [self.staging.range(), self.zeroes.range()]
+    pub fn own_ranges(&self) -> [AddrRange; 3] {
+        let nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner).range();
+        [self.staging.range(), self.zeroes.range(), nursery]
     }
 
     /// In write-protect mode only: then touching an empty slot is an ordinary fault.
@@ -308,6 +316,20 @@ impl Kernel for Mm {
 
     fn scan_bay(&self, bay: Bay) -> BayScan {
         self.scan(self.slot_range(SlotRun { start: bay.slot(0), len: BLOCK_PAGES }))
+    }
+
+    fn fill_bay(&self, bay: Bay) -> BayScan {
+        let nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
+        let range = nursery.range();
+        if nursery.advise(0, BLOCK_BYTES, Advice::PopulateWrite).is_ok() && self.scan(range).huge {
+            let dst = self.slot_addr(bay.slot(0));
+            // SAFETY: the nursery is ours, and nobody refers to it.
+            let _ = unsafe { self.files.uffd.r#move(dst, range.start, range.len(), MoveMode::empty()) };
+        }
+        // Nothing is left there, whatever came of it. It is not registered, so nobody is told.
+        let _ = nursery.advise(0, BLOCK_BYTES, Advice::DontNeed);
+        drop(nursery);
+        self.scan_bay(bay)
     }
 
     fn release(&self, run: SlotRun) {

@@ -358,6 +358,7 @@ impl Runtime {
             self.reclaiming.store(true, Ordering::Relaxed);
             self.reclaim_until_high();
             self.engine.share();
+            self.engine.trim_idle();
             self.reclaiming.store(false, Ordering::Relaxed);
             // Returns at once if somebody asked meanwhile.
             let _ = futex_wait(&self.kicks, Scope::Private, seen, Some(RECLAIM_TICK));

@@ -5,18 +5,15 @@
 //! write makes a copy), and is not write-protected by a userfaultfd. Writes to pages of shared mappings are never
 //! redirected: a file system that wants to know of the first one learns of it from the device's own access.
 
-use hmm_core::addr::{BLOCK_PAGES, PAGE_SIZE, PageRange, Vpn};
+use hmm_core::addr::{BLOCK_PAGES, HUGE_ORDER, PAGE_SIZE, PageRange, Vpn};
 use hmm_core::kernel::{Mapped, Refusal, Rights, Seen};
 use hmm_uapi::maps::{Perms, Vma, VmaKind};
 use hmm_uapi::pagemap::{Categories, PageEntry, ScanArgs};
 use hmm_uapi::uffd::Access;
 use rustix::io::Errno;
 
+use crate::adopt::is_manageable;
 use crate::mm::{Mm, range_of};
-
-/// log2 of the pages of a huge page that the kernel maps by itself.
-const HUGE_ORDER: u8 = 9;
-const _: () = assert!(1 << HUGE_ORDER == BLOCK_PAGES, "a block is a huge page");
 
 /// See [`Kernel::walk`](hmm_core::kernel::Kernel::walk).
 pub(crate) fn walk(mm: &Mm, range: PageRange, seen: &mut [Seen]) -> Result<(), Refusal> {
@@ -48,6 +45,18 @@ fn walk_mapping(mm: &Mm, vma: &Vma, range: PageRange, seen: &mut [Seen]) -> Resu
     if rights == Rights::None {
         return Ok(());
     }
+    let block = range.start.block();
+    let unshared = mm.extents().unshared();
+    // Pages can come to it by our hand only, and of forks we hear.
+    let is_ours = mm.reports_forks()
+        && is_manageable(vma)
+        && range.end <= block.pages().end
+        && mm.extents().first_gap(block.pages()).is_none();
+    if is_ours && unshared.knows(block) {
+        scan_own(mm, rights, range, seen);
+        return Ok(());
+    }
+    let begin = unshared.begin();
     let mut entries = [PageEntry::default(); BLOCK_PAGES];
     for (pages, seen) in (0u64..).zip(seen.chunks_mut(BLOCK_PAGES)) {
         let first = range.start.add(pages * BLOCK_PAGES as u64);
@@ -60,7 +69,34 @@ fn walk_mapping(mm: &Mm, vma: &Vma, range: PageRange, seen: &mut [Seen]) -> Resu
             mark_huge_and_zero(mm, PageRange::new(first, seen.len() as u64), seen);
         }
     }
+    if is_ours && range == block.pages() && !seen.iter().any(|seen| seen.cpu == Mapped::ReadOnly) {
+        unshared.note(block, begin);
+    }
     Ok(())
+}
+
+/// Looks at pages of which none is shared: what is there can be written to, if the mapping allows it.
+fn scan_own(mm: &Mm, rights: Rights, range: PageRange, seen: &mut [Seen]) {
+    seen.fill(Seen { rights, ..Seen::default() });
+    let mut args = ScanArgs::any(Categories::PRESENT);
+    args.tell = Categories::PRESENT | Categories::HUGE | Categories::PFNZERO | Categories::WRITTEN;
+    mm.scan_regions(range_of(range), args, |region| {
+        let found = region.categories();
+        let cpu = if found.contains(Categories::PFNZERO) {
+            Mapped::Zero
+        } else if rights == Rights::Write && found.contains(Categories::WRITTEN) {
+            Mapped::Writable
+        } else {
+            Mapped::ReadOnly
+        };
+        let order = if found.contains(Categories::HUGE) { HUGE_ORDER } else { 0 };
+        let pages = PageRange::of_bytes(region.range().start, region.range().end).intersect(range);
+        seen[offset(range.start, pages.start)..offset(range.start, pages.end)].fill(Seen {
+            rights,
+            cpu,
+            order,
+        });
+    });
 }
 
 /// What the mapping lets a device do. The kernel's own mappings are for CPUs only, but for the code among them.

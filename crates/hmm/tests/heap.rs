@@ -16,6 +16,7 @@ use common::within;
 use hmm::AddressSpace;
 use hmm::core::addr::PageRange;
 use hmm::core::driver::Select;
+use hmm::core::mirror::Pfn;
 use hmm::core::notifier::{Cause, Change, Owner, Pass, Watch};
 use hmm::device::Ram;
 use hmm::heap::{Heap, Inside};
@@ -137,6 +138,33 @@ fn a_fork_is_announced_and_makes_pages_read_only() {
             assert_eq!(notifier.table().first().map(|change| change.cause), Some(Cause::ProtectPage));
             assert_eq!(snapshot(&space, map.pages()), [READABLE, NONE]);
             assert_eq!(fault(&space, map.part(0, 1), want_write()), (Ok(()), vec![WRITABLE]));
+        });
+    });
+}
+
+#[test]
+fn what_was_learnt_of_whole_blocks_ends_with_a_fork() {
+    let _alone = one_at_a_time();
+    within(60, || {
+        // A whole block is among them, wherever it begins.
+        let (space, map) = (mirror(), Map::holes(1100));
+        (0..1100).for_each(|page| map.write(page, 1));
+        space.manage(map.pages()).expect("can be managed");
+        let all = |pfn: Pfn| (0..1100).map(|_| pfn).collect::<Vec<_>>();
+        // The second time it is known.
+        for _ in 0..2 {
+            assert_eq!(snapshot(&space, map.pages()), all(WRITABLE));
+        }
+        let notifier = watch(&space, map.pages());
+        with_child(|| {
+            if !is_root() {
+                return skip("the kernel tells of forks only to those who may trace");
+            }
+            let begin = Instant::now();
+            while notifier.table().is_empty() && begin.elapsed() < Duration::from_secs(5) {
+                std::thread::yield_now();
+            }
+            assert_eq!(snapshot(&space, map.pages()), all(READABLE));
         });
     });
 }

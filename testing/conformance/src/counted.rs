@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hmm::device::{Caps, Device, DeviceError, DevicePfn, Fetch, Store, Transfer, Usage};
+use hmm::device::{Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, Store, Transfer, Usage};
 
 #[derive(Debug, Default)]
 struct Frames {
@@ -82,6 +82,21 @@ impl<D: Device> Device for Counted<D> {
         }
         all.nr_granted += granted as u64;
         granted
+    }
+
+    fn alloc_large(&self) -> Option<DevicePfn> {
+        let first = self.inner.alloc_large()?;
+        let mut all = self.lock();
+        if !first.is_large_start() {
+            all.note(format!("a large run begins at {first:?}"));
+        }
+        for frame in (0..LARGE_PAGES).map(|number| first.add(number)) {
+            if all.live.insert(frame, false).is_some() {
+                all.note(format!("the device hands {frame:?} out in a large run, which is in use"));
+            }
+        }
+        all.nr_granted += LARGE_PAGES as u64;
+        Some(first)
     }
 
     fn store(&self, run: Store<'_>) -> Transfer {

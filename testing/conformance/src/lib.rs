@@ -54,6 +54,7 @@ macro_rules! suite {
             other_owners_get_nothing,
             a_device_is_removed_in_use,
             pages_are_found_by_frames,
+            pages_elsewhere_are_taken_in_one_walk,
             exclusive_until_touched,
             exclusive_pages_end_with_their_memory,
             a_child_never_reads_wrong_bytes,
@@ -61,6 +62,11 @@ macro_rules! suite {
             frames_are_refused,
             fetches_fail_for_a_while,
             a_lost_device_loses_what_it_had_and_no_more,
+            huge_pages_go_and_come_back_whole,
+            huge_pages_are_whole_after_a_drop,
+            parts_of_huge_pages_are_small,
+            huge_holes_are_zeroes,
+            huge_pages_are_found_by_frames,
             many_at_once,
         ]);
     };

@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use hmm::core::addr::{PAGE_SIZE, PageRange, Vpn};
+use hmm::core::addr::{BLOCK_PAGES, PAGE_SIZE, PageRange, Vpn};
+use hmm::uapi::AddrRange;
+use hmm::uapi::pagemap::{Categories, PageRegion, Pagemap, ScanArgs};
 
 /// Protection of memory that may be written.
 const WRITABLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -12,7 +14,7 @@ const ANONYMOUS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 /// Bytes of a page.
 pub(crate) type Page = [u8; PAGE_SIZE];
 
-/// Private anonymous memory of small pages, between two pages that nobody may touch. All calls may come from any thread:
+/// Private anonymous memory, of small pages unless said otherwise, between two pages that nobody may touch. All calls may come from any thread:
 /// accesses are by word, and nobody has references to it.
 #[derive(Debug)]
 pub struct Map {
@@ -48,6 +50,48 @@ impl Map {
         map.protect(true);
         map.advise(0, nr_pages, libc::MADV_NOHUGEPAGE);
         map
+    }
+
+    /// A block, never touched, for which the kernel is asked for a huge page.
+    ///
+    /// # Panics
+    /// As [`holes`](Self::holes).
+    pub fn huge() -> Self {
+        let nr_pages = BLOCK_PAGES;
+        let block = nr_pages * PAGE_SIZE;
+        let place = reserve(2 * block + 2 * PAGE_SIZE);
+        let start = place.wrapping_add(PAGE_SIZE);
+        let start = start.wrapping_add(start.align_offset(block));
+        let behind = start.wrapping_add(block + PAGE_SIZE);
+        let (front, back) = (
+            start.addr() - PAGE_SIZE - place.addr(),
+            place.addr() + 2 * block + 2 * PAGE_SIZE - behind.addr(),
+        );
+        for (at, len) in [(place, front), (behind, back)] {
+            if len > 0 {
+                // SAFETY: a part of what was just reserved.
+                let result = unsafe { libc::munmap(at.cast(), len) };
+                assert_eq!(result, 0, "munmap: {}", errno());
+            }
+        }
+        let (start, spare) = (AtomicPtr::new(start), AtomicPtr::default());
+        let map = Self { start, spare, nr_pages, unmapped: Mutex::default() };
+        map.protect(true);
+        map.advise(0, nr_pages, libc::MADV_HUGEPAGE);
+        map
+    }
+
+    /// Whether all of it is mapped as huge pages.
+    ///
+    /// # Panics
+    /// If the kernel does not tell.
+    pub fn is_huge(&self) -> bool {
+        let pagemap = Pagemap::open().expect("/proc/self/pagemap");
+        let range = AddrRange::new(self.start().expose_provenance() as u64, self.len() as u64);
+        let mut regions = [PageRegion::default(); 8];
+        let scanned =
+            pagemap.scan(range, ScanArgs::any(Categories::HUGE), &mut regions).expect("PAGEMAP_SCAN");
+        regions[..scanned.nr_regions].iter().map(|region| region.range().len()).sum::<u64>() == range.len()
     }
 
     /// So many pages, filled by [`fill`](Self::fill).

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hmm_device::{Caps, Device, DeviceError, DevicePfn, Fetch, MemKind, PAGE_SIZE, Store, Transfer, Usage};
+use hmm_device::{
+    Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, MemKind, PAGE_SIZE, Store, Transfer, Usage,
+};
 
 use crate::failure::DeviceVerb;
 use crate::memory::Bytes;
@@ -79,6 +81,16 @@ impl Frames {
             nr_frames += 1;
         }
         nr_frames
+    }
+
+    fn alloc_large(&mut self) -> Option<DevicePfn> {
+        let large = u32::try_from(LARGE_PAGES).expect("is small");
+        let is_free = |first: &u32| (*first..first + large).all(|pfn| !self.used.contains_key(&pfn));
+        let first = (0..=self.setup.capacity_pages.checked_sub(large)?).step_by(LARGE_PAGES).find(is_free)?;
+        let run = first..first + large;
+        self.free.retain(|pfn| !run.contains(pfn));
+        self.used.extend(run.map(|pfn| (pfn, None)));
+        Some(DevicePfn(first))
     }
 
     pub(crate) fn store(&mut self, frame: DevicePfn, bytes: &[u8; PAGE_SIZE]) {
@@ -162,6 +174,17 @@ impl Device for SimDevice {
         let nr_frames = machine.devices[self.number].alloc(&mut frames[..wanted]);
         machine.note(|| format!("device {} alloc {} = {nr_frames}", self.number, frames.len()));
         nr_frames
+    }
+
+    fn alloc_large(&self) -> Option<DevicePfn> {
+        let mut machine = self.shared.lock();
+        machine.interleave();
+        if machine.plan_alloc(LARGE_PAGES) < LARGE_PAGES {
+            return None;
+        }
+        let first = machine.devices[self.number].alloc_large();
+        machine.note(|| format!("device {} alloc large = {first:?}", self.number));
+        first
     }
 
     fn store(&self, run: Store<'_>) -> Transfer {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use hmm_core::addr::{PageRange, Slot, Vpn};
+use hmm_core::addr::{BLOCK_PAGES, PageRange, Slot, Vpn};
 use hmm_core::driver::{Collected, MAX_PAGES, Migration, RemoveError, Select, Source};
 use hmm_core::notifier::{Cause, Change, Notifier, Owner, Pass, Sequence, Watch};
 use hmm_core::state::{Frame, PageState};
@@ -119,6 +119,11 @@ fn any_range(machine: &mut Machine) -> PageRange {
             break span;
         }
     };
+    if machine.depth == 0 && machine.entropy.one_in(3) {
+        // A whole block, which may be a huge page.
+        let block = machine.block_of(span.first);
+        return Machine::range(block);
+    }
     // What happens in the middle of something else is short.
     let most = if machine.depth == 0 { MAX_PAGES } else { 16 };
     let most = u32::try_from(most).expect("a block is small");
@@ -128,7 +133,9 @@ fn any_range(machine: &mut Machine) -> PageRange {
 impl Driver {
     fn migrate_to_device(&self, shared: &Shared, engine: &SimEngine, range: PageRange) {
         let seq = self.notifier.read_begin();
-        let mut migration = engine.migrate_setup(range, Select::SYSTEM, self.owner).expect("a short range");
+        let select = compound(shared, Select::SYSTEM);
+        let select = if shared.lock().entropy.one_in(3) { select | Select::FAULT } else { select };
+        let mut migration = engine.migrate_setup(range, select, self.owner).expect("a short range");
         shared.lock().note(|| format!("{:?} takes {} of {range:?}", self.owner, migration.nr_collected()));
         shared.intervene();
         if self.gives_up(shared) {
@@ -143,11 +150,11 @@ impl Driver {
         if self.gives_up(shared) {
             return;
         }
-        let nr_destined = migration.entries().iter().filter(|entry| entry.has_destination()).count();
+        let destined = migration.entries().iter().filter(|entry| entry.has_destination());
+        let nr_destined: usize = destined.map(hmm_core::driver::Entry::nr_pages).sum();
         let migration = migration.pages();
         shared.intervene();
-        let frames: Vec<(Vpn, Frame)> =
-            migration.entries().iter().filter_map(|entry| Some((entry.page(), entry.frame()?))).collect();
+        let frames: Vec<(Vpn, Frame)> = migration.entries().iter().flat_map(frames_of).collect();
         shared.lock().note(|| format!("{:?} has {} pages of {range:?}", self.owner, frames.len()));
         self.install(shared, seq, &frames);
         shared.lock().count("migrated", frames.len());
@@ -176,6 +183,13 @@ impl Driver {
             if !matches!(source, Source::Hole | Source::System) || shared.lock().entropy.one_in(4) {
                 continue;
             }
+            if migration.entries()[index].is_compound() {
+                if self.store_large(shared, &device, migration, index) {
+                    continue;
+                }
+                assert!(migration.split(index), "a huge page without a destination");
+                assert!(!migration.split(index), "it is none any more");
+            }
             let mut page = [0; PAGE_SIZE];
             let has_bytes = migration.with_bytes(index, &mut |bytes| page.copy_from_slice(bytes));
             assert_eq!(has_bytes, source == Source::System, "only pages have bytes");
@@ -190,9 +204,34 @@ impl Driver {
         }
     }
 
+    /// Copies a huge page to a large run, or says that it does not.
+    fn store_large(
+        &self,
+        shared: &Shared,
+        device: &SimDevice,
+        migration: &mut Migration<'_, SimKernel, Collected>,
+        index: usize,
+    ) -> bool {
+        if shared.lock().entropy.one_in(3) {
+            return false;
+        }
+        let Some(first) = device.alloc_large() else { return false };
+        let mut bytes = vec![0; BLOCK_PAGES * PAGE_SIZE];
+        migration.with_bytes(index, &mut |huge| bytes.copy_from_slice(huge));
+        let (pages, _) = bytes.as_chunks();
+        for (number, page) in pages.iter().enumerate() {
+            shared.lock().devices[self.index()].store(first.add(number), page);
+        }
+        assert!(migration.set_frame(index, self.id, first).is_err(), "a huge page goes to a large run");
+        migration.set_large_frame(index, self.id, first).expect("it was collected");
+        shared.lock().count("large", 1);
+        true
+    }
+
     fn migrate_to_system(&self, shared: &Shared, engine: &SimEngine, range: PageRange) {
         let own = if self.is_coherent() { Select::COHERENT } else { Select::PRIVATE };
         let select = if shared.lock().entropy.one_in(3) { own | Select::SYSTEM } else { own };
+        let select = compound(shared, select);
         let mut migration = engine.migrate_setup(range, select, self.owner).expect("a short range");
         // The device lets go of the frames before they are read: the driver is not told of its own migrations.
         drop_entries(&mut self.notifier.table(), range);
@@ -229,11 +268,27 @@ impl Driver {
             if shared.lock().entropy.one_in(4) {
                 continue;
             }
-            let content = shared.lock().devices[self.index()].bytes(frame.pfn).cloned();
-            let content = content.expect("a collected frame holds bytes");
-            nr_filled += usize::from(
-                migration.fill_system(index, &mut |bytes| bytes.copy_from_slice(&content[..])).is_ok(),
-            );
+            let nr_pages = migration.entries()[index].nr_pages();
+            let mut fill = |bytes: &mut [u8]| {
+                let (pages, _) = bytes.as_chunks_mut::<PAGE_SIZE>();
+                assert_eq!(pages.len(), nr_pages, "room for what was collected");
+                for (number, page) in pages.iter_mut().enumerate() {
+                    let content = shared.lock().devices[self.index()].bytes(frame.pfn.add(number)).cloned();
+                    page.copy_from_slice(&content.expect("a collected frame holds bytes")[..]);
+                }
+            };
+            if migration.fill_system(index, &mut fill).is_ok() {
+                nr_filled += nr_pages;
+            } else if migration.split(index)
+                && migration
+                    .fill_system(index, &mut |bytes| {
+                        let content = shared.lock().devices[self.index()].bytes(frame.pfn).cloned();
+                        bytes.copy_from_slice(&content.expect("a collected frame holds bytes")[..]);
+                    })
+                    .is_ok()
+            {
+                nr_filled += 1;
+            }
         }
         nr_filled
     }
@@ -380,6 +435,18 @@ pub(crate) fn held(shared: &Shared) -> BTreeSet<(u8, DevicePfn)> {
         held.iter().map(HeldFrame::frame).map(|frame| (frame.device, frame.pfn)).collect::<Vec<_>>()
     };
     shared.drivers().iter().flat_map(of).collect()
+}
+
+/// Half of the drivers know huge pages.
+fn compound(shared: &Shared, select: Select) -> Select {
+    if shared.lock().entropy.one_in(2) { select | Select::COMPOUND } else { select }
+}
+
+/// Where the pages of an entry went.
+fn frames_of(entry: &hmm_core::driver::Entry) -> Vec<(Vpn, Frame)> {
+    let Some(first) = entry.frame() else { return Vec::new() };
+    let frame = |index: usize| Frame { pfn: first.pfn.add(index), ..first };
+    (0..entry.nr_pages()).map(|index| (entry.page().add(index as u64), frame(index))).collect()
 }
 
 /// What a device's table maps is where the page is (I2).

@@ -137,6 +137,13 @@ impl<V: Call> Plan<V> {
         Some((why, done.min(nr_pages.saturating_sub(1))))
     }
 
+    /// The next calls fail, in front of their first page.
+    #[cfg(test)]
+    pub(crate) fn fail_next(&mut self, nr_calls: usize, why: V::Why) {
+        let next = self.made.len();
+        self.failures.extend((next..next + nr_calls).map(|call| Failure { call, why, done: 0 }));
+    }
+
     /// All calls so far, in order.
     pub(crate) fn made(&self) -> &[Made<V>] {
         &self.made

@@ -15,6 +15,7 @@ use crate::device;
 use crate::failure::Verb;
 use crate::machine::Machine;
 use crate::memory::{Bytes, Entry, Held, Whose, zeroes};
+use crate::setup::Noise;
 use crate::shared::Shared;
 
 /// The engine's kernel door.
@@ -97,6 +98,7 @@ impl Machine {
         let limit = self.begin(Verb::MoveOut, usize::try_from(src.nr_pages()).unwrap_or(0));
         let mut stop = None;
         let mut moved = 0;
+        let huge = self.page(src.start).is_some_and(|first| self.memory.is_huge(first));
         for vpn in src.iter().take(limit.nr_pages) {
             match self.move_page_out(vpn, bay.slot(vpn.index())) {
                 Ok(true) => moved += 1,
@@ -104,7 +106,8 @@ impl Machine {
                 Err(reason) => stop = Some(reason),
             }
         }
-        if moved == BLOCK_PAGES && self.entropy.one_in(2) {
+        let was_huge = huge && moved == BLOCK_PAGES;
+        if was_huge || (moved == BLOCK_PAGES && self.entropy.one_in(2)) {
             self.note(|| format!("  {bay:?} is one huge page"));
             self.slots.set_huge(bay);
         }
@@ -215,7 +218,15 @@ impl Kernel for SimKernel {
         let page = |machine: &mut Machine, index| {
             machine.slots.take(src.add(index)).map(present).ok_or(Stop::Absent)
         };
-        self.call(|machine| machine.fill(Verb::MoveHome, dst, page))
+        self.call(|machine| {
+            let huge = machine.slots.scan(src.bay()).huge && src.index() == dst.start.index();
+            let progress = machine.fill(Verb::MoveHome, dst, page);
+            if huge && progress.done == BLOCK_PAGES {
+                let first = machine.span(dst).first;
+                machine.memory.set_huge(first);
+            }
+            progress
+        })
     }
 
     fn copy_home(&self, src: Slot, dst: PageRange) -> Progress {
@@ -257,6 +268,21 @@ impl Kernel for SimKernel {
 
     fn scan_bay(&self, bay: Bay) -> BayScan {
         self.0.lock().slots.scan(bay)
+    }
+
+    fn fill_bay(&self, bay: Bay) -> BayScan {
+        self.call(|machine| {
+            // Memory is in small pieces, now and then.
+            let is_calm = machine.setup.noise == Noise::NONE && machine.setup.failure_rarity == 0;
+            if !is_calm && machine.entropy.one_in(4) {
+                return machine.slots.scan(bay);
+            }
+            (0..BLOCK_PAGES).for_each(|index| machine.slots.fill(bay.slot(index), zeroes()));
+            if is_calm || !machine.entropy.one_in(4) {
+                machine.slots.set_huge(bay);
+            }
+            machine.slots.scan(bay)
+        })
     }
 
     fn release(&self, run: SlotRun) {

@@ -1,9 +1,14 @@
 //! The program's address space as the simulated kernel keeps it: mappings, and the pages that are present.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use hmm_core::addr::HUGE_ORDER;
 use hmm_core::kernel::{Mapped, Rights, Seen};
 use hmm_model::{Content, PAGE_SIZE, Span};
+
+/// Pages of a huge page.
+const BLOCK_PAGES: u32 = 1 << HUGE_ORDER;
 
 /// A page of memory. Shared by copies until one of them is written.
 pub(crate) type Bytes = Arc<[u8; PAGE_SIZE]>;
@@ -74,6 +79,8 @@ pub(crate) struct Memory {
     /// Those of them whose memory is a device's.
     nr_of_devices: usize,
     nr_mappings: u32,
+    /// First pages of blocks that are mapped as huge pages.
+    huge: BTreeSet<u32>,
 }
 
 fn is_of_device(entry: Option<&Entry>) -> bool {
@@ -92,7 +99,18 @@ impl Memory {
             nr_entries: 0,
             nr_of_devices: 0,
             nr_mappings: 0,
+            huge: BTreeSet::new(),
         }
+    }
+
+    /// The block that begins at the page is one huge page.
+    pub(crate) fn set_huge(&mut self, first: u32) {
+        self.huge.insert(first);
+    }
+
+    /// Whether a huge page begins at the page.
+    pub(crate) fn is_huge(&self, first: u32) -> bool {
+        self.huge.contains(&first)
     }
 
     pub(crate) fn mapping(&self, page: u32) -> Option<Mapping> {
@@ -123,7 +141,8 @@ impl Memory {
             Some(Entry::Present { .. }) => Mapped::ReadOnly,
         };
         let rights = if mapping.writable { Rights::Write } else { Rights::Read };
-        Seen { rights, cpu, order: 0 }
+        let order = if self.is_huge(page - page % BLOCK_PAGES) { HUGE_ORDER } else { 0 };
+        Seen { rights, cpu, order }
     }
 
     /// Whether the page is present and can be taken out.
@@ -200,6 +219,8 @@ impl Memory {
 
     pub(crate) fn take(&mut self, page: u32) -> Option<Entry> {
         let taken = self.entries[page as usize].take();
+        // The arena begins with a block.
+        self.huge.remove(&(page - page % BLOCK_PAGES));
         self.nr_entries -= usize::from(taken.is_some());
         self.nr_of_devices -= usize::from(is_of_device(taken.as_ref()));
         taken
@@ -235,6 +256,8 @@ impl Memory {
                 self.mappings[from] = None;
             }
             self.entries[to] = self.entries[from].take();
+            self.huge
+                .retain(|first| !(*first as usize..*first as usize + BLOCK_PAGES as usize).contains(&from));
         }
     }
 

@@ -193,7 +193,9 @@ fn read_events(shared: &Shared, engine: &SimEngine) {
 fn note_strangers(shared: &Shared, engine: &SimEngine, span: Span) {
     let mut machine = shared.lock();
     for page in span.pages() {
-        let is_known = engine.state(Machine::vpn(page)) != PageState::None;
+        // What is given up in the middle of a fetch says nothing of the page that is there now.
+        let state = engine.state(Machine::vpn(page));
+        let is_known = !matches!(state, PageState::None | PageState::Dropped { .. });
         if machine.memory.is_present(page) && machine.memory.is_managed(page) && !is_known {
             machine.strangers.insert(page);
         } else {

@@ -149,7 +149,7 @@ impl EngineSpace {
         let Ok(id) = self.id(device) else { return };
         let all = DevicePfn(0)..DevicePfn(u32::MAX);
         while let Ok(mut migration) =
-            self.runtime.engine().migrate_device_range(id, all.clone(), owner_of(device))
+            self.runtime.engine().migrate_device_range(id, all.clone(), Select::COMPOUND, owner_of(device))
         {
             migration.fetch();
             if migration.pages().finalize() == 0 {

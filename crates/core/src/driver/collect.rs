@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::addr::{Bay, BlockId, PageRange};
+use crate::addr::{BLOCK_PAGES, Bay, BlockId, PageRange};
 use crate::bits::PageSet;
 use crate::driver::{Collected, Entry, MAX_PAGES, Migration, Select, SetupError, Skip, Source};
 use crate::engine::Engine;
@@ -45,7 +45,11 @@ impl<K: Kernel> Engine<K> {
         for ((id, part), places) in range.blocks().zip(places) {
             migration.collect_block(id, part, select, places);
         }
+        // Nobody has entries for them any more, and nobody can make any.
         drop(change);
+        if select.contains(Select::FAULT) {
+            migration.bring();
+        }
         Ok(migration)
     }
 
@@ -96,6 +100,10 @@ impl<K: Kernel> Migration<'_, K, Collected> {
             .map_or(PageSet::EMPTY, |places| engine.take_out(&mut states, id, places.hull, places.bay).0);
         if select.contains(Select::COHERENT) {
             self.unmap_own(&mut states, id, part.clone());
+        }
+        let is_whole = part.len() == BLOCK_PAGES && select.contains(Select::COMPOUND);
+        if is_whole && self.collect_huge(&mut states, id, select, &moved) {
+            return;
         }
         let mut extent = PageRange::new(id.page(part.start), 0);
         for index in part {
@@ -167,6 +175,12 @@ impl<K: Kernel> Migration<'_, K, Collected> {
                     states.set(index, PageState::Fetching { ticket: self.ticket, frame });
                     self.engine.source_of(frame)
                 }
+                Some(owner) if owner == self.owner => Source::Skipped(Skip::NotSelected),
+                Some(_) | None if wants(Select::SYSTEM | Select::FAULT) => {
+                    states.set(index, PageState::Fetching { ticket: self.ticket, frame });
+                    entry.from = Some(frame);
+                    Source::Skipped(Skip::InFlight)
+                }
                 Some(_) => Source::Skipped(Skip::NotSelected),
                 None => Source::Skipped(Skip::Evicted),
             },
@@ -191,7 +205,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// What selects a page in the frame.
-    fn select_of(&self, frame: Frame) -> Select {
+    pub(super) fn select_of(&self, frame: Frame) -> Select {
         if self.registry.is_coherent(frame.device) { Select::COHERENT } else { Select::PRIVATE }
     }
 
@@ -217,7 +231,8 @@ impl<K: Kernel> Engine<K> {
         let mut scan = self.kernel.scan_bay(bay);
         scan.present = scan.present.and(&wanted);
         let moved = self.account_moved(states, &scan, hull.clone(), bay, stop);
-        self.staging.lend_part(bay, hull, &moved, id.page(0));
+        let is_huge = scan.huge && moved.len() == BLOCK_PAGES;
+        self.staging.lend_part(bay, hull, &moved, is_huge, id.page(0));
         self.stats().pgsteal.fetch_add(moved.len() as u64, std::sync::atomic::Ordering::Relaxed);
         (moved, stop)
     }

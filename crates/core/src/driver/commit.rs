@@ -3,8 +3,11 @@
 
 use std::marker::PhantomData;
 
+use hmm_device::DevicePfn;
+
 use crate::addr::{BLOCK_PAGES, PageRange, Slot, SlotRun};
 use crate::bits::PageSet;
+use crate::driver::huge::split;
 use crate::driver::{Collected, Committed, Destination, Entry, Migration, Source};
 use crate::engine::Engine;
 use crate::kernel::{Kernel, Stop};
@@ -21,6 +24,27 @@ enum Settled {
     Home(Slot),
     /// It is not where it was.
     Elsewhere,
+}
+
+/// Frames of one device whose pages have left, to be freed together.
+struct Gone {
+    device: u8,
+    frames: [DevicePfn; BLOCK_PAGES],
+    len: usize,
+}
+
+impl Default for Gone {
+    fn default() -> Self {
+        Self { device: 0, frames: [DevicePfn::default(); BLOCK_PAGES], len: 0 }
+    }
+}
+
+impl Gone {
+    const fn add(&mut self, frame: Frame) {
+        self.device = frame.device;
+        self.frames[self.len] = frame.pfn;
+        self.len += 1;
+    }
 }
 
 impl<'e, K: Kernel> Migration<'e, K, Collected> {
@@ -41,9 +65,19 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
             let mut states = engine.table.block(id).lock();
             let present =
                 if chunk.iter().any(fills_hole) { engine.kernel.present(id) } else { PageSet::EMPTY };
-            for entry in chunk {
-                entry.migrated = engine.commit_page(&mut states, entry, ticket, &present);
+            if chunk[0].compound {
+                chunk[0].migrated = engine.commit_huge(&mut states, &chunk[0], ticket, &present);
+                if chunk[0].migrated || !chunk[0].has_destination() {
+                    continue;
+                }
+                // A part of it was overtaken: the rest goes.
+                split(chunk);
             }
+            let mut stock = SlotRun { start: Slot(0), len: 0 };
+            for entry in chunk {
+                entry.migrated = engine.commit_page(&mut states, entry, ticket, &present, &mut stock);
+            }
+            engine.staging.put(stock, Left::Memory);
         }
         drop(gate);
         drop(change);
@@ -87,7 +121,14 @@ fn same_block(a: &Entry, b: &Entry) -> bool {
 
 impl<K: Kernel> Engine<K> {
     /// Gives one page its new home. False: it was overtaken, or has nowhere to go.
-    fn commit_page(&self, states: &mut States, entry: &Entry, ticket: Ticket, present: &PageSet) -> bool {
+    fn commit_page(
+        &self,
+        states: &mut States,
+        entry: &Entry,
+        ticket: Ticket,
+        present: &PageSet,
+        stock: &mut SlotRun,
+    ) -> bool {
         let index = entry.page.index();
         let frame = match (entry.destination, entry.source) {
             (Destination::Device(frame), _) => frame,
@@ -117,7 +158,15 @@ impl<K: Kernel> Engine<K> {
             Source::System => {
                 self.add_away(1);
                 entry.copy.inspect(|copy| self.free_frame(*copy));
-                self.staging.put(SlotRun { start: entry.slot, len: 1 }, Left::Memory);
+                // Slots side by side are given back together.
+                if stock.len > 0 && (entry.slot != stock.start.add(stock.len) || entry.slot.index() == 0) {
+                    self.staging.put(*stock, Left::Memory);
+                    stock.len = 0;
+                }
+                *stock = SlotRun {
+                    start: if stock.len == 0 { entry.slot } else { stock.start },
+                    len: stock.len + 1,
+                };
             }
             Source::Hole => self.add_away(1),
             Source::Private(old) | Source::Coherent(old) => self.free_frame(old),
@@ -132,10 +181,12 @@ impl<K: Kernel> Engine<K> {
     fn settle_block(&self, chunk: &mut [Entry], ticket: Ticket) {
         let id = chunk[0].page.block();
         let mut states = self.table.block(id).lock();
+        split(chunk);
         // Neighbours that are in neighbouring slots go home together.
         let (mut first, mut end, mut slot) = (0, 0, Slot(0));
+        let mut gone = Gone::default();
         for number in 0..chunk.len() {
-            let settled = self.settle_page(&mut states, &chunk[number], ticket);
+            let settled = self.settle_page(&mut states, &chunk[number], ticket, &mut gone);
             chunk[number].elsewhere = settled == Settled::Elsewhere;
             let Settled::Home(at) = settled else { continue };
             let offset = number - first;
@@ -150,6 +201,7 @@ impl<K: Kernel> Engine<K> {
             end = number + 1;
         }
         self.bring_home(&mut states, &chunk[first..end], slot);
+        self.forget_gone(&mut gone);
         let mut ours = PageSet::EMPTY;
         let ended = chunk.iter().filter(|entry| self.may_be_mapped(entry));
         ended.for_each(|entry| ours.insert(entry.page.index()));
@@ -179,7 +231,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Ends the hold on one page. What goes from a slot to the program is `Storing` still.
-    fn settle_page(&self, states: &mut States, entry: &Entry, ticket: Ticket) -> Settled {
+    fn settle_page(&self, states: &mut States, entry: &Entry, ticket: Ticket, gone: &mut Gone) -> Settled {
         let index = entry.page.index();
         let destination = entry.destination;
         match entry.source {
@@ -197,7 +249,10 @@ impl<K: Kernel> Engine<K> {
                     && is_fetching(states, index, ticket, old)
                 {
                     // From here on the slot is where its bytes are.
-                    self.forget_frame(old);
+                    if gone.len == BLOCK_PAGES || gone.device != old.device {
+                        self.forget_gone(gone);
+                    }
+                    gone.add(old);
                     states.set(index, PageState::Storing { slot });
                     return Settled::Home(slot);
                 }
@@ -210,6 +265,13 @@ impl<K: Kernel> Engine<K> {
             Source::System | Source::Hole => self.end_state(states, ticket, entry.page),
         }
         Settled::Done
+    }
+
+    /// Frees them.
+    fn forget_gone(&self, gone: &mut Gone) {
+        self.sub_away(gone.len);
+        self.free_frames(gone.device, &gone.frames[..gone.len]);
+        gone.len = 0;
     }
 
     /// Takes back what a page that did not migrate had been promised.

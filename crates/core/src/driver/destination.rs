@@ -6,7 +6,7 @@ use hmm_device::{Access, DevicePfn, PAGE_SIZE, Store, Transfer};
 
 use crate::addr::{BLOCK_PAGES, SlotRun};
 use crate::driver::{Collected, Destination, Entry, Migration, Source};
-use crate::fetch::{FETCH_PAGES, transfer_home};
+use crate::fetch::transfer_home;
 use crate::kernel::Kernel;
 use crate::reclaim::Reclaimed;
 use crate::registry::{DeviceId, Member};
@@ -16,9 +16,9 @@ use crate::state::Frame;
 /// Pages of one transfer to a device.
 const STORE_PAGES: usize = 64;
 /// Holes of one transfer.
-const HOLE_PAGES: usize = 16;
+pub(super) const HOLE_PAGES: usize = 16;
 /// What they are filled with.
-static ZEROES: [u8; HOLE_PAGES * PAGE_SIZE] = [0; HOLE_PAGES * PAGE_SIZE];
+pub(super) static ZEROES: [u8; HOLE_PAGES * PAGE_SIZE] = [0; HOLE_PAGES * PAGE_SIZE];
 
 /// Why a page does not go there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,16 +41,17 @@ pub enum RefusedDestination {
 }
 
 impl<K: Kernel> Migration<'_, K, Collected> {
-    /// Lends the bytes of a page that was in system memory. Returns false if entry `index` is none, else what was read
+    /// Lends the bytes of a page, small or huge, that was in system memory. Returns false if entry `index` is none, else what was read
     /// does not change any more.
     pub fn with_bytes(&self, index: usize, read: &mut dyn FnMut(&[u8])) -> bool {
-        let Some(Entry { source: Source::System, slot, .. }) = self.entries.get(index) else { return false };
-        self.engine.kernel.with_slots(SlotRun { start: *slot, len: 1 }, read);
-        true
+        let entry = self.entries.get(index).filter(|entry| entry.source == Source::System);
+        let run = entry.map(|entry| SlotRun { start: entry.slot, len: entry.nr_pages() });
+        run.inspect(|run| self.engine.kernel.with_slots(*run, read)).is_some()
     }
 
     /// Sends a page to a frame of a device of the driver's, to which the driver has copied the page's bytes, or will
-    /// before [`pages`](Self::pages). From here on the frame is the engine's.
+    /// before [`pages`](Self::pages). From here on the frame is the engine's. Not for a huge page: see
+    /// [`set_large_frame`](Self::set_large_frame) and [`split`](Self::split).
     ///
     /// # Errors
     /// See [`RefusedDestination`]; then the frame is still the caller's.
@@ -60,12 +61,23 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         device: DeviceId,
         pfn: DevicePfn,
     ) -> Result<(), RefusedDestination> {
+        self.set_destination(index, device, pfn, false)
+    }
+
+    pub(super) fn set_destination(
+        &mut self,
+        index: usize,
+        device: DeviceId,
+        pfn: DevicePfn,
+        large: bool,
+    ) -> Result<(), RefusedDestination> {
         let member = self.hold(device)?;
         let entry = self.entries.get_mut(index).ok_or(RefusedDestination::NotWanted)?;
-        if !entry.is_collected() || entry.has_destination() {
+        let fits = entry.compound == large && (!large || pfn.is_large_start());
+        if !fits || !entry.is_collected() || entry.has_destination() {
             return Err(RefusedDestination::NotWanted);
         }
-        if !member.descriptors.begin(pfn) {
+        if !member.descriptors.begin_run(pfn, entry.nr_pages()) {
             return Err(RefusedDestination::InUse);
         }
         entry.destination = Destination::Device(Frame { device: device.0, pfn });
@@ -83,7 +95,8 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         Ok(member)
     }
 
-    /// Sends a page that is on a device to system memory, which `fill` fills with its bytes.
+    /// Sends a page, small or huge, that is on a device to system memory, which `fill` fills with its bytes. For a huge page
+    /// there may be no room while there is for small ones: then [`split`](Self::split) it.
     ///
     /// # Errors
     /// See [`RefusedDestination`].
@@ -97,14 +110,20 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         if !is_away || entry.has_destination() {
             return Err(RefusedDestination::NotWanted);
         }
-        let run = self.take_slots(1).ok_or(RefusedDestination::NoMemory)?;
+        let run = if entry.compound {
+            let bay = self.engine.take_huge_bay();
+            bay.map(|bay| SlotRun { start: bay.slot(0), len: BLOCK_PAGES })
+        } else {
+            self.take_slots(1)
+        };
+        let run = run.ok_or(RefusedDestination::NoMemory)?;
         self.engine.kernel.with_slots_mut(run, fill);
         self.entries[index].destination = Destination::System(run.start);
         Ok(())
     }
 
     /// Staging memory for pages that come home; makes room if need be.
-    fn take_slots(&self, want: usize) -> Option<SlotRun> {
+    pub(super) fn take_slots(&self, want: usize) -> Option<SlotRun> {
         loop {
             if let Some(run) = self.engine.take_slots(want) {
                 return Some(run);
@@ -125,6 +144,14 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         let mut stored = 0;
         let mut first = 0;
         while first < self.entries.len() {
+            if self.entries[first].compound && self.store_huge(&member, device.0, first) {
+                stored += BLOCK_PAGES;
+                first += BLOCK_PAGES;
+                continue;
+            }
+            if matches!(self.entries[first].source, Source::Hole | Source::System) {
+                self.split(first);
+            }
             let end = self.store_end(first);
             if end == first {
                 first += 1;
@@ -189,6 +216,16 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         let mut fetched = 0;
         let mut first = 0;
         while first < self.entries.len() {
+            if self.entries[first].compound {
+                if !self.entries[first].has_destination() && self.fetch_huge(first) {
+                    fetched += BLOCK_PAGES;
+                    first += BLOCK_PAGES;
+                    continue;
+                }
+                if matches!(self.entries[first].source, Source::Private(_) | Source::Coherent(_)) {
+                    self.split(first);
+                }
+            }
             let (number, end) = self.fetch_end(first);
             if end == first {
                 first += 1;
@@ -198,7 +235,7 @@ impl<K: Kernel> Migration<'_, K, Collected> {
             else {
                 return fetched;
             };
-            let mut frames = [DevicePfn::default(); FETCH_PAGES];
+            let mut frames = [DevicePfn::default(); BLOCK_PAGES];
             for (pfn, entry) in frames.iter_mut().zip(&self.entries[first..first + run.len]) {
                 if let Source::Private(frame) | Source::Coherent(frame) = entry.source {
                     *pfn = frame.pfn;
@@ -227,7 +264,8 @@ impl<K: Kernel> Migration<'_, K, Collected> {
             }
         };
         let Some(number) = device(&self.entries[first]) else { return (0, first) };
-        let most = self.entries.len().min(first + FETCH_PAGES);
+        // Nobody waits for one of them more than for the others: the longer the run the better.
+        let most = self.entries.len().min(first + BLOCK_PAGES);
         let end = (first..most).find(|at| device(&self.entries[*at]) != Some(number)).unwrap_or(most);
         (number, end)
     }

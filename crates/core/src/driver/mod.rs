@@ -17,12 +17,20 @@
 //! | source | from setup to `pages` | from `pages` to `finalize` |
 //! |---|---|---|
 //! | in system memory | `Storing`: a touch overtakes the migration by a copy of the page, and the page stays | `Fetching`: faults wait |
+//! | elsewhere, with [`Select::FAULT`] | `Fetching` until setup returns, then as in system memory | `Fetching`: faults wait |
 //! | a hole | `None`: a touch fills it, and the page stays | `Fetching`: faults wait |
 //! | on the device | `Fetching`: faults wait, because the driver is about to bring it home | the same |
 //!
 //! So a driver that copies slowly holds up nobody who needs a page that was the system's; one that brings pages home
 //! holds up those who wait for them. An event of the program (a page is unmapped, discarded, moved) overtakes a migration
 //! at any stage, too.
+//!
+//! # Huge pages
+//!
+//! With [`Select::COMPOUND`] a huge page of which all is asked for has one entry, and goes as one: out in one move, to a
+//! large run of frames, and home in one move to a huge page. A driver that has no large run for it, or wants only a part of
+//! it, makes its entry 512 ordinary ones ([`Migration::split`]); [`Migration::store`] and [`Migration::fetch`] do so by
+//! themselves. If a part of a huge page was overtaken [`pages`](Migration::pages) splits its entry, and the rest migrates.
 //!
 //! # Rules for drivers
 //!
@@ -47,10 +55,12 @@
 //!   fault needs it and the device fails, it is poisoned.
 //! - Read-only device entries after fork or mprotect: a frame has no permissions, mappings of it have.
 
+mod bring;
 mod collect;
 mod commit;
 mod destination;
 mod exclusive;
+mod huge;
 mod remove;
 
 use std::marker::PhantomData;
@@ -81,11 +91,16 @@ impl Select {
     pub const PRIVATE: Self = Self(2);
     /// Pages on coherent devices of the driver's.
     pub const COHERENT: Self = Self(4);
-    /// A huge page as one entry rather than many.
+    /// A huge page of which all is asked for as one entry rather than many, see [`Entry::is_compound`]; a block of holes
+    /// likewise.
     pub const COMPOUND: Self = Self(8);
     /// With [`SYSTEM`](Self::SYSTEM): pages that a device has to itself stay its own and are skipped, as in Linux.
     /// Without it they are taken back.
     pub const KEEP_EXCLUSIVE: Self = Self(16);
+    /// With [`SYSTEM`](Self::SYSTEM): pages that are away elsewhere, on a tier or on another owner's device, are fetched and
+    /// collected like pages in system memory, so that no range fault is needed in front of the migration. They come
+    /// into staging only, not into the program.
+    pub const FAULT: Self = Self(32);
 
     /// Whether all of `other` is in it.
     pub const fn contains(self, other: Self) -> bool {
@@ -108,7 +123,8 @@ pub enum Skip {
     NotSelected,
     /// It is in no registered mapping.
     Unmanaged,
-    /// It is on a tier: it is collected when it has been touched.
+    /// It is on a tier: it is collected when it has been touched, or with [`Select::FAULT`]. With that: its device did not
+    /// give it.
     Evicted,
     /// Pinned for I/O, shared by a fork, of a read-only mapping, or the program's mappings are changing just now.
     Busy,
@@ -120,6 +136,8 @@ pub enum Skip {
     NoStaging,
     /// Its bytes are lost.
     Poisoned,
+    /// It is part of the huge page whose entry is in front.
+    Compound,
 }
 
 /// What was collected of a page.
@@ -146,15 +164,18 @@ pub(crate) enum Destination {
     System(Slot),
 }
 
-/// One page of a migration.
+/// One page of a migration, small or huge.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     page: Vpn,
+    compound: bool,
     source: Source,
     /// Where the bytes of a system page are.
     slot: Slot,
     /// A frame on a tier that may still hold a system page.
     copy: Option<Frame>,
+    /// A frame of somebody else's that the page is brought from.
+    from: Option<Frame>,
     destination: Destination,
     migrated: bool,
     /// When the migration ended its page was not where it was.
@@ -162,12 +183,14 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn new(page: Vpn, source: Source) -> Self {
+    const fn new(page: Vpn, source: Source) -> Self {
         Self {
             page,
+            compound: false,
             source,
             slot: Slot(0),
             copy: None,
+            from: None,
             destination: Destination::Stay,
             migrated: false,
             elsewhere: false,
@@ -177,6 +200,17 @@ impl Entry {
     /// The page.
     pub const fn page(&self) -> Vpn {
         self.page
+    }
+
+    /// Whether it stands for a huge page, which is the whole block: what is said of it is said of all 512 pages, frames
+    /// and slots are the first of runs, and the 511 entries behind it are skipped ([`Skip::Compound`]).
+    pub const fn is_compound(&self) -> bool {
+        self.compound
+    }
+
+    /// The pages that it stands for.
+    pub const fn nr_pages(&self) -> usize {
+        if self.compound { BLOCK_PAGES } else { 1 }
     }
 
     /// What was collected of it.
@@ -271,11 +305,11 @@ impl<K: Kernel, Stage> Migration<'_, K, Stage> {
 
     /// How many pages were collected.
     pub fn nr_collected(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.is_collected()).count()
+        self.entries.iter().filter(|entry| entry.is_collected()).map(Entry::nr_pages).sum()
     }
 
     /// How many have another home now. Zero in front of [`pages`](Self::pages).
     pub fn nr_migrated(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.is_migrated()).count()
+        self.entries.iter().filter(|entry| entry.is_migrated()).map(Entry::nr_pages).sum()
     }
 }

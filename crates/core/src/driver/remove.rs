@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use hmm_device::DevicePfn;
 
-use crate::addr::{BlockId, PageRange, Vpn};
+use crate::addr::{BLOCK_PAGES, BlockId, PageRange, Vpn};
 use crate::bits::PageSet;
-use crate::driver::{Collected, Entry, MAX_PAGES, Migration, SetupError};
+use crate::driver::{Collected, Entry, MAX_PAGES, Migration, Select, SetupError};
 use crate::engine::Engine;
 use crate::fault::Outcome;
 use crate::kernel::{Kernel, Stop};
@@ -44,6 +44,7 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         &mut self,
         found: &PageSet,
         change: Change,
+        select: Select,
         is_wanted: &dyn Fn(&States, usize) -> Option<Frame>,
     ) -> Option<Stop> {
         let engine = self.engine;
@@ -53,6 +54,15 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         let mut states = engine.table.block(id).lock();
         let wanted = wanted_of(&states, found, is_wanted);
         let stop = engine.unmap_frames(&mut states, id, &wanted);
+        let is_whole = found.len() == BLOCK_PAGES && self.entries.is_empty();
+        if let Some(first) = states.large_run()
+            && is_whole
+            && select.contains(Select::COMPOUND)
+            && (0..BLOCK_PAGES).all(|index| is_wanted(&states, index).is_some())
+        {
+            self.take_large_run(&mut states, id, first);
+            return stop;
+        }
         for index in found.runs().flatten() {
             if let (PageState::Device { frame }, Some(_)) = (states.get(index), is_wanted(&states, index)) {
                 states.set(index, PageState::Fetching { ticket: self.ticket, frame });
@@ -78,8 +88,9 @@ fn wanted_of(
 
 impl<K: Kernel> Engine<K> {
     /// Collects pages by the frames that they are in, at most [`MAX_PAGES`]: to empty a part of a device without knowing
-    /// the pages' addresses. The entries are in the order of addresses. Each block with such pages is invalidated with
-    /// [`Cause::Migrate`] and the device's owner.
+    /// the pages' addresses. The entries are in the order of addresses. With [`Select::COMPOUND`] a huge page all of whose
+    /// frames are meant has one entry; of the others it does not matter what is selected. Each block with such pages is
+    /// invalidated with [`Cause::Migrate`] and the device's owner.
     ///
     /// # Errors
     /// [`SetupError::NotYours`].
@@ -87,13 +98,14 @@ impl<K: Kernel> Engine<K> {
         &self,
         device: DeviceId,
         frames: Range<DevicePfn>,
+        select: Select,
         owner: Owner,
     ) -> Result<Migration<'_, K, Collected>, SetupError> {
         if self.registry.member(device.0).is_none_or(|member| member.owner != owner) {
             return Err(SetupError::NotYours);
         }
         let cause = (Cause::Migrate, Some(owner));
-        Ok(self.collect_frames(EVERYTHING, owner, cause, &|frame| {
+        Ok(self.collect_frames(EVERYTHING, owner, cause, select, &|frame| {
             frame.device == device.0 && frames.start <= frame.pfn && frame.pfn < frames.end
         }))
     }
@@ -103,6 +115,7 @@ impl<K: Kernel> Engine<K> {
         range: PageRange,
         owner: Owner,
         (cause, on_behalf_of): (Cause, Option<Owner>),
+        select: Select,
         wanted: &dyn Fn(Frame) -> bool,
     ) -> Migration<'_, K, Collected> {
         let mut migration = Migration::new(self, range, owner);
@@ -121,6 +134,10 @@ impl<K: Kernel> Engine<K> {
             let room = MAX_PAGES - migration.entries.len();
             let found = {
                 let states = block.lock();
+                if select.contains(Select::COMPOUND) && room < MAX_PAGES && states.large_run().is_some() {
+                    // There is no room for all of it.
+                    break;
+                }
                 let found = part.filter(|index| is_wanted(&states, *index).is_some());
                 found.take(room).fold(PageSet::EMPTY, |mut found, index| {
                     found.insert(index);
@@ -131,10 +148,10 @@ impl<K: Kernel> Engine<K> {
                 continue;
             }
             let change = Change { range: id.pages(), cause, owner: on_behalf_of };
-            if migration.collect_found(&found, change, &is_wanted) == Some(Stop::Busy) {
+            if migration.collect_found(&found, change, select, &is_wanted) == Some(Stop::Busy) {
                 // Shared by a fork: a write makes it the program's own.
                 self.kernel.unshare(id.pages());
-                migration.collect_found(&found, change, &is_wanted);
+                migration.collect_found(&found, change, select, &is_wanted);
             }
         }
         migration
@@ -153,8 +170,9 @@ impl<K: Kernel> Engine<K> {
         loop {
             // Not as a migration of the driver's own: it hears of it, and lets go of the frames.
             let cause = (Cause::Clear, None);
-            let mut migration =
-                self.collect_frames(EVERYTHING, owner, cause, &|frame| frame.device == device.0);
+            let mut migration = self.collect_frames(EVERYTHING, owner, cause, Select::COMPOUND, &|frame| {
+                frame.device == device.0
+            });
             if migration.nr_collected() == 0 {
                 drop(migration);
                 self.keep_frames(device);
@@ -162,8 +180,12 @@ impl<K: Kernel> Engine<K> {
             }
             migration.fetch();
             let migration = migration.pages();
-            let left: Vec<Vpn> =
-                migration.entries().iter().filter(|entry| !entry.is_migrated()).map(Entry::page).collect();
+            let left: Vec<Vpn> = migration
+                .entries()
+                .iter()
+                .filter(|entry| entry.is_collected() && !entry.is_migrated())
+                .map(Entry::page)
+                .collect();
             let nr_migrated = migration.finalize();
             let nr_forced = left.iter().take_while(|page| self.force_home(**page)).count();
             if nr_migrated + nr_forced == 0 {
@@ -182,7 +204,8 @@ impl<K: Kernel> Engine<K> {
     pub(super) fn bring_frame_home(&self, page: Vpn, frame: Frame) {
         let Some(owner) = self.registry.owner(frame.device) else { return };
         let range = PageRange::new(page, 1);
-        let mut migration = self.collect_frames(range, owner, (Cause::Clear, None), &|at| at == frame);
+        let mut migration =
+            self.collect_frames(range, owner, (Cause::Clear, None), Select::SYSTEM, &|at| at == frame);
         migration.fetch();
         migration.pages().finalize();
     }

@@ -1,7 +1,7 @@
 //! A full device says so, keeps what it has, and goes on when there is room again.
 
 use super::{MAX_PAGES, alloc, expect, expect_frames, is_full, pages, pages::Kind, store};
-use crate::{Access, Device, DevicePfn, PAGE_SIZE};
+use crate::{Access, Device, DevicePfn, LARGE_PAGES, PAGE_SIZE};
 
 /// Pages in a store.
 const RUN: usize = 24;
@@ -81,4 +81,40 @@ pub(super) fn cycles_leak_nothing(device: &impl Device) {
             "usage: {used} bytes after {cycle} more cycles of the same, {first} after the first"
         );
     }
+}
+
+/// A device that has large runs hands them out whole, and takes them back in parts.
+pub(super) fn large_runs(device: &impl Device) {
+    let Some(first) = device.alloc_large() else { return };
+    assert!(
+        first.is_large_start(),
+        "alloc_large: a large run begins at a multiple of {LARGE_PAGES}, not {first:?}"
+    );
+    let run: Vec<DevicePfn> = (0..LARGE_PAGES).map(|number| first.add(number)).collect();
+    expect_frames(device, LARGE_PAGES, "with a large run");
+    let mut small = [DevicePfn(0); RUN];
+    let granted = device.alloc(&mut small);
+    let is_apart = small[..granted].iter().all(|frame| !run.contains(frame));
+    assert!(is_apart, "alloc: a frame of a large run is handed out again");
+    let bytes = pages::mixed(LARGE_PAGES, 5);
+    let outcome = store(device, &run, &bytes, Access::Stream);
+    assert!(outcome.stop.is_none() || is_full(outcome), "store: to a large run");
+    let stored = outcome.done;
+    expect(device, &run[..stored], &bytes[..stored * PAGE_SIZE], "of a large run");
+    // Every other page first, as when the program gives up parts.
+    let (even, odd): (Vec<_>, Vec<_>) = run.iter().partition(|frame| frame.0 % 2 == 0);
+    device.free(&even);
+    expect(
+        device,
+        &odd[..stored / 2],
+        &odd_pages(&bytes[..stored / 2 * 2 * PAGE_SIZE]),
+        "left of a large run",
+    );
+    device.free(&odd);
+    device.free(&small[..granted]);
+    expect_frames(device, 0, "after a large run was freed in parts");
+}
+
+fn odd_pages(bytes: &[u8]) -> Vec<u8> {
+    bytes.chunks_exact(PAGE_SIZE).skip(1).step_by(2).flatten().copied().collect()
 }

@@ -37,6 +37,7 @@ pub fn check<D: Device>(make: impl Fn() -> D) {
     content::holds_is_true(&make());
     filling::full_and_back(&make());
     filling::cycles_leak_nothing(&make());
+    filling::large_runs(&make());
     threads::side_by_side(&make());
 }
 

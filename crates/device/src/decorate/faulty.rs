@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Verb;
 use crate::rng::mix;
-use crate::{Caps, Device, DeviceError, DevicePfn, Fetch, PAGE_SIZE, Store, Transfer, Usage};
+use crate::{Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, PAGE_SIZE, Store, Transfer, Usage};
 
 /// Which of the counted calls a rule is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +171,15 @@ impl<D: Device> Device for Faulty<D> {
             Some(Fault::Stop { done, .. }) => done,
         };
         self.inner.alloc(&mut frames[..wanted])
+    }
+
+    fn alloc_large(&self) -> Option<DevicePfn> {
+        match self.next(Verb::Alloc, LARGE_PAGES) {
+            Some(Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble) | None => {
+                self.inner.alloc_large()
+            }
+            Some(Fault::Stop { .. }) => None,
+        }
     }
 
     fn store(&self, run: Store<'_>) -> Transfer {

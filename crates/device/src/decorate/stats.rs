@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Verb;
-use crate::{Caps, Device, DeviceError, DevicePfn, Fetch, PAGE_SIZE, Store, Transfer, Usage};
+use crate::{Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, PAGE_SIZE, Store, Transfer, Usage};
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -95,6 +95,12 @@ impl<D: Device> Device for WithStats<D> {
         let granted = self.inner.alloc(frames);
         self.count(Verb::Alloc, granted, granted < frames.len());
         granted
+    }
+
+    fn alloc_large(&self) -> Option<DevicePfn> {
+        let first = self.inner.alloc_large();
+        self.count(Verb::Alloc, first.map_or(0, |_| LARGE_PAGES), first.is_none());
+        first
     }
 
     fn store(&self, run: Store<'_>) -> Transfer {

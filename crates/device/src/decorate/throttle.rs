@@ -72,6 +72,10 @@ impl<D: Device> Device for Throttled<D> {
         self.inner.alloc(frames)
     }
 
+    fn alloc_large(&self) -> Option<DevicePfn> {
+        self.inner.alloc_large()
+    }
+
     fn store(&self, run: Store<'_>) -> Transfer {
         let outcome = self.inner.store(run);
         self.carry(outcome.done);

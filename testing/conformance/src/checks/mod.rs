@@ -7,6 +7,7 @@ mod events;
 mod exclusive;
 mod failing;
 mod fork;
+mod huge;
 mod migrate;
 mod overtaken;
 mod owners;
@@ -30,6 +31,10 @@ pub use failing::{
     stores_fail_in_turn,
 };
 pub use fork::a_child_never_reads_wrong_bytes;
+pub use huge::{
+    huge_holes_are_zeroes, huge_pages_are_found_by_frames, huge_pages_are_whole_after_a_drop,
+    huge_pages_go_and_come_back_whole, parts_of_huge_pages_are_small,
+};
 pub use migrate::{
     a_driver_copies_by_itself, a_full_device_takes_what_it_can, a_touch_brings_home,
     dropped_at_any_stage_nothing_is_lost, holes_are_zeroes_on_the_device, pages_go_and_come_back,
@@ -38,7 +43,10 @@ pub use migrate::{
 pub use overtaken::{
     touched_while_it_comes_home, touched_while_it_leaves, unmapped_on_the_way_home, unmapped_on_the_way_out,
 };
-pub use owners::{a_device_is_removed_in_use, other_owners_get_nothing, pages_are_found_by_frames};
+pub use owners::{
+    a_device_is_removed_in_use, other_owners_get_nothing, pages_are_found_by_frames,
+    pages_elsewhere_are_taken_in_one_walk,
+};
 pub use threads::many_at_once;
 
 /// How long a test may take; on a machine with nothing else to do they take much less than a second.

@@ -40,8 +40,12 @@ pub fn other_owners_get_nothing(make: Make, watched: &Watched) {
         "nor does it send pages to others' devices"
     );
     drop(migration);
-    let by_frames =
-        ground.space.migrate_device_range(mine.id(), DevicePfn(0)..DevicePfn(u32::MAX), other.owner());
+    let by_frames = ground.space.migrate_device_range(
+        mine.id(),
+        DevicePfn(0)..DevicePfn(u32::MAX),
+        other.select(),
+        other.owner(),
+    );
     assert_eq!(by_frames.err(), Some(SetupError::NotYours));
     assert_eq!(mine.nr_on_device(map.pages()), 40, "nothing has happened to them");
     // Wanting them is a touch.
@@ -88,6 +92,38 @@ pub fn a_device_is_removed_in_use(make: Make, watched: &Watched) {
     ground.expect_sound();
 }
 
+/// With [`Select::FAULT`] one call collects pages wherever they are: on another driver's device, exclusive to it, at home,
+/// and holes.
+///
+/// # Panics
+/// If it does not.
+pub fn pages_elsewhere_are_taken_in_one_walk(make: Make, watched: &Watched) {
+    let (ground, map) = with_pages_on_device(make, watched, 40);
+    if !ground.comes_home() {
+        // The CPU has such pages mapped: they are in nobody's way.
+        drop(map);
+        return ground.finish();
+    }
+    let other = Driver::new(&ground.space, Arc::new(Ram::new(64)), Owner(8));
+    map.expect(0..3, SEED, "at home");
+    map.discard(30, 4);
+    ground.driver.take(map.page(1)).expect("it is at home");
+    let select = Select::SYSTEM | Select::FAULT;
+    let mut migration =
+        ground.space.migrate_setup(map.pages(), select, other.owner()).expect("can be managed");
+    assert_eq!(migration.nr_collected(), 40, "{:?}", migration.entries());
+    assert_eq!(ground.device.nr_live(), 0, "their frames are free");
+    assert_eq!(ground.driver.entry(map.page(20)), None, "their driver was told");
+    assert_eq!(migration.store(other.id()), Ok(40));
+    assert_eq!(migration.pages().finalize(), 40);
+    assert_eq!(other.nr_on_device(map.pages()), 40);
+    map.expect((0..40).filter(|page| !(30..34).contains(page)), SEED, "taken");
+    map.expect_zero(30..34, "discarded");
+    drop(map);
+    drop(other);
+    ground.finish();
+}
+
 /// Pages are collected by the frames that they are in, without their addresses.
 ///
 /// # Panics
@@ -101,7 +137,7 @@ pub fn pages_are_found_by_frames(make: Make, watched: &Watched) {
     let (low, high) = (frames[20], frames[40]);
     let mut migration = ground
         .space
-        .migrate_device_range(driver.id(), low..high, driver.owner())
+        .migrate_device_range(driver.id(), low..high, driver.select(), driver.owner())
         .expect("the device is the driver's");
     driver.forget(map.pages());
     assert_eq!(migration.nr_collected(), 20, "those frames and no others");

@@ -83,7 +83,9 @@ fn by_frames(fire: &Fire, accelerator: &Accelerator, rng: &mut Rng) -> usize {
     let driver = &accelerator.driver;
     let first = u32::try_from(rng.below(500)).unwrap_or(0);
     let frames = DevicePfn(first)..DevicePfn(first + 30);
-    let Ok(mut migration) = fire.space.migrate_device_range(driver.id(), frames, driver.owner()) else {
+    let Ok(mut migration) =
+        fire.space.migrate_device_range(driver.id(), frames, driver.select(), driver.owner())
+    else {
         return 0;
     };
     for entry in migration.entries() {

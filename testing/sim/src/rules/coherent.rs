@@ -246,8 +246,10 @@ fn a_frame_ends_with_its_page_and_moves_with_it() {
     assert_eq!((520..528).map(|page| world.frame(page)).collect::<Vec<_>>(), frames, "moved");
     check::all(&world.world.shared(), world.engine());
     check::bytes(&world.world.shared(), world.engine());
-    let mut migration =
-        world.engine().migrate_device_range(world.id, DevicePfn(0)..DevicePfn(64), OWNER).expect("its own");
+    let mut migration = world
+        .engine()
+        .migrate_device_range(world.id, DevicePfn(0)..DevicePfn(64), Select::COHERENT, OWNER)
+        .expect("its own");
     assert_eq!(migration.fetch(), 8, "found by their frames");
     assert_eq!(migration.pages().finalize(), 8);
     assert_eq!(world.nr_used(), 0);

@@ -5,7 +5,9 @@
 mod changes;
 mod coherent;
 mod exclusive;
+mod fault;
 mod held;
+mod huge;
 mod migration;
 mod overtaken;
 mod removal;
@@ -51,8 +53,8 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(engine: &Engine<SimKernel>, owner: u64) -> Self {
-        let (owner, device) = (Owner(owner), Arc::new(Ram::new(NR_FRAMES)));
+    fn new(engine: &Engine<SimKernel>, owner: u64, nr_frames: usize) -> Self {
+        let (owner, device) = (Owner(owner), Arc::new(Ram::new(nr_frames)));
         let id = engine.add_device(Arc::clone(&device) as _, owner).expect("there are few");
         Self { owner, id, device }
     }
@@ -78,12 +80,27 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        let setup = Setup { budget_pages: 1300, ..Setup::calm(1) };
+        Self::with_frames(NR_FRAMES)
+    }
+
+    fn with_frames(nr_frames: usize) -> Self {
+        Self::with_setup(nr_frames, Setup { budget_pages: 1300, ..Setup::calm(1) })
+    }
+
+    /// An address space without a budget.
+    fn mirrored() -> Self {
+        let calm = Setup::calm(1);
+        let config = hmm_core::Config { zero_page: true, ..calm.config };
+        Self::with_setup(NR_FRAMES, Setup { budget_pages: 1 << 20, config, ..calm })
+    }
+
+    fn with_setup(nr_frames: usize, setup: Setup) -> Self {
         let arena = setup.arena.all();
         let world = World::new(setup);
         world.op(&Op::Map { span: arena });
         world.op(&Op::Fill { span: DATA, pattern: Pattern::Noise, stamp: 7 });
-        let (one, two) = (Driver::new(world.engine(), 1), Driver::new(world.engine(), 2));
+        let (one, two) =
+            (Driver::new(world.engine(), 1, nr_frames), Driver::new(world.engine(), 2, nr_frames));
         let table = Arc::new(Mutex::new(Vec::new()));
         let range = Machine::range(arena);
         let log = Notifier::new(world.engine().notifiers(), range, table, Scribe).expect("has pages");

@@ -17,7 +17,7 @@ fn a_device_in_use_is_removed() {
     // Its driver is told, and not as of a migration of its own.
     assert!(world.told().iter().any(|(_, cause, owner)| *cause == Cause::Clear && owner.is_none()));
     assert_eq!(world.engine().remove_device(world.one.id), Err(RemoveError::Unknown));
-    let next = Driver::new(world.engine(), 3);
+    let next = Driver::new(world.engine(), 3, NR_FRAMES);
     assert_eq!(next.id, world.one.id, "the number is free again");
     world.verify();
 }
@@ -46,10 +46,13 @@ fn pages_of_some_frames_are_collected_without_their_addresses() {
     // The pages have other addresses by now, which the driver does not know.
     world.world.op(&Op::Remap { from: 0, to: 520, len: 16, keep_source: true });
     let frames = DevicePfn(4)..DevicePfn(8);
-    let foreign = world.engine().migrate_device_range(world.one.id, frames.clone(), world.two.owner);
+    let foreign =
+        world.engine().migrate_device_range(world.one.id, frames.clone(), Select::PRIVATE, world.two.owner);
     assert_eq!(foreign.err(), Some(SetupError::NotYours));
-    let mut migration =
-        world.engine().migrate_device_range(world.one.id, frames, world.one.owner).expect("its own");
+    let mut migration = world
+        .engine()
+        .migrate_device_range(world.one.id, frames, Select::PRIVATE, world.one.owner)
+        .expect("its own");
     assert_eq!(migration.nr_collected(), 4);
     assert_eq!(migration.fetch(), 4);
     assert_eq!(migration.pages().finalize(), 4);
