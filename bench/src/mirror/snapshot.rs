@@ -27,7 +27,7 @@ impl Watch for Nothing {
 }
 
 const fn resident(write: bool) -> Pfn {
-    Pfn { found: Place::System { zero: false }, write, order: 0 }
+    Pfn { found: Place::System { zero: false }, write, order: 0, protected: false }
 }
 
 /// The floor: what PAGEMAP_SCAN tells, written down for each page.

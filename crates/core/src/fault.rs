@@ -363,6 +363,17 @@ impl<K: Kernel> Engine<K> {
         Mapped { done: progress.done, stop: progress.stop, left: Left::Nothing }
     }
 
+    /// As [`give_home`](Self::give_home), with write protection. `None`: there is no memory for that, or not here.
+    pub(crate) fn give_home_protected(&self, run: SlotRun, range: PageRange) -> Option<Mapped> {
+        if !self.charge_for_copy(run.len) {
+            return None;
+        }
+        let progress = self.kernel.copy_home_protected(run.start, range);
+        self.uncharge(run.len - progress.done);
+        let is_refused = progress.done == 0 && matches!(progress.stop, Some(Stop::Unsuited | Stop::NoMemory));
+        (!is_refused).then_some(Mapped { done: progress.done, stop: progress.stop, left: Left::Memory })
+    }
+
     /// What a fault comes to when the kernel stops in front of its page.
     pub(crate) fn stopped(&self, page: Vpn, stop: Stop) -> Outcome {
         match stop {

@@ -96,6 +96,8 @@ pub struct Seen {
     pub cpu: Mapped,
     /// log2 of the pages of the naturally aligned run that it is mapped with.
     pub order: u8,
+    /// Whether it is write-protected by [`Kernel::copy_home_protected`].
+    pub protected: bool,
 }
 
 /// Why pages could not be faulted in.
@@ -121,6 +123,13 @@ pub trait Kernel: Send + Sync {
 
     /// Fills holes of the program with copies of slots, and wakes who waits for them. The slots keep their pages.
     fn copy_home(&self, src: Slot, dst: PageRange) -> Progress;
+
+    /// As [`copy_home`](Kernel::copy_home), and each page comes write-protected: the first write to it is a fault, also one
+    /// by a system call. [`Stop::Unsuited`] where not all such faults would be told of.
+    fn copy_home_protected(&self, src: Slot, dst: PageRange) -> Progress;
+
+    /// Lifts write protection, and wakes who waits to write. After a stop, none or a part of it is lifted.
+    fn unprotect(&self, dst: PageRange) -> Option<Stop>;
 
     /// Fills holes of the program with zeroes, in memory of their own, and wakes who waits for them.
     fn zero_home(&self, dst: PageRange) -> Progress;

@@ -25,6 +25,7 @@
 pub mod addr;
 pub mod bits;
 pub mod driver;
+pub mod duplicate;
 pub mod hints;
 pub mod kernel;
 pub mod ledger;

@@ -88,6 +88,9 @@ pub struct Pfn {
     pub write: bool,
     /// log2 of the pages of the naturally aligned run that it is mapped with: 9 for a huge page.
     pub order: u8,
+    /// Whether the page's bytes in system memory stay as they are until drivers have been told: they may be copied
+    /// ([`duplicate`](crate::duplicate)).
+    pub protected: bool,
 }
 
 /// A range that is asked for.
@@ -241,7 +244,7 @@ impl<K: Kernel> Engine<K> {
         }
         let mut lack: Option<Lack> = None;
         for ((page, seen), state) in part.iter().zip(seen).zip(states) {
-            if seen.cpu == Mapped::ReadOnly && written.contains(page) {
+            if seen.cpu == Mapped::ReadOnly && !seen.protected && written.contains(page) {
                 seen.cpu = Mapped::Writable;
             }
             let mut pfn = self.pfn(seen, state, fault.owner);
@@ -304,14 +307,19 @@ impl<K: Kernel> Engine<K> {
             && let Some(owner) = self.registry.owner(frame.device)
         {
             let write = seen.cpu == Mapped::Writable;
-            return Pfn { found: Found::Coherent(frame, owner), write, order: seen.order };
+            let found = Found::Coherent(frame, owner);
+            return Pfn { found, write, order: seen.order, protected: false };
         }
         match seen.cpu {
             Mapped::Absent => self.away(seen, state, owner),
-            Mapped::Zero => Pfn { found: Found::System { zero: true }, write: false, order: seen.order },
+            Mapped::Zero => {
+                let found = Found::System { zero: true };
+                Pfn { found, write: false, order: seen.order, protected: false }
+            }
             Mapped::ReadOnly | Mapped::Writable => {
                 let write = seen.cpu == Mapped::Writable;
-                Pfn { found: Found::System { zero: false }, write, order: seen.order }
+                let protected = seen.protected && matches!(state, PageState::System { .. });
+                Pfn { found: Found::System { zero: false }, write, order: seen.order, protected }
             }
         }
     }
@@ -324,7 +332,8 @@ impl<K: Kernel> Engine<K> {
                     && self.registry.owner(frame.device) == owner
                     && !self.registry.is_coherent(frame.device) =>
             {
-                Pfn { found: Found::Private(frame), write: seen.rights == Rights::Write, order: 0 }
+                let write = seen.rights == Rights::Write;
+                Pfn { found: Found::Private(frame), write, ..Pfn::default() }
             }
             PageState::None
             | PageState::System { .. }

@@ -171,6 +171,9 @@ fn take_over(engine: &Engine<Mm>, part: AddrRange, found: &mut Found) {
     merge(engine, pages);
 }
 
+/// Holes, and pages that are write-protected.
+const MODES: Modes = Modes::MISSING.union(Modes::WRITE_PROTECT);
+
 /// What became of the next part that was not known.
 enum Step {
     Registered(PageRange),
@@ -205,7 +208,7 @@ fn register_next(engine: &Engine<Mm>, rest: PageRange) -> Step {
     }
     events.removed(gap);
     // SAFETY: as in `register`.
-    if unsafe { mm.uffd().register(range_of(gap), Modes::MISSING) }.is_err() {
+    if unsafe { mm.uffd().register(range_of(gap), MODES) }.is_err() {
         return Step::Refused(gap);
     }
     if one_mapping(mm, gap).is_none_or(|now| gap.intersect(now) != gap) {
@@ -269,7 +272,7 @@ pub(crate) fn register(engine: &Engine<Mm>, range: PageRange) -> Result<(), Errn
     // 2. the caller excluded everything that the threads which answer faults stand on (I6).
     // 3. pages are only taken out by the engine, which brings them back at the next touch; a process that ends takes
     //    its memory along.
-    unsafe { mm.uffd().register(range_of(range), Modes::MISSING) }?;
+    unsafe { mm.uffd().register(range_of(range), MODES) }?;
     mm.extents().set_vma(range);
     Ok(())
 }

@@ -12,7 +12,7 @@ use hmm_core::Peeked;
 use hmm_core::addr::{PAGE_SIZE, PageRange, Vpn};
 use hmm_uapi::AddrRange;
 use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
-use hmm_uapi::uffd::{CopyMode, Event, EventBuffer, MAX_EVENTS, Userfaultfd};
+use hmm_uapi::uffd::{CopyMode, Event, EventBuffer, FaultAccess, MAX_EVENTS, Userfaultfd};
 
 use crate::runtime::{Pending, Retries, Runtime, Touch};
 
@@ -124,9 +124,16 @@ impl Runtime {
     pub fn serve_child(&self, child: &Userfaultfd, buffer: &mut EventBuffer, page: &mut [u8; PAGE_SIZE]) {
         let Ok(messages) = child.read_events(buffer) else { return };
         for message in messages {
-            let Event::Fault { addr, .. } = message else { continue };
+            let Event::Fault { addr, access, .. } = message else { continue };
             let vpn = Vpn::of_addr(addr);
             let range = AddrRange::new(vpn.addr(), PAGE_SIZE as u64);
+            if access == FaultAccess::WriteProtect {
+                // No device of the child's has a copy.
+                if child.write_protect(range, false).is_err() {
+                    let _ = child.wake(range);
+                }
+                continue;
+            }
             let outcome = match self.engine().peek(vpn, page) {
                 Peeked::Bytes => {
                     let source = std::ptr::from_ref(&*page).expose_provenance() as u64;

@@ -11,7 +11,7 @@ use hmm_core::addr::{PageRange, Vpn};
 use hmm_core::kernel::Kernel;
 use hmm_core::notifier::Cause;
 use hmm_uapi::AddrRange;
-use hmm_uapi::uffd::{Event, EventBuffer, FaultAccess, MAX_EVENTS, Userfaultfd};
+use hmm_uapi::uffd::{Event, EventBuffer, MAX_EVENTS, Userfaultfd};
 
 use crate::mm::Mm;
 use crate::moves::{Move, Moves};
@@ -39,8 +39,7 @@ impl Runtime {
                 for message in messages {
                     match message {
                         Event::Fault { addr, access, .. } if nr_faults < MAX_EVENTS => {
-                            let reads = access == FaultAccess::Read;
-                            faults[nr_faults] = Touch { page: Vpn::of_addr(addr), reads };
+                            faults[nr_faults] = Touch { page: Vpn::of_addr(addr), access };
                             nr_faults += 1;
                         }
                         // It faults again.

@@ -87,6 +87,16 @@ impl Runtime {
         Ok(self.engine().migrate_setup(range, select, owner)?)
     }
 
+    /// Write-protects pages of a range, so that a driver may hold copies of them; see [`hmm_core::duplicate`]. Memory that
+    /// is not managed yet is from now on ([`manage`](Self::manage)).
+    ///
+    /// # Errors
+    /// [`MigrateError`]. Pages that cannot be protected are no error.
+    pub fn write_protect(&self, range: PageRange, owner: Owner) -> Result<(), MigrateError> {
+        self.manage(range)?;
+        Ok(self.engine().write_protect(range, owner)?)
+    }
+
     /// Adds a driver's device, to which only its driver migrates pages.
     ///
     /// # Errors
@@ -213,6 +223,15 @@ impl AddressSpace {
         owner: Owner,
     ) -> Result<Migrating<'_, Collected>, MigrateError> {
         Migrating::begin(|| self.runtime().migrate_setup(range, select, owner))
+    }
+
+    /// See [`Runtime::write_protect`].
+    ///
+    /// # Errors
+    /// [`MigrateError`].
+    pub fn write_protect(&self, range: PageRange, owner: Owner) -> Result<(), MigrateError> {
+        let _inside = callers::enter();
+        self.runtime().write_protect(range, owner)
     }
 
     /// See [`Runtime::add_device`].

@@ -291,6 +291,20 @@ impl Kernel for Mm {
         progress(self.files.uffd.copy(self.slot_addr(src), to.start, to.len(), CopyMode::empty()))
     }
 
+    fn copy_home_protected(&self, src: Slot, dst: PageRange) -> Progress {
+        if self.files.access == Access::UserModeOnly {
+            // The kernel's own writes would fail rather than wait.
+            return Progress { done: 0, stop: Some(Stop::Unsuited) };
+        }
+        let to = range_of(dst);
+        let mode = CopyMode::WRITE_PROTECT;
+        progress(self.files.uffd.copy(self.slot_addr(src), to.start, to.len(), mode))
+    }
+
+    fn unprotect(&self, dst: PageRange) -> Option<Stop> {
+        self.files.uffd.write_protect(range_of(dst), false).err().map(stop_of)
+    }
+
     fn zero_home(&self, dst: PageRange) -> Progress {
         let to = range_of(dst);
         let zeroes = self.zeroes.range().start;

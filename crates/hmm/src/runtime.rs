@@ -17,7 +17,7 @@ use hmm_core::{Engine, Outcome, Reclaimed};
 use hmm_uapi::AddrRange;
 use hmm_uapi::maps::Maps;
 use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
-use hmm_uapi::uffd::{EventBuffer, Features, MAX_EVENTS, Userfaultfd};
+use hmm_uapi::uffd::{EventBuffer, FaultAccess, Features, MAX_EVENTS, Userfaultfd};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -80,12 +80,12 @@ pub struct Runtime {
 #[derive(Clone, Copy)]
 pub(crate) struct Touch {
     pub(crate) page: Vpn,
-    pub(crate) reads: bool,
+    pub(crate) access: FaultAccess,
 }
 
 impl Touch {
     /// What an array of them begins with.
-    pub(crate) const NONE: Self = Self { page: Vpn(0), reads: false };
+    pub(crate) const NONE: Self = Self { page: Vpn(0), access: FaultAccess::Write };
 }
 
 /// A fault that has to be tried again.
@@ -280,8 +280,12 @@ impl Runtime {
     }
 
     pub(crate) fn serve_fault(&self, pending: Pending, retries: &mut Retries) {
-        let Touch { page, reads } = pending.touch;
-        let outcome = if reads { self.engine.read_fault(page) } else { self.engine.fault(page) };
+        let Touch { page, access } = pending.touch;
+        let outcome = match access {
+            FaultAccess::Read => self.engine.read_fault(page),
+            FaultAccess::WriteProtect => self.engine.write_fault(page),
+            FaultAccess::Write | FaultAccess::Minor => self.engine.fault(page),
+        };
         let again = match outcome {
             Outcome::Done => {
                 let took = u64::try_from(pending.since.elapsed().as_nanos()).unwrap_or(u64::MAX);

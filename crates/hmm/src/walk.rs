@@ -90,11 +90,13 @@ fn scan_own(mm: &Mm, rights: Rights, range: PageRange, seen: &mut [Seen]) {
             Mapped::ReadOnly
         };
         let order = if found.contains(Categories::HUGE) { HUGE_ORDER } else { 0 };
+        let protected = cpu == Mapped::ReadOnly && !found.contains(Categories::WRITTEN);
         let pages = PageRange::of_bytes(region.range().start, region.range().end).intersect(range);
         seen[offset(range.start, pages.start)..offset(range.start, pages.end)].fill(Seen {
             rights,
             cpu,
             order,
+            protected,
         });
     });
 }
@@ -127,7 +129,8 @@ fn look(vma: &Vma, rights: Rights, entry: PageEntry) -> Seen {
     };
     let in_huge = vma.page_size / PAGE_SIZE as u64;
     let order = if cpu == Mapped::Absent { 0 } else { u8::try_from(in_huge.max(1).ilog2()).unwrap_or(0) };
-    Seen { rights, cpu, order }
+    let protected = cpu == Mapped::ReadOnly && entry.is_write_protected();
+    Seen { rights, cpu, order, protected }
 }
 
 /// What only a scan tells.

@@ -8,6 +8,7 @@ use hmm_core::notifier::{Notifier, Owner};
 use hmm_device::{Device, DevicePfn};
 
 use crate::buffer::{BATCH, Buffer, Fault};
+use crate::dropped::Dropped;
 use crate::error::{DeviceFault, Why};
 use crate::host::Host;
 use crate::memory::Memory;
@@ -30,6 +31,9 @@ pub(crate) struct Shared {
     pub(crate) notifier: Notifier<Mirror>,
     pub(crate) cores: Arc<OwnSlice<Core>>,
     pub(crate) memory: Arc<Memory>,
+    pub(crate) dropped: Arc<Dropped>,
+    /// Whether pages without hints that are only read are copied.
+    pub(crate) copies_reads: bool,
     pub(crate) peers: Arc<Peers>,
     pub(crate) buffer: Buffer,
     pub(crate) service: Service,
@@ -60,11 +64,11 @@ impl Shared {
             };
             match entry {
                 Entry::Frame { write: true, .. } | Entry::System { write: true } => return Ok(()),
-                Entry::Frame { .. } | Entry::System { .. } if !write => return Ok(()),
+                Entry::Frame { .. } | Entry::Copy { .. } | Entry::System { .. } if !write => return Ok(()),
                 // Somebody else's write failed; ours is no write.
                 Entry::Failed(Why::Permission) if !write => {}
                 Entry::Failed(why) => return Err(DeviceFault { addr, write, why }),
-                Entry::None | Entry::Frame { .. } | Entry::System { .. } => {}
+                Entry::None | Entry::Frame { .. } | Entry::Copy { .. } | Entry::System { .. } => {}
             }
             self.raise(page, write, ahead);
         }
@@ -80,7 +84,7 @@ impl Shared {
             for page in PageRange::new(page.add(1), ahead).iter() {
                 let is_missing = match table.get(page) {
                     Entry::Frame { write: true, .. } | Entry::System { write: true } => false,
-                    Entry::Frame { .. } | Entry::System { .. } => write,
+                    Entry::Frame { .. } | Entry::Copy { .. } | Entry::System { .. } => write,
                     Entry::None | Entry::Failed(_) => true,
                 };
                 if is_missing && nr < BATCH {
@@ -97,6 +101,16 @@ impl Shared {
     pub(crate) fn refused(&self, addr: u64) {
         self.stats.trapped.add(1);
         self.notifier.table().set(Vpn::of_addr(addr), Entry::None);
+    }
+
+    /// Gives up the copies of a range; how many there were. Nothing is copied back: the system has the pages.
+    pub(crate) fn drop_copies(&self, range: PageRange) -> usize {
+        let nr = self.notifier.table().clear_copies(range);
+        if nr > 0 {
+            // What others took away in the range meanwhile is theirs to wait for, and their wait is no shorter.
+            self.dropped.reap(&self.cores);
+        }
+        nr
     }
 
     /// Copies a page of another device of the group into a new frame.

@@ -5,7 +5,7 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use hmm_core::addr::{PAGE_SIZE, PageRange, Vpn};
@@ -27,6 +27,8 @@ struct State {
     away: HashMap<Vpn, (u8, DevicePfn)>,
     /// Pages of our mappings, and whether they may be written.
     mapped: HashMap<Vpn, bool>,
+    /// Pages that are write-protected.
+    protected: HashSet<Vpn>,
 }
 
 #[derive(Debug, Default)]
@@ -76,7 +78,7 @@ impl Fake {
         mapping.protect(offset, pages.nr_pages() as usize * PAGE_SIZE).unwrap();
     }
 
-    /// The program touches a page, and sees its bytes.
+    /// The program touches a page to write to it, and sees its bytes.
     pub(crate) fn touch(&self, page: Vpn) -> *mut u8 {
         self.bring_home(PageRange::new(page, 1), |_| true);
         std::ptr::with_exposed_provenance_mut(page.addr() as usize)
@@ -93,6 +95,7 @@ impl Fake {
         let mut state = self.state.lock().unwrap();
         let mut nr = 0;
         for page in range.iter() {
+            state.protected.remove(&page);
             let Some((device, frame)) = state.away.get(&page).copied().filter(|(device, _)| which(*device))
             else {
                 continue;
@@ -171,9 +174,16 @@ impl Host for Fake {
                     Some(_) if *want == Want::Look => Found::None,
                     Some(_) => {
                         self.touch(page);
-                        Found::System { write }
+                        Found::System { write, protected: false }
                     }
-                    None => Found::System { write },
+                    None => {
+                        let mut protected = self.state.lock().unwrap().protected.contains(&page);
+                        if protected && *want == Want::Write {
+                            self.touch(page);
+                            protected = false;
+                        }
+                        Found::System { write: write && !protected, protected }
+                    }
                 },
             };
         }
@@ -185,6 +195,15 @@ impl Host for Fake {
         if notifier.check_retry(seq) { Err(FaultError::Busy) } else { Ok(()) }
     }
 
+    fn protect(&self, _owner: Owner, range: PageRange) {
+        let change = Change { range, cause: Cause::Clear, owner: None };
+        let _changing = self.notifiers.invalidate(change);
+        let mut state = self.state.lock().unwrap();
+        let pages: Vec<_> = range.iter().filter(|page| state.mapped.contains_key(page)).collect();
+        let here = pages.into_iter().filter(|page| !state.away.contains_key(page)).collect::<Vec<_>>();
+        state.protected.extend(here);
+    }
+
     fn migrate_in(&self, device: u8, owner: Owner, range: PageRange, from_peer: &mut FromPeer<'_>) -> usize {
         let change = Change { range, cause: Cause::Migrate, owner: Some(owner) };
         let _changing = self.notifiers.invalidate(change);
@@ -192,6 +211,7 @@ impl Host for Fake {
         let memory = Arc::clone(&state.devices[usize::from(device)].as_ref().unwrap().0);
         let mut nr = 0;
         for page in range.iter().filter(|page| state.mapped.get(page) == Some(&true)).collect::<Vec<_>>() {
+            state.protected.remove(&page);
             let new = match state.away.get(&page).copied() {
                 Some((old, _)) if old == device => None,
                 Some((old, frame)) => {

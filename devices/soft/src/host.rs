@@ -34,6 +34,8 @@ pub(crate) enum Found {
     System {
         /// Writing is allowed.
         write: bool,
+        /// Its bytes do not change before the device hears of it.
+        protected: bool,
     },
     /// It is in a frame of a device of ours.
     Frame {
@@ -97,6 +99,9 @@ pub(crate) trait Host: Send + Sync + std::fmt::Debug + 'static {
         wants: &[Want],
         found: &mut [Found],
     ) -> Result<(), FaultError>;
+
+    /// Has the system write-protect what can be of a range of at most 512 pages, see `hmm_core::duplicate`.
+    fn protect(&self, owner: Owner, range: PageRange);
 
     /// Migrates what can be migrated of a range of at most 512 pages to the device. What is in system memory, or nowhere,
     /// is stored there; frames of the owner's other devices go through `from_peer`. Returns how many pages are on the

@@ -49,6 +49,8 @@
 
 mod buffer;
 mod device;
+mod dropped;
+mod duplicate;
 mod error;
 mod grow;
 mod host;

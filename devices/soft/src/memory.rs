@@ -6,11 +6,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hmm_core::addr::PAGE_SIZE;
+use hmm_core::addr::{PAGE_SIZE, Vpn};
 use hmm_device::{Caps, Device, DeviceError, DevicePfn, Fetch, MemKind, Store, Transfer, Usage};
 use rustix::io::Errno;
 
 use crate::own::{Own, OwnSlice};
+use crate::trap::{self, Trapped};
 
 const FREE: u64 = 0;
 /// Handed out, not written to.
@@ -88,6 +89,16 @@ impl Memory {
         // dropped their entries; the destination is another memory of a page.
         unsafe { std::ptr::copy_nonoverlapping(from, page.as_mut_ptr(), PAGE_SIZE.min(page.len())) };
         Ok(())
+    }
+
+    /// Copies a page of the program's, that nobody writes to, if it is there.
+    ///
+    /// # Safety
+    /// If there is memory, it may be read as a thread of the program would.
+    pub(crate) unsafe fn copy_system(&self, frame: DevicePfn, page: Vpn) -> Result<(), Trapped> {
+        let to = self.frame(frame, EMPTY).map_err(|_| Trapped)?;
+        // SAFETY: the frame is a page of our memory, handed out and not written yet; the source is the caller's.
+        unsafe { trap::copy(to.expose_provenance() as u64, page.addr(), PAGE_SIZE as u64) }
     }
 
     /// Copies a page directly from another device of this kind, whose units have no entry for it.

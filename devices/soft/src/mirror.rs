@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hmm_core::notifier::{Change, Pass, Watch};
 
+use crate::dropped::Dropped;
 use crate::own::OwnSlice;
 use crate::stats::Stats;
 use crate::table::Table;
@@ -14,14 +15,15 @@ use crate::tlb::{self, Core};
 #[derive(Debug)]
 pub(crate) struct Mirror {
     cores: Arc<OwnSlice<Core>>,
+    dropped: Arc<Dropped>,
     stats: Arc<Stats>,
     /// Changes whose entries are gone, and that still wait for units. Counted up under the table's lock.
     waiting: AtomicU64,
 }
 
 impl Mirror {
-    pub(crate) fn new(cores: Arc<OwnSlice<Core>>, stats: Arc<Stats>) -> Self {
-        Self { cores, stats, waiting: AtomicU64::new(0) }
+    pub(crate) fn new(cores: Arc<OwnSlice<Core>>, dropped: Arc<Dropped>, stats: Arc<Stats>) -> Self {
+        Self { cores, dropped, stats, waiting: AtomicU64::new(0) }
     }
 }
 
@@ -40,6 +42,7 @@ impl Watch for Mirror {
 
     fn finish(&self, change: &Change) {
         tlb::wait(&self.cores, change.range);
+        self.dropped.free(change.range);
         self.stats.shootdowns.add(1);
         self.waiting.fetch_sub(1, Ordering::AcqRel);
     }

@@ -3,15 +3,18 @@
 //! | hint | read | write |
 //! |---|---|---|
 //! | the page bounces | in place | in place |
+//! | read mostly | copy | migrate |
 //! | prefers this device | migrate | migrate |
-//! | prefers another place, accessed by this device, or read mostly | in place | in place |
-//! | none | in place, read-only | migrate |
+//! | prefers another place, or accessed by this device | in place | in place |
+//! | none | in place, read-only; a device that copies what it reads: copy | migrate |
 //!
-//! In place means: the entry names the system page itself. Where only reads happen, that takes the place of a copy on the
-//! device: both sides read the same bytes, nothing is copied, and a write of the CPU's needs not be noticed, because there
-//! is nothing else that it would have to change. A copy would need the CPU's page to be write-protected, and a fault for
-//! its first write. A device that is not part of the process, and for which its own memory is nearer, would choose that.
-//! The entry is read-only, so that the device's first write is a fault, too, which migrates the page.
+//! In place means: the entry names the system page itself. The entry is read-only where a write would migrate the page, so
+//! that the device's first write is a fault.
+//!
+//! A copy is a frame that holds the same bytes as the system's page, which is write-protected meanwhile: everybody reads,
+//! and a write drops the copies first. For this device the system's pages are as near as its own memory, so that what is
+//! not said to be read mostly stays where it is. A device for which that is not so copies what it reads
+//! ([`Builder::copy_reads`](crate::Builder::copy_reads)).
 
 use hmm_core::hints::{Hint, Preferred};
 
@@ -22,15 +25,21 @@ pub(crate) enum Action {
     InPlace,
     /// Bring it to the device.
     Migrate,
+    /// Make a copy on the device.
+    Copy,
 }
 
 /// What the hints say.
-pub(crate) fn decide(hint: Hint, device: u8, write: bool) -> Action {
+pub(crate) fn decide(hint: Hint, device: u8, write: bool, copies_reads: bool) -> Action {
+    if hint.read_mostly {
+        return if write { Action::Migrate } else { Action::Copy };
+    }
     match hint.preferred {
         Some(Preferred::Device(other)) if other == device => Action::Migrate,
         Some(Preferred::Device(_) | Preferred::System) => Action::InPlace,
-        None if hint.read_mostly || hint.is_accessed_by(device) => Action::InPlace,
+        None if hint.is_accessed_by(device) => Action::InPlace,
         None if write => Action::Migrate,
+        None if copies_reads => Action::Copy,
         None => Action::InPlace,
     }
 }
@@ -43,13 +52,16 @@ mod tests {
     fn hints_decide() {
         let none = Hint::default();
         let prefers = |place| Hint { preferred: Some(place), ..none };
-        let both = |hint| (decide(hint, 1, false), decide(hint, 1, true));
+        let both = |hint| (decide(hint, 1, false, false), decide(hint, 1, true, false));
         assert_eq!(both(none), (Action::InPlace, Action::Migrate));
         assert_eq!(both(prefers(Preferred::Device(1))), (Action::Migrate, Action::Migrate));
         assert_eq!(both(prefers(Preferred::Device(0))), (Action::InPlace, Action::InPlace));
         assert_eq!(both(prefers(Preferred::System)), (Action::InPlace, Action::InPlace));
-        assert_eq!(both(Hint { read_mostly: true, ..none }), (Action::InPlace, Action::InPlace));
+        assert_eq!(both(Hint { read_mostly: true, ..none }), (Action::Copy, Action::Migrate));
         assert_eq!(both(Hint { accessed_by: 2, ..none }), (Action::InPlace, Action::InPlace));
         assert_eq!(both(Hint { accessed_by: 1, ..none }), (Action::InPlace, Action::Migrate));
+        assert_eq!(decide(none, 1, false, true), Action::Copy);
+        assert_eq!(decide(none, 1, true, true), Action::Migrate);
+        assert_eq!(decide(prefers(Preferred::System), 1, false, true), Action::InPlace);
     }
 }

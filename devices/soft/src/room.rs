@@ -39,11 +39,12 @@ impl Room {
 
     /// Has pages leave until so many frames are free, or nothing more leaves.
     pub(crate) fn make(&mut self, device: &Shared, thrash: &mut Thrash, nr_frames: usize) {
+        if device.memory.nr_free() < nr_frames {
+            device.dropped.reap(&device.cores);
+        }
         while device.memory.nr_free() < nr_frames || self.came.len() > MAX_RANGES {
             let Some(range) = self.came.pop_front() else { return };
-            let left = device.host.migrate_home(device.owner, range);
-            thrash.evicted(range);
-            device.stats.evicted.add(left);
+            leave(device, thrash, range);
         }
     }
 
@@ -51,10 +52,18 @@ impl Room {
     pub(crate) fn evict(&mut self, device: &Shared, thrash: &mut Thrash, range: PageRange) -> usize {
         let mut left = 0;
         for part in range.blocks().map(|(block, _)| block.pages().intersect(range)) {
-            left += device.host.migrate_home(device.owner, part);
-            thrash.evicted(part);
+            left += leave(device, thrash, part);
         }
-        device.stats.evicted.add(left);
         left
     }
+}
+
+/// Copies are given up, everything else goes home. Returns how many pages left.
+fn leave(device: &Shared, thrash: &mut Thrash, range: PageRange) -> usize {
+    let uncopied = device.drop_copies(range);
+    let left = device.host.migrate_home(device.owner, range);
+    thrash.evicted(range);
+    device.stats.uncopied.add(uncopied);
+    device.stats.evicted.add(left);
+    uncopied + left
 }

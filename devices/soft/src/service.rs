@@ -24,6 +24,7 @@ use hmm_core::stream::Streams;
 
 use crate::buffer::{Fault, drop_duplicates};
 use crate::device::Shared;
+use crate::duplicate::{duplicate, faults_in, is_served};
 use crate::error::Why;
 use crate::grow::{UNIT_PAGES, grow};
 use crate::host::{FaultError, Found, Want};
@@ -53,7 +54,7 @@ pub(crate) struct State {
 #[derive(Clone, Copy, Debug)]
 struct Window {
     range: PageRange,
-    migrate: bool,
+    action: Action,
 }
 
 impl Service {
@@ -85,10 +86,24 @@ pub(crate) fn serve(device: &Shared, mut batch: Vec<Fault>) {
     device.stats.batches.add(1);
     device.stats.faults.add(posted);
     device.stats.duplicates.add(posted - batch.len());
-    let windows = plan(device, &mut state, &batch);
-    for window in windows.iter().filter(|window| window.migrate) {
-        bring(device, &mut state, window.range);
+    let mut windows = plan(device, &mut state, &batch);
+    for window in &windows {
+        match window.action {
+            Action::Migrate => drop(bring(device, &mut state, window.range)),
+            Action::Copy => {
+                let faults = faults_in(&batch, window.range);
+                duplicate(device, &mut state, window.range, faults);
+            }
+            Action::InPlace => {}
+        }
     }
+    // Copies have their entries already.
+    let is_done = |window: &Window| {
+        let table = device.notifier.table();
+        window.action == Action::Copy
+            && faults_in(&batch, window.range).iter().all(|fault| is_served(&table, fault))
+    };
+    windows.retain(|window| !is_done(window));
     for run in runs(&windows) {
         map(device, run, &batch);
     }
@@ -100,25 +115,26 @@ fn plan(device: &Shared, state: &mut State, batch: &[Fault]) -> Vec<Window> {
     let mut windows: Vec<Window> = Vec::new();
     for fault in batch {
         let (hint, extent) = device.host.hint(fault.page);
-        let mut migrate = decide(hint, device.index, fault.write) == Action::Migrate;
-        if migrate && windows.last().is_some_and(|last| last.migrate && last.range.contains(fault.page)) {
+        let mut action = decide(hint, device.index, fault.write, device.copies_reads);
+        let is_planned = |last: &Window| last.action == action && last.range.contains(fault.page);
+        if action != Action::InPlace && windows.last().is_some_and(is_planned) {
             continue;
         }
-        if migrate && state.thrash.comes(fault.page, now) {
+        if action != Action::InPlace && state.thrash.comes(fault.page, now) {
             device.stats.bounced.add(1);
-            migrate = false;
+            action = Action::InPlace;
         }
-        let range = match migrate {
-            true => migrating(device, state, fault.page, extent, now),
-            false => around(fault.page, UNIT_PAGES).intersect(extent),
+        let range = match action {
+            Action::Migrate | Action::Copy => bringing(device, state, fault.page, extent, now),
+            Action::InPlace => around(fault.page, UNIT_PAGES).intersect(extent),
         };
-        windows.push(Window { range, migrate });
+        windows.push(Window { range, action });
     }
     windows
 }
 
 /// What to bring along with a page.
-fn migrating(device: &Shared, state: &mut State, page: Vpn, extent: PageRange, now: Duration) -> PageRange {
+fn bringing(device: &Shared, state: &mut State, page: Vpn, extent: PageRange, now: Duration) -> PageRange {
     let hit = state.streams.fault(page, 16);
     let range = if hit.sequential {
         PageRange::new(page, hit.window as u64)
@@ -184,8 +200,7 @@ fn runs(windows: &[Window]) -> Vec<PageRange> {
 
 /// Enters a run of pages. Those of `batch` are faulted in.
 fn map(device: &Shared, run: PageRange, batch: &[Fault]) {
-    let first = batch.partition_point(|fault| fault.page < run.start);
-    let faults = &batch[first..][..batch[first..].partition_point(|fault| fault.page < run.end)];
+    let faults = faults_in(batch, run);
     let Err(error) = try_map(device, run, faults) else { return };
     if let [fault] = faults
         && run.nr_pages() == 1
@@ -212,10 +227,7 @@ fn try_map(device: &Shared, run: PageRange, faults: &[Fault]) -> Result<(), Faul
     let mut wants = [Want::Look; BLOCK_PAGES];
     let mut found = [Found::None; BLOCK_PAGES];
     let (wants, found) = (&mut wants[..nr_pages], &mut found[..nr_pages]);
-    for fault in faults {
-        let index = usize::try_from(fault.page.0 - run.start.0).unwrap_or(0);
-        wants[index] = if fault.write { Want::Write } else { Want::Read };
-    }
+    wants_of(run, faults, wants);
     for _ in 0..MAX_COLLISIONS {
         let seq = device.notifier.read_begin();
         match device.host.range_fault(&device.notifier, seq, device.owner, run, wants, found) {
@@ -248,9 +260,17 @@ fn try_map(device: &Shared, run: PageRange, faults: &[Fault]) -> Result<(), Faul
     Err(FaultError::Busy)
 }
 
+/// What faults want of a range.
+pub(crate) fn wants_of(range: PageRange, faults: &[Fault], wants: &mut [Want]) {
+    for fault in faults {
+        let index = usize::try_from(fault.page.0 - range.start.0).unwrap_or(0);
+        wants[index] = if fault.write { Want::Write } else { Want::Read };
+    }
+}
+
 /// A page that is wanted and is still on another device of the group, because it did not come, or has to stay in system
 /// memory: brings it home. Whether there was one.
-fn recall(device: &Shared, run: PageRange, wants: &[Want], found: &[Found]) -> bool {
+pub(crate) fn recall(device: &Shared, run: PageRange, wants: &[Want], found: &[Found]) -> bool {
     let mut any = false;
     for (index, (want, found)) in wants.iter().zip(found).enumerate() {
         if *want != Want::Look && matches!(found, Found::Frame { device: peer, .. } if *peer != device.index)
@@ -267,7 +287,10 @@ fn may_write(device: &Shared, page: Vpn, want: Want) -> bool {
     match want {
         // It should have migrated if it were to, and did not.
         Want::Write => true,
-        Want::Read | Want::Look => decide(device.host.hint(page).0, device.index, true) == Action::InPlace,
+        Want::Read | Want::Look => {
+            let hint = device.host.hint(page).0;
+            decide(hint, device.index, true, device.copies_reads) == Action::InPlace
+        }
     }
 }
 
@@ -279,7 +302,9 @@ fn enter(device: &Shared, table: &mut Table, run: PageRange, found: &[(Found, bo
             Found::Frame { device: owner, frame, write } if owner == device.index => {
                 Entry::Frame { frame: frame.0, write }
             }
-            Found::System { write } => {
+            // A copy is the same.
+            Found::System { .. } if matches!(table.get(page), Entry::Copy { .. }) => continue,
+            Found::System { write, .. } => {
                 // What a write was granted for before stays so.
                 let granted = table.get(page) == Entry::System { write: true };
                 Entry::System { write: write && (*may_write || granted) }

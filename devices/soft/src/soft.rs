@@ -13,6 +13,8 @@ use hmm_device::Device as _;
 
 use crate::buffer::Buffer;
 use crate::device::{Peers, Shared};
+use crate::dropped::Dropped;
+use crate::duplicate::duplicate;
 use crate::error::{BuildError, DeviceFault, LaunchError};
 use crate::host::Host;
 use crate::memory::Memory;
@@ -61,12 +63,20 @@ pub struct Builder {
     memory_bytes: usize,
     nr_units: usize,
     nr_nodes: usize,
+    copies_reads: bool,
     group: Group,
 }
 
 impl Builder {
     pub(crate) fn new(host: Arc<dyn Host>) -> Self {
-        Self { host, memory_bytes: 64 << 20, nr_units: 1, nr_nodes: NR_NODES, group: Group::new() }
+        Self {
+            host,
+            memory_bytes: 64 << 20,
+            nr_units: 1,
+            nr_nodes: NR_NODES,
+            copies_reads: false,
+            group: Group::new(),
+        }
     }
 
     /// Bytes of the device's memory; 64 MiB unless said otherwise. It takes RAM as it is used.
@@ -84,6 +94,13 @@ impl Builder {
     /// Nodes of the page table, 4 KiB each.
     pub fn page_table_nodes(mut self, nr_nodes: usize) -> Self {
         self.nr_nodes = nr_nodes;
+        self
+    }
+
+    /// Has it copy pages that it only reads, whether or not the program says that they are read mostly: for a device that
+    /// is to behave as one for which system memory is far. Else it reads them where they are.
+    pub fn copy_reads(mut self, copies: bool) -> Self {
+        self.copies_reads = copies;
         self
     }
 
@@ -109,10 +126,11 @@ impl Builder {
         let cores = Arc::new(OwnSlice::<Core>::new(self.nr_units).map_err(BuildError::Memory)?);
         cores.iter().for_each(Core::reset);
         let memory = Arc::new(Memory::new(nr_frames).map_err(BuildError::Memory)?);
-        let table =
-            Table::new(self.nr_nodes, Arc::clone(&cores), memory.addr()).map_err(BuildError::Memory)?;
+        let dropped = Arc::new(Dropped::new(Arc::clone(&memory)).map_err(BuildError::Memory)?);
+        let table = Table::new(self.nr_nodes, Arc::clone(&cores), Arc::clone(&dropped), memory.addr());
+        let table = table.map_err(BuildError::Memory)?;
         let stats = Arc::new(Stats::default());
-        let mirror = Mirror::new(Arc::clone(&cores), Arc::clone(&stats));
+        let mirror = Mirror::new(Arc::clone(&cores), Arc::clone(&dropped), Arc::clone(&stats));
         let Group { owner, peers } = self.group;
         let notifier = self.host.watch(table, mirror).map_err(BuildError::Host)?;
         let index = self.host.add(Arc::clone(&memory) as _, owner).map_err(BuildError::Host)?;
@@ -120,7 +138,21 @@ impl Builder {
         let service = Service::new(nr_frames);
         let host = self.host;
         let buffer = Buffer::default();
-        let shared = Shared { host, index, owner, notifier, cores, memory, peers, buffer, service, stats };
+        let copies_reads = self.copies_reads;
+        let shared = Shared {
+            host,
+            index,
+            owner,
+            notifier,
+            cores,
+            memory,
+            dropped,
+            copies_reads,
+            peers,
+            buffer,
+            service,
+            stats,
+        };
         Ok(Soft { shared: Arc::new(shared), trap, launching: Mutex::new(()) })
     }
 }
@@ -188,8 +220,8 @@ impl Soft {
         fault.map_or(Ok(()), |fault| Err(fault.into()))
     }
 
-    /// Brings the pages of some memory to the device before they are used, as far as they fit and can migrate. Returns how
-    /// many came.
+    /// Brings the pages of some memory to the device before they are used, as far as they fit and can migrate; what is
+    /// said to be read mostly is copied. Returns how many came.
     pub fn prefetch(&self, addr: u64, nr_bytes: usize) -> usize {
         let _inside = Inside::enter();
         let device = &self.shared;
@@ -198,10 +230,22 @@ impl Soft {
         let most = range.nr_pages().min(device.memory.nr_frames() as u64);
         let range = PageRange::new(range.start, most);
         let blocks = range.blocks().map(|(block, _)| block.pages().intersect(range));
-        blocks.map(|part| bring(device, &mut state, part)).sum()
+        let mut nr = 0;
+        for mut rest in blocks {
+            while !rest.is_empty() {
+                let (hint, same) = device.host.hint(rest.start);
+                let part = rest.intersect(same);
+                nr += match hint.read_mostly {
+                    true => duplicate(device, &mut state, part, &[]),
+                    false => bring(device, &mut state, part),
+                };
+                rest.start = part.end;
+            }
+        }
+        nr
     }
 
-    /// Brings what the device has of some memory home. Returns how many pages came.
+    /// Brings what the device has of some memory home, and gives up its copies. Returns how many pages left.
     pub fn evict(&self, addr: u64, nr_bytes: usize) -> usize {
         let _inside = Inside::enter();
         let mut state = self.shared.service.lock();

@@ -155,7 +155,7 @@ impl Host for Space {
             *found = match pfn.found {
                 mirror::Found::None | mirror::Found::Error => Found::None,
                 mirror::Found::System { .. } | mirror::Found::Coherent(..) => {
-                    Found::System { write: pfn.write }
+                    Found::System { write: pfn.write, protected: pfn.protected }
                 }
                 mirror::Found::Private(frame) => {
                     Found::Frame { device: frame.device, frame: frame.pfn, write: pfn.write }
@@ -163,6 +163,13 @@ impl Host for Space {
             };
         }
         Ok(())
+    }
+
+    fn protect(&self, owner: Owner, range: PageRange) {
+        for run in self.managed(range) {
+            // What is not protected is found as such.
+            let _ = self.space.write_protect(run, owner);
+        }
     }
 
     fn migrate_in(&self, device: u8, owner: Owner, range: PageRange, from_peer: &mut FromPeer<'_>) -> usize {

@@ -52,6 +52,10 @@ stats! {
     in_place,
     /// Pages that migrated to the device, from system memory or as zeroes.
     migrated,
+    /// Pages that were copied, and stayed the system's as well.
+    duplicated,
+    /// Of them, those given up for lack of room, or because the device was told to.
+    uncopied,
     /// Pages copied directly from another device of the group.
     from_peers,
     /// Pages that the device gave up, for lack of room or because it was told to.

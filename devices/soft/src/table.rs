@@ -11,6 +11,7 @@ use std::sync::Arc;
 use hmm_core::addr::{BlockId, PAGE_SIZE, PageRange, Vpn};
 use rustix::io::Errno;
 
+use crate::dropped::Dropped;
 use crate::error::Why;
 use crate::grow::Mask;
 use crate::own::OwnSlice;
@@ -29,6 +30,8 @@ pub(crate) enum Entry {
     System { write: bool },
     /// It is in a frame of this device.
     Frame { frame: u32, write: bool },
+    /// It is in system memory, write-protected, and a frame of this device has a copy.
+    Copy { frame: u32 },
     /// Asking failed. The unit that reads this takes it away.
     Failed(Why),
 }
@@ -39,6 +42,7 @@ impl Entry {
             Self::None => 0,
             Self::System { write } => 1 | u64::from(write) << 8,
             Self::Frame { frame, write } => 2 | u64::from(write) << 8 | u64::from(frame) << 9,
+            Self::Copy { frame } => 4 | u64::from(frame) << 9,
             Self::Failed(why) => 3 | why.code() << 8,
         }
     }
@@ -48,6 +52,8 @@ impl Entry {
             1 => Self::System { write: bits >> 8 == 1 },
             #[expect(clippy::cast_possible_truncation, reason = "packed from 32 bits")]
             2 => Self::Frame { frame: (bits >> 9) as u32, write: bits >> 8 & 1 == 1 },
+            #[expect(clippy::cast_possible_truncation, reason = "packed from 32 bits")]
+            4 => Self::Copy { frame: (bits >> 9) as u32 },
             3 => Self::Failed(Why::of_code(bits >> 8)),
             _ => Self::None,
         }
@@ -63,6 +69,8 @@ pub(crate) struct Table {
     /// Nodes in use; the first is the root.
     used: usize,
     cores: Arc<OwnSlice<Core>>,
+    /// Where frames of copies go whose entries are taken away.
+    dropped: Arc<Dropped>,
     /// The first byte of the device's memory.
     frames: u64,
     /// Whether all entries were dropped once, unseen by who waits for units.
@@ -74,10 +82,15 @@ pub(crate) const ALL: PageRange = PageRange { start: Vpn(0), end: Vpn(1 << (LEVE
 
 impl Table {
     /// An empty table of at most `nr_nodes` nodes, each for 2 MiB or for more nodes; for frames from address `frames` on.
-    pub(crate) fn new(nr_nodes: usize, cores: Arc<OwnSlice<Core>>, frames: u64) -> Result<Self, Errno> {
+    pub(crate) fn new(
+        nr_nodes: usize,
+        cores: Arc<OwnSlice<Core>>,
+        dropped: Arc<Dropped>,
+        frames: u64,
+    ) -> Result<Self, Errno> {
         // A path to one page has to fit.
         let nodes = OwnSlice::new(nr_nodes.max(LEVELS as usize))?;
-        Ok(Self { nodes, used: 1, cores, frames, overflowed: false })
+        Ok(Self { nodes, used: 1, cores, dropped, frames, overflowed: false })
     }
 
     /// What the table says of a page.
@@ -93,6 +106,7 @@ impl Table {
         let leaf = self.make_leaf(page);
         let before = std::mem::replace(&mut self.nodes[leaf][page.index()], entry.pack());
         if before != 0 && before != entry.pack() {
+            self.note_dropped(page, before);
             self.flush(PageRange::new(page, 1));
         }
     }
@@ -117,17 +131,40 @@ impl Table {
                 let at = self.frames + u64::from(frame) * PAGE_SIZE as u64;
                 core.fill(page, Some(at), write);
             }
+            Entry::Copy { frame } => {
+                let at = self.frames + u64::from(frame) * PAGE_SIZE as u64;
+                core.fill(page, Some(at), false);
+            }
             Entry::None | Entry::Failed(_) => {}
         }
         entry
     }
 
-    /// Which pages of a block are in frames.
+    /// Takes the copies of a range away; how many there were. One has to wait for units afterwards (`tlb::wait`).
+    pub(crate) fn clear_copies(&mut self, range: PageRange) -> usize {
+        let mut nr = 0;
+        for page in range.intersect(ALL).iter() {
+            if matches!(self.get(page), Entry::Copy { .. }) {
+                self.set(page, Entry::None);
+                nr += 1;
+            }
+        }
+        nr
+    }
+
+    /// An entry was taken away.
+    fn note_dropped(&self, page: Vpn, bits: u64) {
+        if let Entry::Copy { frame } = Entry::unpack(bits) {
+            self.dropped.push(page, frame);
+        }
+    }
+
+    /// Which pages of a block are in frames, or have copies.
     pub(crate) fn frames_of(&self, block: BlockId) -> Mask {
         let mut mask = Mask::default();
         if let Some(leaf) = self.leaf(block.page(0)) {
             for (index, bits) in self.nodes[leaf].iter().enumerate() {
-                if matches!(Entry::unpack(*bits), Entry::Frame { .. }) {
+                if matches!(Entry::unpack(*bits), Entry::Frame { .. } | Entry::Copy { .. }) {
                     mask.set(index);
                 }
             }
@@ -173,6 +210,7 @@ impl Table {
     /// Drops all entries. Those for frames may still be in use in open access windows: from now on whoever clears a range
     /// has to wait, whether it has entries or not.
     fn start_over(&mut self) {
+        self.clear_node(0, LEVELS - 1, Vpn(0), ALL);
         let used = self.used;
         self.nodes[..used].iter_mut().for_each(|node| node.fill(0));
         self.used = 1;
@@ -193,7 +231,8 @@ impl Table {
             let index = index as usize;
             let bits = self.nodes[node][index];
             if level == 0 {
-                had_frames |= matches!(Entry::unpack(bits), Entry::Frame { .. });
+                had_frames |= matches!(Entry::unpack(bits), Entry::Frame { .. } | Entry::Copy { .. });
+                self.note_dropped(start, bits);
                 self.nodes[node][index] = 0;
             } else if let Some(child) = child_of(bits) {
                 had_frames |= self.clear_node(child, level - 1, start, range);
@@ -221,7 +260,8 @@ mod tests {
     fn table(nr_nodes: usize) -> Table {
         let cores = OwnSlice::<Core>::new(1).unwrap();
         cores[0].reset();
-        Table::new(nr_nodes, Arc::new(cores), 0x1000).unwrap()
+        let dropped = Dropped::new(Arc::new(crate::memory::Memory::new(8).unwrap())).unwrap();
+        Table::new(nr_nodes, Arc::new(cores), Arc::new(dropped), 0x1000).unwrap()
     }
 
     const FAR: Vpn = Vpn((1 << 35) - 1);
@@ -234,6 +274,7 @@ mod tests {
             Entry::System { write: true },
             Entry::Frame { frame: u32::MAX, write: true },
             Entry::Frame { frame: 0, write: false },
+            Entry::Copy { frame: 7 },
             Entry::Failed(Why::Permission),
         ];
         for (page, entry) in (0..).map(|nr| FAR.add(nr)).zip(all) {
@@ -242,7 +283,7 @@ mod tests {
             assert_eq!(table.get(page), entry);
         }
         assert_eq!(table.frames_of(FAR.block()).count(0..512), 0);
-        assert_eq!(table.frames_of(FAR.add(1).block()).count(0..512), 2);
+        assert_eq!(table.frames_of(FAR.add(1).block()).count(0..512), 3);
     }
 
     #[test]

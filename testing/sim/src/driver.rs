@@ -4,8 +4,13 @@
 //! The driver is a thread like the runtime's others: between any two of its steps everybody else may come first. It may
 //! leave pages out, and drop a migration at any stage.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+mod copies;
+mod held;
+
+pub(crate) use held::held;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use hmm_core::addr::{BLOCK_PAGES, PageRange, Slot, Vpn};
@@ -27,11 +32,13 @@ type SimEngine = Engine<SimKernel>;
 type Table = BTreeMap<Vpn, Mapping>;
 
 /// Where the device finds a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Mapping {
     Frame(Frame),
     /// Where the program has it.
     Coherent(Frame),
+    /// In system memory, and the device reads a copy of its own.
+    Copy(Bytes),
     /// In system memory, and nobody else accesses it.
     Exclusive(Slot),
 }
@@ -70,6 +77,8 @@ pub(crate) struct Driver {
     removed: AtomicBool,
     /// Frames that it refers to, whatever becomes of their pages.
     held: Mutex<Vec<HeldFrame>>,
+    /// Changes of its own, which it ignores as a notifier's.
+    nr_changes: AtomicU32,
 }
 
 impl Driver {
@@ -84,7 +93,15 @@ impl Driver {
         let table = Arc::new(Mutex::new(Table::new()));
         let notifier =
             Notifier::new(engine.notifiers(), arena, table, Mirror { owner }).expect("an arena has pages");
-        Self { id, owner, device: weak, notifier, removed: AtomicBool::new(false), held: Mutex::default() }
+        Self {
+            id,
+            owner,
+            device: weak,
+            notifier,
+            removed: AtomicBool::new(false),
+            held: Mutex::default(),
+            nr_changes: AtomicU32::new(0),
+        }
     }
 }
 
@@ -94,7 +111,7 @@ pub(crate) fn act(shared: &Shared, engine: &SimEngine) {
         let mut machine = shared.lock();
         let nr_drivers = u32::try_from(shared.drivers().len()).expect("few drivers");
         let driver = &shared.drivers()[machine.entropy.below(nr_drivers) as usize];
-        (driver, any_range(&mut machine), machine.entropy.below(9))
+        (driver, any_range(&mut machine), machine.entropy.below(11))
     };
     if driver.removed.load(Ordering::Relaxed) {
         return;
@@ -107,6 +124,7 @@ pub(crate) fn act(shared: &Shared, engine: &SimEngine) {
         6 => driver.hold_or_let_go(shared, engine, range.start),
         // As if the program forked.
         5 => engine.share_frames(),
+        7 | 8 => driver.duplicate(shared, engine, range),
         _ => driver.access(shared, range),
     }
 }
@@ -132,10 +150,12 @@ fn any_range(machine: &mut Machine) -> PageRange {
 
 impl Driver {
     fn migrate_to_device(&self, shared: &Shared, engine: &SimEngine, range: PageRange) {
+        self.nr_changes.fetch_add(1, Ordering::Relaxed);
         let seq = self.notifier.read_begin();
         let select = compound(shared, Select::SYSTEM);
         let select = if shared.lock().entropy.one_in(3) { select | Select::FAULT } else { select };
         let mut migration = engine.migrate_setup(range, select, self.owner).expect("a short range");
+        drop_entries(&mut self.notifier.table(), range);
         shared.lock().note(|| format!("{:?} takes {} of {range:?}", self.owner, migration.nr_collected()));
         shared.intervene();
         if self.gives_up(shared) {
@@ -229,6 +249,7 @@ impl Driver {
     }
 
     fn migrate_to_system(&self, shared: &Shared, engine: &SimEngine, range: PageRange) {
+        self.nr_changes.fetch_add(1, Ordering::Relaxed);
         let own = if self.is_coherent() { Select::COHERENT } else { Select::PRIVATE };
         let select = if shared.lock().entropy.one_in(3) { own | Select::SYSTEM } else { own };
         let select = compound(shared, select);
@@ -310,36 +331,16 @@ impl Driver {
 
     /// The device takes a page to itself.
     fn take_exclusively(&self, shared: &Shared, engine: &SimEngine, page: Vpn) {
+        self.nr_changes.fetch_add(1, Ordering::Relaxed);
         let seq = self.notifier.read_begin();
         let made = engine.make_exclusive(page, self.owner);
+        drop_entries(&mut self.notifier.table(), PageRange::new(page, 1));
         shared.lock().note(|| format!("{:?} takes {page:?} exclusively: {made:?}", self.owner));
         let Ok(exclusive) = made else { return };
         shared.intervene();
         let mapping = Mapping::Exclusive(slot_at(exclusive.addr));
         let installed = self.notifier.install(seq, |table| table.insert(page, mapping)).is_ok();
         shared.lock().count(if installed { "exclusive" } else { "not_exclusive" }, 1);
-    }
-
-    /// Refers to a page's frame from now on, or to what it referred to first no more.
-    fn hold_or_let_go(&self, shared: &Shared, engine: &SimEngine, page: Vpn) {
-        let (PageState::Device { frame } | PageState::Coherent { frame, .. }) = engine.state(page) else {
-            return self.let_go(shared, 1);
-        };
-        let held = engine.hold_frame(frame, self.owner);
-        shared.lock().count("held", usize::from(held.is_some()));
-        self.held.lock().expect("nobody panics with it").extend(held);
-    }
-
-    /// Ends the oldest of its references.
-    pub(crate) fn let_go(&self, shared: &Shared, most: usize) {
-        let gone: Vec<HeldFrame> = {
-            let mut held = self.held.lock().expect("nobody panics with it");
-            let nr_gone = most.min(held.len());
-            held.drain(..nr_gone).collect()
-        };
-        shared.lock().count("let_go", gone.len());
-        // The device is asked with no lock held.
-        drop(gone);
     }
 
     /// The device is taken out of the running machine.
@@ -392,30 +393,35 @@ impl Driver {
                 continue;
             }
             // A coherent frame may not be mapped yet: its device would wait for the fault.
-            let Some(mut bytes) = self.bytes(&mut machine, number, *mapping) else { continue };
+            let Some(mut bytes) = self.bytes(&mut machine, number, mapping) else { continue };
             machine.check_page(number, &bytes);
+            if matches!(mapping, Mapping::Copy(_)) {
+                machine.count("copy_reads", 1);
+                continue;
+            }
             let (word, value) = (7, machine.entropy.bits());
             let write = Op::Write { page: number, word, value };
             if machine.entropy.one_in(2) && machine.model.check(&write).is_ok() {
                 machine.note(|| format!("{:?} writes {value:#x} to page {number}", self.owner));
                 let at = usize::from(word) * 8;
                 Arc::make_mut(&mut bytes)[at..at + 8].copy_from_slice(&value.to_ne_bytes());
-                self.write(&mut machine, number, *mapping, bytes);
+                self.write(&mut machine, number, mapping, bytes);
                 machine.apply(&write);
                 let what = match mapping {
                     Mapping::Frame(_) => "device_writes",
                     Mapping::Coherent(_) => "coherent_writes",
-                    Mapping::Exclusive(_) => "exclusive_writes",
+                    Mapping::Exclusive(_) | Mapping::Copy(_) => "exclusive_writes",
                 };
                 machine.count(what, 1);
             }
         }
     }
 
-    fn bytes(&self, machine: &mut Machine, page: u32, mapping: Mapping) -> Option<Bytes> {
-        match mapping {
+    fn bytes(&self, machine: &mut Machine, page: u32, mapping: &Mapping) -> Option<Bytes> {
+        match *mapping {
             Mapping::Frame(frame) => Some(machine.devices[self.index()].bytes_mut(frame.pfn).clone()),
             Mapping::Exclusive(slot) => Some(machine.slots.page_mut(slot).clone()),
+            Mapping::Copy(ref bytes) => Some(Arc::clone(bytes)),
             Mapping::Coherent(_) => match machine.memory.entry(page)? {
                 Entry::Present { bytes, .. } => Some(Arc::clone(bytes)),
                 Entry::Poisoned => None,
@@ -423,22 +429,14 @@ impl Driver {
         }
     }
 
-    fn write(&self, machine: &mut Machine, page: u32, mapping: Mapping, bytes: Bytes) {
-        match mapping {
+    fn write(&self, machine: &mut Machine, page: u32, mapping: &Mapping, bytes: Bytes) {
+        match *mapping {
             Mapping::Frame(frame) => *machine.devices[self.index()].bytes_mut(frame.pfn) = bytes,
             Mapping::Exclusive(slot) => *machine.slots.page_mut(slot) = bytes,
+            Mapping::Copy(_) => unreachable!("copies are read-only"),
             Mapping::Coherent(_) => machine.memory.write(page, bytes),
         }
     }
-}
-
-/// Frames that drivers refer to.
-pub(crate) fn held(shared: &Shared) -> BTreeSet<(u8, DevicePfn)> {
-    let of = |driver: &Driver| {
-        let held = driver.held.lock().expect("nobody panics with it");
-        held.iter().map(HeldFrame::frame).map(|frame| (frame.device, frame.pfn)).collect::<Vec<_>>()
-    };
-    shared.drivers().iter().flat_map(of).collect()
 }
 
 /// Half of the drivers know huge pages.
@@ -457,17 +455,21 @@ fn frames_of(entry: &hmm_core::driver::Entry) -> Vec<(Vpn, Frame)> {
 pub(crate) fn check(shared: &Shared, machine: &Machine, engine: &SimEngine) {
     for driver in shared.drivers() {
         for (page, mapping) in driver.notifier.table().iter() {
+            let number = machine.page(*page);
             let state = engine.state(*page);
             let is_there = match *mapping {
                 Mapping::Frame(frame) => state == PageState::Device { frame },
                 Mapping::Exclusive(slot) => state == PageState::Exclusive { slot },
+                Mapping::Copy(ref copy) => {
+                    copies::check(machine, number.expect("the arena is mirrored"), copy);
+                    matches!(state, PageState::System { .. })
+                }
                 // At the program's address, or there as soon as it is touched.
                 Mapping::Coherent(frame) => {
                     matches!(state, PageState::Coherent { frame: at, .. } | PageState::Device { frame: at } if at == frame)
                 }
             };
-            let number = machine.page(*page);
-            assert!(is_there, "{:?} maps page {number:?} at {mapping:?}, and it is {state:?}", driver.owner);
+            assert!(is_there, "{:?} maps page {number:?} elsewhere: {state:?}", driver.owner);
         }
     }
 }

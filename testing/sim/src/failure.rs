@@ -21,6 +21,8 @@ pub enum Verb {
     MapFrames,
     /// `unmap_frames`
     UnmapFrames,
+    /// `unprotect`
+    Unprotect,
 }
 
 impl Verb {
@@ -31,7 +33,7 @@ impl Verb {
             Self::MoveOut | Self::MoveHome | Self::MapFrames | Self::UnmapFrames => {
                 &[Stop::Changing, Stop::Busy, Stop::Unsuited, Stop::NoMemory, Stop::Gone]
             }
-            Self::CopyHome | Self::ZeroHome | Self::Poison => {
+            Self::CopyHome | Self::ZeroHome | Self::Poison | Self::Unprotect => {
                 &[Stop::Changing, Stop::Unsuited, Stop::NoMemory, Stop::Gone]
             }
         }

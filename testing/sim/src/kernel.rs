@@ -94,6 +94,21 @@ impl Machine {
         self.memory.put(page, entry);
     }
 
+    fn unprotect(&mut self, range: PageRange) -> Option<Stop> {
+        let span = self.span(range);
+        let limit = self.begin(Verb::Unprotect, span.len as usize);
+        if limit.stop.is_none() && !span.pages().all(|page| self.memory.is_managed(page)) {
+            return Some(Stop::Unsuited);
+        }
+        let done = Span::new(span.first, u32::try_from(limit.nr_pages).unwrap_or(0));
+        self.memory.unprotect(done);
+        if limit.stop.is_none() {
+            self.wake(span);
+        }
+        self.note(|| format!("  Unprotect {span:?}, stop {:?}", limit.stop));
+        limit.stop
+    }
+
     fn move_out(&mut self, src: PageRange, bay: Bay) -> Option<Stop> {
         let limit = self.begin(Verb::MoveOut, usize::try_from(src.nr_pages()).unwrap_or(0));
         let mut stop = None;
@@ -128,7 +143,7 @@ impl Machine {
         }
         match self.memory.take(page) {
             None => Ok(false),
-            Some(Entry::Present { bytes, held: Held::No, .. }) => {
+            Some(Entry::Present { bytes, held: Held::No | Held::Protected, .. }) => {
                 self.slots.fill(slot, bytes);
                 self.strangers.remove(&page);
                 Ok(true)
@@ -234,6 +249,18 @@ impl Kernel for SimKernel {
             machine.slots.copy(src.add(index)).map(present).ok_or(Stop::Absent)
         };
         self.call(|machine| machine.fill(Verb::CopyHome, dst, page))
+    }
+
+    fn copy_home_protected(&self, src: Slot, dst: PageRange) -> Progress {
+        let page = |machine: &mut Machine, index| {
+            let bytes = machine.slots.copy(src.add(index)).ok_or(Stop::Absent)?;
+            Ok(Entry::Present { bytes, held: Held::Protected, of: Whose::System })
+        };
+        self.call(|machine| machine.fill(Verb::CopyHome, dst, page))
+    }
+
+    fn unprotect(&self, dst: PageRange) -> Option<Stop> {
+        self.call(|machine| machine.unprotect(dst))
     }
 
     fn zero_home(&self, dst: PageRange) -> Progress {
@@ -354,6 +381,9 @@ impl Kernel for SimKernel {
     fn populate(&self, range: PageRange, write: bool) -> Result<(), Refusal> {
         let span = self.0.lock().span(range);
         self.0.touch(span);
+        if write {
+            self.0.lift(span);
+        }
         let mut machine = self.0.lock();
         if write {
             machine.memory.unshare(span);

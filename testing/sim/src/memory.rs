@@ -32,6 +32,8 @@ pub(crate) enum Held {
     Pinned,
     /// Shared with a child since a fork, until it is written or made the program's own.
     Shared,
+    /// Not held at all, but write-protected: the engine is told of the first write.
+    Protected,
 }
 
 /// What a page's entry in the program's page table says. No entry is a hole.
@@ -134,7 +136,7 @@ impl Memory {
         let Some(mapping) = self.mapping(page) else { return Seen::default() };
         let cpu = match self.entry(page) {
             None | Some(Entry::Poisoned) => Mapped::Absent,
-            Some(Entry::Present { held: Held::Shared, .. }) => Mapped::ReadOnly,
+            Some(Entry::Present { held: Held::Shared | Held::Protected, .. }) => Mapped::ReadOnly,
             Some(Entry::Present { held: Held::No | Held::Pinned, .. }) if mapping.writable => {
                 Mapped::Writable
             }
@@ -142,13 +144,27 @@ impl Memory {
         };
         let rights = if mapping.writable { Rights::Write } else { Rights::Read };
         let order = if self.is_huge(page - page % BLOCK_PAGES) { HUGE_ORDER } else { 0 };
-        Seen { rights, cpu, order }
+        Seen { rights, cpu, order, protected: self.is_protected(page) }
     }
 
     /// Whether the page is present and can be taken out.
     pub(crate) fn is_movable(&self, page: u32) -> bool {
-        matches!(self.entry(page), Some(Entry::Present { held: Held::No, .. }))
+        matches!(self.entry(page), Some(Entry::Present { held: Held::No | Held::Protected, .. }))
             && self.mapping(page).is_some_and(|mapping| mapping.managed && mapping.writable)
+    }
+
+    /// Whether the page is write-protected.
+    pub(crate) fn is_protected(&self, page: u32) -> bool {
+        matches!(self.entry(page), Some(Entry::Present { held: Held::Protected, .. }))
+    }
+
+    /// Lifts the write protection of the span.
+    pub(crate) fn unprotect(&mut self, span: Span) {
+        for entry in self.entries[indices(span)].iter_mut().flatten() {
+            if let Entry::Present { held: held @ Held::Protected, .. } = entry {
+                *held = Held::No;
+            }
+        }
     }
 
     /// Whether the page is in a mapping that the engine manages.
@@ -272,7 +288,10 @@ impl Memory {
     /// Holds the present pages of the span, or lets them go.
     pub(crate) fn hold(&mut self, span: Span, how: Held) {
         for entry in self.entries[indices(span)].iter_mut().flatten() {
-            if let Entry::Present { held, .. } = entry {
+            // Whoever pins a page to write to it is told of as a writer.
+            if let Entry::Present { held, .. } = entry
+                && *held != Held::Protected
+            {
                 *held = how;
             }
         }

@@ -33,6 +33,8 @@ pub(crate) enum Wait {
         number: u64,
         /// Whether the fault has been read from the kernel, and the engine has taken care of it.
         read: bool,
+        /// Whether the page is there, and it was about to write to it.
+        protected: bool,
     },
     /// Its event has not been read.
     Event,
@@ -196,6 +198,10 @@ impl Machine {
         if write && !mapping.writable {
             return Next::Done;
         }
+        if write && self.memory.is_protected(page) {
+            self.nr_faults += 1;
+            return Next::Again(Wait::Fault { page, number: self.nr_faults, read: false, protected: true });
+        }
         let (mut bytes, held, of) = match self.memory.take(page) {
             Some(Entry::Present { bytes, held, of }) => (bytes, held, of),
             Some(Entry::Poisoned) => {
@@ -205,7 +211,8 @@ impl Machine {
             }
             None if mapping.managed => {
                 self.nr_faults += 1;
-                return Next::Again(Wait::Fault { page, number: self.nr_faults, read: false });
+                let number = self.nr_faults;
+                return Next::Again(Wait::Fault { page, number, read: false, protected: false });
             }
             None => (zeroes(), Held::No, Whose::System),
         };

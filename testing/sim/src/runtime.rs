@@ -25,7 +25,7 @@ const RAISE_PAGES: u64 = 32;
 enum Job {
     Advance,
     Events,
-    Fault { thread: u32, page: u32, number: u64 },
+    Fault { thread: u32, page: u32, number: u64, protected: bool },
     Manage { thread: u32, span: Span },
 }
 
@@ -36,8 +36,8 @@ impl Machine {
         for (id, thread) in &self.threads {
             match thread.wait {
                 Wait::Ready => jobs.push(Job::Advance),
-                Wait::Fault { page, number, read: false } => {
-                    jobs.push(Job::Fault { thread: *id, page, number })
+                Wait::Fault { page, number, read: false, protected } => {
+                    jobs.push(Job::Fault { thread: *id, page, number, protected })
                 }
                 Wait::Manage(span) => jobs.push(Job::Manage { thread: *id, span }),
                 Wait::Fault { read: true, .. } | Wait::Event => {}
@@ -64,7 +64,9 @@ pub(crate) fn pump(shared: &Shared, engine: &SimEngine) -> bool {
     match job {
         Job::Advance => drop(shared.lock().advance_any()),
         Job::Events => read_events(shared, engine),
-        Job::Fault { thread, page, number } => serve(shared, engine, thread, page, number),
+        Job::Fault { thread, page, number, protected } => {
+            serve(shared, engine, thread, (page, protected), number);
+        }
         Job::Manage { thread, span } => manage(shared, engine, thread, span),
     }
     true
@@ -248,7 +250,7 @@ pub(crate) fn present(machine: &Machine, block: BlockId) -> PageSet {
 }
 
 /// Has the engine serve a fault, and does what the runtime does with the outcome.
-fn serve(shared: &Shared, engine: &SimEngine, thread: u32, page: u32, number: u64) {
+fn serve(shared: &Shared, engine: &SimEngine, thread: u32, (page, protected): (u32, bool), number: u64) {
     {
         let mut machine = shared.lock();
         machine.set_read(thread, number, true);
@@ -258,7 +260,8 @@ fn serve(shared: &Shared, engine: &SimEngine, thread: u32, page: u32, number: u6
             assert!(machine.rounds <= MAX_ROUNDS, "page {page} is faulted for ever");
         }
     }
-    let outcome = engine.fault(Machine::vpn(page));
+    let vpn = Machine::vpn(page);
+    let outcome = if protected { engine.write_fault(vpn) } else { engine.fault(vpn) };
     let mut machine = shared.lock();
     machine.note(|| {
         format!(

@@ -96,6 +96,17 @@ impl Shared {
         self.surface();
     }
 
+    /// Has the engine lift the write protection of pages, as a thread of the program that writes would.
+    pub(crate) fn lift(&self, span: Span) {
+        let Some(engine) = self.engine() else { return };
+        for page in span.pages() {
+            if self.lock().memory.is_protected(page) {
+                let outcome = engine.write_fault(Machine::vpn(page));
+                self.lock().note(|| format!("write to {page} = {outcome:?}"));
+            }
+        }
+    }
+
     fn engine(&self) -> Option<Arc<Engine<SimKernel>>> {
         self.engine.get().and_then(Weak::upgrade)
     }

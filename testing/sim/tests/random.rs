@@ -57,6 +57,8 @@ const DRIVEN: &[&str] = &[
     "coherent_writes",
     "held",
     "let_go",
+    "duplicated",
+    "copy_reads",
     "exclusive",
     "exclusive_writes",
     "removed",

@@ -27,6 +27,18 @@ impl<K: Kernel> Engine<K> {
         select: Select,
         owner: Owner,
     ) -> Result<Migration<'_, K, Collected>, SetupError> {
+        let change = Change { range, cause: Cause::Migrate, owner: Some(owner) };
+        self.collect(select, owner, change)
+    }
+
+    /// The same, for whatever reason.
+    pub(crate) fn collect(
+        &self,
+        select: Select,
+        owner: Owner,
+        change: Change,
+    ) -> Result<Migration<'_, K, Collected>, SetupError> {
+        let range = change.range;
         let is_covered = range.start < range.end && covers(crate::addr::Vpn(range.end.0 - 1));
         if !is_covered || range.nr_pages() > MAX_PAGES as u64 {
             return Err(SetupError::Range(range));
@@ -41,7 +53,7 @@ impl<K: Kernel> Engine<K> {
             let (id, part) = range.blocks().nth(number).filter(|_| select.contains(Select::SYSTEM))?;
             self.places_for(id, part)
         });
-        let change = self.notifiers.invalidate(Change { range, cause: Cause::Migrate, owner: Some(owner) });
+        let change = self.notifiers.invalidate(change);
         for ((id, part), places) in range.blocks().zip(places) {
             migration.collect_block(id, part, select, places);
         }

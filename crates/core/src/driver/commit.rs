@@ -291,7 +291,9 @@ impl<K: Kernel> Engine<K> {
             let extent = self.kernel.extent(first.page);
             let within = run[done..].iter().take_while(|entry| extent.contains(entry.page)).count().max(1);
             let slots = SlotRun { start: slot.add(done), len: within };
-            let mapped = self.give_home(slots, PageRange::new(first.page, within as u64));
+            let pages = PageRange::new(first.page, within as u64);
+            let protected = first.protect.then(|| self.give_home_protected(slots, pages)).flatten();
+            let mapped = protected.unwrap_or_else(|| self.give_home(slots, pages));
             for entry in &run[done..done + mapped.done] {
                 states.set(entry.page.index(), PageState::System { copy: entry.copy });
             }

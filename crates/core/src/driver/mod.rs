@@ -178,6 +178,8 @@ pub struct Entry {
     from: Option<Frame>,
     destination: Destination,
     migrated: bool,
+    /// It comes home write-protected, if it can.
+    protect: bool,
     /// When the migration ended its page was not where it was.
     elsewhere: bool,
 }
@@ -193,6 +195,7 @@ impl Entry {
             from: None,
             destination: Destination::Stay,
             migrated: false,
+            protect: false,
             elsewhere: false,
         }
     }
@@ -289,6 +292,13 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
             devices: Vec::with_capacity(MAX_DEVICES),
             stage: PhantomData,
         }
+    }
+}
+
+impl<K: Kernel> Migration<'_, K, Collected> {
+    /// Pages that go back to where they were do so write-protected, see [`duplicate`](crate::duplicate).
+    pub(crate) fn come_home_protected(&mut self) {
+        self.entries.iter_mut().for_each(|entry| entry.protect = true);
     }
 }
 

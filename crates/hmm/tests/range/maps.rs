@@ -172,11 +172,14 @@ pub(crate) fn want_write() -> Request {
     Request::FAULT | Request::WRITE
 }
 
-pub(crate) const NONE: Pfn = Pfn { found: Found::None, write: false, order: 0 };
-pub(crate) const ERROR: Pfn = Pfn { found: Found::Error, write: false, order: 0 };
-pub(crate) const ZERO: Pfn = Pfn { found: Found::System { zero: true }, write: false, order: 0 };
-pub(crate) const READABLE: Pfn = Pfn { found: Found::System { zero: false }, write: false, order: 0 };
-pub(crate) const WRITABLE: Pfn = Pfn { found: Found::System { zero: false }, write: true, order: 0 };
+pub(crate) const NONE: Pfn = Pfn { found: Found::None, write: false, order: 0, protected: false };
+pub(crate) const ERROR: Pfn = Pfn { found: Found::Error, write: false, order: 0, protected: false };
+pub(crate) const ZERO: Pfn =
+    Pfn { found: Found::System { zero: true }, write: false, order: 0, protected: false };
+pub(crate) const READABLE: Pfn =
+    Pfn { found: Found::System { zero: false }, write: false, order: 0, protected: false };
+pub(crate) const WRITABLE: Pfn =
+    Pfn { found: Found::System { zero: false }, write: true, order: 0, protected: false };
 
 /// A page of a huge page.
 pub(crate) const fn huge(pfn: Pfn) -> Pfn {
