@@ -22,7 +22,7 @@ pub enum Preferred {
 pub struct Hint {
     /// Where the page should be.
     pub preferred: Option<Preferred>,
-    /// It is read by many and rarely written: nobody takes it for himself.
+    /// It is read by many and rarely written: who reads it makes a copy, or reads it where it is, and leaves it there.
     pub read_mostly: bool,
     /// Devices (a bit for each index) that access it now and then, and should do so where it is.
     pub accessed_by: u16,

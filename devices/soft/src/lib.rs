@@ -35,8 +35,8 @@
 //!      +-- a system page: accessed in place, by guarded instructions (trap)
 //! ```
 //!
-//! What is only read stays where it is and is mapped read-only, in place; what is written migrates; hints of the program
-//! and pages that bounce change that (`policy`, `thrash`). A fault brings 64 KiB, more where the device has most of a block
+//! What is only read stays where it is and is mapped read-only, in place; what is read mostly is copied (`duplicate`); what is
+//! written migrates; hints of the program and pages that bounce change that (`policy`, `thrash`). A fault brings 64 KiB, more where the device has most of a block
 //! or faults come in order (`grow`, `service`). When the memory is full, what came first is evicted (`room`).
 //!
 //! # What others wait for
