@@ -19,6 +19,8 @@ pub struct Ledger {
     peak_pages: AtomicU64,
     /// How often somebody found no memory free.
     hunger: AtomicU64,
+    /// Pages of the budget that were granted beyond what was set.
+    granted_pages: AtomicU64,
 }
 
 impl Ledger {
@@ -29,6 +31,7 @@ impl Ledger {
             charged_pages: AtomicU64::new(0),
             peak_pages: AtomicU64::new(0),
             hunger: AtomicU64::new(0),
+            granted_pages: AtomicU64::new(0),
         }
     }
 
@@ -65,14 +68,16 @@ impl Ledger {
     /// Charges `pages`, all or none.
     #[must_use = "memory may only be used when it was charged"]
     pub fn try_charge(&self, pages: u64) -> bool {
+        let before = self.hold(pages);
+        before.inspect(|before| _ = self.peak_pages.fetch_max(before + pages, Ordering::Relaxed));
+        before.is_some()
+    }
+
+    /// Charges pages that nobody uses. Gives what was charged before.
+    fn hold(&self, pages: u64) -> Option<u64> {
         let limit = self.limit();
-        let charge = self.charged_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
-            (now + pages <= limit).then_some(now + pages)
-        });
-        if let Ok(before) = charge {
-            self.peak_pages.fetch_max(before + pages, Ordering::Relaxed);
-        }
-        charge.is_ok()
+        let more = |now: u64| (now + pages <= limit).then_some(now + pages);
+        self.charged_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()
     }
 
     /// Charges pages that are resident already, whatever the budget says: for memory that was there before us.
@@ -90,6 +95,26 @@ impl Ledger {
     /// Makes the budget larger, because the alternative is a program that stands still. Whoever does it counts it.
     pub fn grow(&self, pages: u64) {
         self.budget_pages.fetch_add(pages, Ordering::Relaxed);
+        self.granted_pages.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    /// Pages by which the budget is larger now than it was set.
+    pub fn granted(&self) -> u64 {
+        self.granted_pages.load(Ordering::Relaxed)
+    }
+
+    /// Makes the budget smaller again, by at most `pages` and never below what was set. Returns false if so many are not free.
+    pub fn take_back(&self, pages: u64) -> bool {
+        // Nobody else gets them meanwhile.
+        if self.hold(pages).is_none() {
+            return false;
+        }
+        let rest = |granted: u64| Some(granted.saturating_sub(pages));
+        let before = self.granted_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
+        let back = before.map_or(0, |granted| granted.min(pages));
+        self.budget_pages.fetch_sub(back, Ordering::Relaxed);
+        self.uncharge(pages);
+        true
     }
 
     /// Says that somebody found no memory free: who shares the budget gives some back.
@@ -106,5 +131,26 @@ impl Ledger {
     pub fn uncharge(&self, pages: u64) {
         let before = self.charged_pages.fetch_sub(pages, Ordering::Relaxed);
         debug_assert!(before >= pages, "I9: {pages} uncharged of {before}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_granted_is_taken_back_and_no_more() {
+        let ledger = Ledger::new(6400);
+        assert!(ledger.try_charge(6300) && !ledger.try_charge(1));
+        ledger.grow(256);
+        assert!(ledger.try_charge(100));
+        assert!(!ledger.take_back(256), "not so many are free");
+        assert_eq!((ledger.budget(), ledger.granted()), (6656, 256));
+        let free = ledger.free();
+        assert!(ledger.take_back(free));
+        assert_eq!((ledger.charged(), ledger.granted()), (6400, 256 - free));
+        ledger.uncharge(1000);
+        assert!(ledger.take_back(500), "more than was granted");
+        assert_eq!((ledger.budget(), ledger.granted(), ledger.peak()), (6400, 0, 6400));
     }
 }

@@ -53,6 +53,25 @@ impl<K: Kernel> Engine<K> {
         self.free_pages() < mark && !self.is_poor()
     }
 
+    /// Whether the budget was made larger, and is not yet what was set again.
+    pub fn is_overdrawn(&self) -> bool {
+        self.kernel.ledger().granted() > 0
+    }
+
+    /// Makes the budget again what was set, as far as more is free than the high mark.
+    pub fn take_back(&self) {
+        let ledger = self.kernel.ledger();
+        loop {
+            let due = ledger.granted().min(self.free_pages().saturating_sub(self.config.high_pages));
+            if due == 0 || ledger.take_back(due) {
+                return;
+            }
+            // Some of it is stock.
+            let Some(surplus) = self.staging.take_surplus(true) else { return };
+            self.release(surplus);
+        }
+    }
+
     /// Whether others hold the budget, and we next to nothing: taking out what little we have would only bring it back.
     fn is_poor(&self) -> bool {
         let own = self.stats().charged.load(Ordering::Relaxed);

@@ -52,7 +52,7 @@ counters! {
     pgadopt,
     /// Faults that had to wait for reclaim.
     direct_reclaim,
-    /// Pages charged beyond the budget, because nothing could be reclaimed.
+    /// Pages that the budget was made larger by, because nothing could be reclaimed. Not less when they are taken back.
     overcharged,
     /// Gauge: pages this process has charged.
     charged,

@@ -34,6 +34,9 @@ const MAX_PENDING: usize = 64;
 pub(crate) const RETRY_PAUSE_NS: i64 = 50_000;
 /// A fault that found no memory for so long gets it beyond the budget, and is counted.
 const STUCK: Duration = Duration::from_secs(2);
+/// The same for those that follow, as long as what the first got cannot be taken back: what is resident is of a kind that
+/// cannot leave, and that will be so for the next page as well. Long enough for other processes to give some.
+const STUCK_AGAIN: Duration = Duration::from_millis(50);
 /// Pages that the budget grows by at a time, where it may.
 const GROW_PAGES: u64 = 256;
 /// How often the reclaimer looks without being asked: other processes may share the budget.
@@ -300,7 +303,8 @@ impl Runtime {
             }
             Outcome::Full => self.make_room(),
             Outcome::Retry => {
-                if pending.since.elapsed() > STUCK && self.engine.wants_reclaim(false) {
+                let patience = if self.engine.is_overdrawn() { STUCK_AGAIN } else { STUCK };
+                if pending.since.elapsed() > patience && self.engine.wants_reclaim(false) {
                     self.grow();
                 }
                 true
@@ -373,10 +377,11 @@ impl Runtime {
     fn reclaim_until_high(&self) {
         let mut going = false;
         let interrupted = || self.stopping.load(Ordering::Relaxed) || self.is_frozen();
-        while self.engine.wants_reclaim(going) && !interrupted() {
+        self.engine.take_back();
+        while (self.engine.wants_reclaim(going) || self.engine.is_overdrawn()) && !interrupted() {
             going = true;
             match self.engine.reclaim() {
-                Reclaimed::Progress => {}
+                Reclaimed::Progress => self.engine.take_back(),
                 // Whoever needs memory will notice, and do what is to be done.
                 Reclaimed::Nothing | Reclaimed::Full => return,
             }

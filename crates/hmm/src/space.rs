@@ -318,7 +318,7 @@ pub struct Snapshot {
     pub second_chances: u64,
     /// Pages that are lost.
     pub poisoned: u64,
-    /// Pages beyond the budget that had to be granted.
+    /// Pages beyond the budget that had to be granted, in all; of some of them the budget may be rid again.
     pub overcharged: u64,
     /// Bytes that the devices' memory takes.
     pub device_bytes: u64,

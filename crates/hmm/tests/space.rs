@@ -5,9 +5,11 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::{MIB, space, within};
 use hmm::device::Ram;
+use hmm::uapi::maps::Perms;
 
 fn pattern(index: usize, round: u64) -> u64 {
     (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ round
@@ -34,6 +36,40 @@ fn four_times_the_budget_keeps_every_byte() {
         assert!(snapshot.away > 0 && snapshot.stored > 0);
         drop(region);
         assert_eq!(space.stats().away, 0, "frames are freed with the region");
+    });
+}
+
+/// Pages that may not be written to cannot leave: what does not fit into the budget gets memory beyond it, and the budget is
+/// what it was when they can leave again.
+#[test]
+fn read_only_memory_of_twice_the_budget_is_read_soon() {
+    within(60, || {
+        let space = space(16 * MIB, Arc::new(Ram::new(64 * 1024)));
+        let mut region = space.alloc(32 * MIB).expect("allocates");
+        let nr_words = region.as_mut_slice::<u64>().len();
+        region
+            .as_mut_slice::<u64>()
+            .iter_mut()
+            .enumerate()
+            .for_each(|(index, word)| *word = pattern(index, 0));
+        let pages = hmm::mirror::pages(region.as_slice::<u64>());
+        // SAFETY: nobody writes while it is read-only.
+        unsafe { space.protect(pages, Perms::READ) }.expect("protects");
+        let begin = Instant::now();
+        for index in (0..nr_words).step_by(512) {
+            assert_eq!(region.as_slice::<u64>()[index], pattern(index, 0), "word {index}");
+        }
+        let (took, snapshot) = (begin.elapsed(), space.stats());
+        eprintln!("{took:?} {snapshot:?}");
+        assert!(snapshot.overcharged > 0, "it would not fit: {snapshot:?}");
+        assert!(took < Duration::from_secs(10), "I4: {took:?}");
+        // SAFETY: as before.
+        unsafe { space.protect(pages, Perms::READ | Perms::WRITE) }.expect("protects");
+        while space.stats().budget * 4096 > 16 * MIB as u64 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let snapshot = space.stats();
+        assert!(snapshot.resident <= snapshot.budget, "I9: {snapshot:?}");
     });
 }
 

@@ -209,9 +209,6 @@ fn mirrors_and_migration() {
 /// The same where memory is short: the engine evicts to a tier by itself.
 #[test]
 fn mirrors_and_migration_within_a_budget() {
-    if is_known_gap("drivers and reclaim stand still") {
-        return;
-    }
     let make = || {
         let tier = Arc::new(Lz4::new(Lz4Config::new(32 << 20)).expect("the capacity is in range"));
         AddressSpace::builder().ram(16 << 20).device(tier).build().expect("userfaultfd can be had")
