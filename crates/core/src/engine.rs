@@ -8,6 +8,7 @@ use hmm_device::{Device, DevicePfn};
 
 use crate::addr::{BlockId, SlotRun, Vpn};
 use crate::copies::CopyPolicy;
+use crate::events::Discards;
 use crate::fetch::Moved;
 use crate::hints::Hints;
 use crate::kernel::Kernel;
@@ -100,6 +101,7 @@ pub struct Engine<K> {
     pub(crate) staging: Staging,
     pub(crate) streams: Streams,
     pub(crate) jobs: Jobs,
+    pub(crate) discards: Discards,
     pub(crate) copies: CopyPolicy,
     /// Pages that the program moved while they were being fetched.
     pub(crate) moved: Mutex<Vec<Moved>>,
@@ -145,6 +147,7 @@ impl<K: Kernel> Engine<K> {
             staging: Staging::new(config.nr_bays),
             streams: Streams::new(config.max_window),
             jobs: Jobs::new(),
+            discards: Discards::new(),
             copies: CopyPolicy::new(),
             moved: Mutex::new(Vec::new()),
             orphans: Mutex::new(Vec::new()),

@@ -4,7 +4,7 @@
 //! read from the kernel: reading one lets the program go on, into new mappings at the old addresses.
 
 use std::sync::atomic::Ordering;
-use std::sync::{PoisonError, RwLockWriteGuard};
+use std::sync::{Mutex, PoisonError, RwLockWriteGuard};
 
 use crate::addr::{PageRange, SlotRun, Vpn};
 use crate::engine::Engine;
@@ -14,6 +14,35 @@ use crate::notifier::{Cause, Change};
 use crate::staging::Left;
 use crate::state::PageState;
 use crate::table::{States, covers};
+
+/// Discards that are remembered one by one.
+const MAX_DISCARDS: usize = 64;
+
+/// Ranges that the kernel has said to be discarded since drivers [settled](Engine::settle) last. It says so before it acts:
+/// what a driver finds there in between goes without another word.
+#[derive(Debug)]
+pub(crate) struct Discards(Mutex<Vec<PageRange>>);
+
+impl Discards {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(Vec::with_capacity(MAX_DISCARDS)))
+    }
+
+    /// Allocates nothing. When there are too many the last becomes one that holds the others as well.
+    fn note(&self, range: PageRange) {
+        let mut ranges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if ranges.len() < MAX_DISCARDS {
+            ranges.push(range);
+        } else if let Some(last) = ranges.last_mut() {
+            last.start = last.start.min(range.start);
+            last.end = last.end.max(range.end);
+        }
+    }
+
+    fn take(&self) -> Option<PageRange> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+}
 
 /// The right to read events from the kernel and to apply them.
 #[derive(Debug)]
@@ -29,9 +58,13 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Returns when the events that were read before have been applied, and drivers told of them. Who has unmapped memory
-    /// goes on when the event is read, which may be before.
+    /// goes on when the event is read, which may be before. What was discarded is told once more, because pages were still
+    /// there at first.
     pub fn settle(&self) {
         drop(self.gate());
+        while let Some(range) = self.discards.take() {
+            drop(self.notifiers.invalidate(Change { range, cause: Cause::Clear, owner: None }));
+        }
     }
 
     /// Keeps resident pages of the range resident, or lets them go again. Pages that are away come home when they are
@@ -49,6 +82,7 @@ impl<K: Kernel> Events<'_, K> {
     /// The program discarded the range: madvise. What it reads there next are zeroes.
     pub fn removed(&self, range: PageRange) {
         self.forget(range, Cause::Clear);
+        self.engine.discards.note(range);
     }
 
     /// The program unmapped the range.

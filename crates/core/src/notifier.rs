@@ -15,6 +15,10 @@
 //! up when the last such change ends. A notifier keeps the value it last saw in its own counter, which is always odd:
 //! equal to the address space's, a change is going on, and [`Notifier::read_begin`] waits for its end.
 //!
+//! What a driver moves itself it need not be told of ([`Watch::ignores`]). For what its faults have read meanwhile that is
+//! a change like any other; only the driver's entries for what it has moved do not collide with it
+//! ([`Notifier::install_own`]).
+//!
 //! Invalidations nest and run in parallel. All notifiers of a change run their first pass, in which a device's own
 //! shootdown is begun; then those that asked for it run the second, in which its end is awaited: devices overlap.
 //!
@@ -76,8 +80,8 @@ pub trait Watch: Send + Sync + 'static {
     /// The device's page table, or whatever else the lock protects.
     type Table: Send;
 
-    /// Whether the change is the driver's own and handled by it already. Then it is not called, and what it reads
-    /// meanwhile is not considered stale: Linux's drivers filter their own migrations this way.
+    /// Whether the change is the driver's own and handled by it already. Then it is not called: Linux's drivers filter their
+    /// own migrations this way. What it has read before is stale all the same, see [`Notifier::install_own`].
     fn ignores(&self, _change: &Change) -> bool {
         false
     }
@@ -92,7 +96,10 @@ pub trait Watch: Send + Sync + 'static {
 
 /// What a range was read under, see [`Notifier::read_begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sequence(u64);
+pub struct Sequence {
+    others: u64,
+    own: u64,
+}
 
 /// The range has changed since it was read: read it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -149,6 +156,14 @@ struct Subscription<W: Watch> {
     table: Arc<Mutex<W::Table>>,
     /// The value of the address space's counter at the last change; written under the table's lock.
     seq: AtomicU64,
+    /// The same of the last change that the driver ignores.
+    own: AtomicU64,
+}
+
+impl<W: Watch> Subscription<W> {
+    fn sequence(&self) -> Sequence {
+        Sequence { others: self.seq.load(Ordering::Acquire), own: self.own.load(Ordering::Acquire) }
+    }
 }
 
 impl<W: Watch> Sub for Subscription<W> {
@@ -157,10 +172,12 @@ impl<W: Watch> Sub for Subscription<W> {
     }
 
     fn start(&self, change: &Change, seq: u64) -> Pass {
-        if self.watch.ignores(change) {
+        let is_ignored = self.watch.ignores(change);
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_ignored {
+            self.own.store(seq, Ordering::Release);
             return Pass::Done;
         }
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         self.seq.store(seq, Ordering::Release);
         self.watch.invalidate(&mut table, change)
     }
@@ -291,7 +308,13 @@ impl<W: Watch> Notifier<W> {
         } else {
             inner.seq - 1
         };
-        let sub = Arc::new(Subscription { range, watch, table, seq: AtomicU64::new(seq) });
+        let sub = Arc::new(Subscription {
+            range,
+            watch,
+            table,
+            seq: AtomicU64::new(seq),
+            own: AtomicU64::new(seq),
+        });
         inner.subs.push(Arc::clone(&sub) as Arc<dyn Sub>);
         all.nr_subs.store(inner.subs.len() as u64, Ordering::Release);
         drop(inner);
@@ -316,14 +339,15 @@ impl<W: Watch> Notifier<W> {
     /// Waits until no change of the range is going on, as far as this notifier has heard of it. What is read of the range
     /// from here on can be [`install`](Self::install)ed with the result.
     pub fn read_begin(&self) -> Sequence {
-        let seq = self.sub.seq.load(Ordering::Acquire);
-        self.all.wait_for_end(seq);
-        Sequence(seq)
+        let seq = self.sub.sequence();
+        self.all.wait_for_end(seq.others);
+        self.all.wait_for_end(seq.own);
+        seq
     }
 
     /// Whether the range has changed since. `true` is certain; `false` only says that it pays to go on.
     pub fn check_retry(&self, seq: Sequence) -> bool {
-        self.sub.seq.load(Ordering::Acquire) != seq.0
+        self.sub.sequence() != seq
     }
 
     /// Gives access to the table if nothing of the range has changed since `seq` (I5): what was read of it is still true,
@@ -333,7 +357,25 @@ impl<W: Watch> Notifier<W> {
     /// [`Collided`]: read the range again.
     pub fn install<R>(&self, seq: Sequence, fill: impl FnOnce(&mut W::Table) -> R) -> Result<R, Collided> {
         let mut table = self.table();
-        if self.sub.seq.load(Ordering::Acquire) != seq.0 {
+        if self.sub.sequence() != seq {
+            return Err(Collided);
+        }
+        Ok(fill(&mut table))
+    }
+
+    /// The same for where the driver itself has taken pages since `seq`, by changes that it [ignores](Watch::ignores): those
+    /// do not collide. Nothing that was read under `seq` may be entered so. The pages are the driver's own until then: a
+    /// migration that is not finalized holds them, or they are exclusive.
+    ///
+    /// # Errors
+    /// [`Collided`]: somebody else has changed the range meanwhile. The next fault finds out where the pages are.
+    pub fn install_own<R>(
+        &self,
+        seq: Sequence,
+        fill: impl FnOnce(&mut W::Table) -> R,
+    ) -> Result<R, Collided> {
+        let mut table = self.table();
+        if self.sub.seq.load(Ordering::Acquire) != seq.others {
             return Err(Collided);
         }
         Ok(fill(&mut table))

@@ -16,7 +16,9 @@ impl AddressSpace {
     /// Returns when every change of the program's mappings that was made before has reached all drivers.
     ///
     /// The kernel lets a program that unmaps or discards memory go on when its message has been *read*; drivers hear of it
-    /// a moment later. A device that begins to work for the program must not work by what was true before, so its driver
+    /// a moment later. Of a discard they hear when its pages are still there, which they may find once more; so they are told
+    /// of it again, of all discards since the last call that are over. ([`discard`](Self::discard) needs no second word.) A
+    /// device that begins to work for the program must not work by what was true before, so its driver
     /// calls this first: when a kernel is launched, not for each access. Not to be called under a lock that a driver's
     /// callback takes.
     pub fn settle(&self) {

@@ -18,6 +18,7 @@ use hmm_core::notifier::{Cause, Change, Changing, EmptyRange, Notifier, Owner, S
 use hmm_core::state::Frame;
 use hmm_core::{AddError, DeviceId, HeldFrame};
 use hmm_device::{Device, DevicePfn};
+use hmm_uapi::mapping::Advice;
 use hmm_uapi::maps::Perms;
 use rustix::io::Errno;
 
@@ -299,6 +300,22 @@ impl AddressSpace {
     pub fn evict_pages(&self, range: PageRange) -> usize {
         let _inside = callers::enter();
         self.runtime().engine().evict_range(range)
+    }
+
+    /// Discards pages as `madvise(2)` does with `MADV_DONTNEED`: they are zeroes from now on. Drivers have no entries for them
+    /// from before until it is over. Of a discard by `madvise` they hear before its pages go, and may find them once more:
+    /// [`settle`](Self::settle) ends that.
+    ///
+    /// # Safety
+    /// The range is private anonymous memory into which nobody has references.
+    ///
+    /// # Errors
+    /// As of `madvise(2)`.
+    pub unsafe fn discard(&self, range: PageRange) -> Result<(), Errno> {
+        let _inside = callers::enter();
+        let _changing = self.runtime().announce(range, Cause::Clear);
+        // SAFETY: the caller's promise.
+        unsafe { hmm_uapi::sys::madvise(range_of(range), Advice::DontNeed) }
     }
 
     /// Changes the protection of pages as `mprotect(2)` does, and has drivers drop their entries before.

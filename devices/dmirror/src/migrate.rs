@@ -37,7 +37,7 @@ impl<S: Space> Mirror<S> {
                 MemKind::Private => Place::Frame(pfn),
                 MemKind::Coherent => Place::System,
             };
-            let entered = self.notifier.install(seq, |table| table.set(page, Entry { place, write }));
+            let entered = self.notifier.install_own(seq, |table| table.set(page, Entry { place, write }));
             collided |= entered.is_err();
         };
         let zeroes = [0; hmm_device::PAGE_SIZE];

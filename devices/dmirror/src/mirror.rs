@@ -310,7 +310,7 @@ impl<S: Space> Mirror<S> {
             let seq = self.notifier.read_begin();
             let addr = self.notifier.watch().migrating(|| self.space.make_exclusive(self.device, page))?;
             let entry = Entry { place: Place::Exclusive(addr), write: false };
-            if self.notifier.install(seq, |table| table.set(page, entry)).is_ok() {
+            if self.notifier.install_own(seq, |table| table.set(page, entry)).is_ok() {
                 return Ok(());
             }
         }

@@ -158,7 +158,8 @@ impl Driver {
         Ok(migration.finalize())
     }
 
-    /// Makes entries for frames that were found under `seq`; if something has changed since, the next fault makes them.
+    /// Makes entries for frames that pages were taken to since `seq`; if somebody else has changed something since, the next
+    /// fault makes them.
     pub fn enter_frames(&self, seq: Sequence, frames: &[(Vpn, Frame)]) {
         let _inside = Inside::enter();
         // A coherent frame is mapped where the program has it.
@@ -166,7 +167,7 @@ impl Driver {
             MemKind::Private => Entry::Frame(frame),
             MemKind::Coherent => Entry::System { write: true },
         };
-        let _ = self.notifier.install(seq, |table| {
+        let _ = self.notifier.install_own(seq, |table| {
             table.entries.extend(frames.iter().map(|(page, frame)| (*page, entry(*frame))));
         });
     }
@@ -256,7 +257,7 @@ impl Driver {
             let addr = self.space.make_exclusive(page, self.owner)?.addr;
             let _inside = Inside::enter();
             let enter = |table: &mut Table| table.entries.insert(page, Entry::Exclusive(addr));
-            if self.notifier.install(seq, enter).is_ok() {
+            if self.notifier.install_own(seq, enter).is_ok() {
                 return Ok(addr);
             }
         }

@@ -322,10 +322,15 @@ impl Driver {
         usize::from(self.id.number())
     }
 
-    fn install(&self, shared: &Shared, seq: Sequence, frames: &[(Vpn, Frame)]) {
+    /// Entries for frames.
+    fn frames_of(&self, frames: &[(Vpn, Frame)]) -> impl Iterator<Item = (Vpn, Mapping)> {
         let mapping = if self.is_coherent() { Mapping::Coherent } else { Mapping::Frame };
-        let entries = frames.iter().map(|(page, frame)| (*page, mapping(*frame)));
-        let installed = self.notifier.install(seq, |table| table.extend(entries)).is_ok();
+        frames.iter().map(move |(page, frame)| (*page, mapping(*frame)))
+    }
+
+    /// Maps what has migrated since `seq`.
+    fn install(&self, shared: &Shared, seq: Sequence, frames: &[(Vpn, Frame)]) {
+        let installed = self.notifier.install_own(seq, |table| table.extend(self.frames_of(frames))).is_ok();
         shared.lock().count(if installed { "installed" } else { "collided" }, 1);
     }
 
@@ -339,7 +344,7 @@ impl Driver {
         let Ok(exclusive) = made else { return };
         shared.intervene();
         let mapping = Mapping::Exclusive(slot_at(exclusive.addr));
-        let installed = self.notifier.install(seq, |table| table.insert(page, mapping)).is_ok();
+        let installed = self.notifier.install_own(seq, |table| table.insert(page, mapping)).is_ok();
         shared.lock().count(if installed { "exclusive" } else { "not_exclusive" }, 1);
     }
 
@@ -375,7 +380,10 @@ impl Driver {
                 (engine.owner_of(frame) == Some(self.owner)).then_some((page, frame))
             })
             .collect();
-        self.install(shared, seq, &frames);
+        // Others act meanwhile, and other threads of this driver.
+        shared.intervene();
+        let installed = self.notifier.install(seq, |table| table.extend(self.frames_of(&frames))).is_ok();
+        shared.lock().count(if installed { "mapped" } else { "collided" }, 1);
     }
 
     /// The device reads and writes pages that its table maps.

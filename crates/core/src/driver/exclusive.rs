@@ -7,7 +7,7 @@
 //!     again: bring the page home for writing (range fault)
 //!            seq = notifier.read_begin()
 //!            exclusive = engine.make_exclusive(page, owner)
-//!            match notifier.install(seq, |table| table.insert(page, exclusive.addr)) { Err(Collided) => goto again }
+//!            match notifier.install_own(seq, |table| ..) { Err(Collided) => goto again }
 //! ```
 //!
 //! Making a page exclusive invalidates it with [`Cause::Exclusive`] and the driver's owner: who does not ignore its own

@@ -39,8 +39,8 @@
 //!   brings a page home from the device the driver takes no part in it: it hears of a
 //!   [`Cause::Clear`](crate::notifier::Cause::Clear) without an owner, which it must not ignore.
 //! - Between setup and `finalize` other threads of the program go on, and may unmap the range. So entries for what
-//!   migrated are made with [`Notifier::install`](crate::notifier::Notifier::install), and a sequence from a `read_begin`
-//!   in front of setup; if that collides the entry is not made, and the device's next fault finds out.
+//!   migrated are made with [`Notifier::install_own`](crate::notifier::Notifier::install_own), and a sequence from a
+//!   `read_begin` in front of setup; if that collides the entry is not made, and the device's next fault finds out.
 //! - Never on a thread that serves faults, nor under a lock that a callback takes. Between setup and `finalize` the
 //!   thread touches no managed memory, its stack included: it might wait for itself.
 //!

@@ -26,8 +26,15 @@ struct Device {
     in_two_passes: bool,
 }
 
+/// Who moves a page on behalf of the device, which need not be told.
+const OWN: Option<Owner> = Some(Owner(1));
+
 impl Watch for Device {
     type Table = Option<u64>;
+
+    fn ignores(&self, change: &Change) -> bool {
+        change.owner == OWN
+    }
 
     fn invalidate(&self, entry: &mut Option<u64>, _: &Change) -> Pass {
         *entry = None;
@@ -145,6 +152,31 @@ fn a_notifier_may_come_and_go_at_any_moment() {
         let left = world.entry(0);
         mover.join().expect("no panic");
         assert_eq!(world.entry(0), left, "a callback after the end");
+    });
+}
+
+#[test]
+fn what_the_driver_moves_itself_is_not_entered_as_it_was_before() {
+    explore(|| {
+        let world = World::new(1);
+        let notifier = Arc::new(world.device(0));
+        let mover = {
+            let (world, notifier) = (Arc::clone(&world), Arc::clone(&notifier));
+            thread::spawn(move || {
+                let seq = notifier.read_begin();
+                let change = Change { range: PAGE, cause: Cause::Migrate, owner: OWN };
+                let changing = world.all.invalidate(change);
+                world.home.store(1, Ordering::SeqCst);
+                drop(changing);
+                // The driver is not told of it, and drops its entry by itself.
+                *notifier.table() = None;
+                notifier.install_own(seq, |entry| *entry = Some(1)).expect("nobody else moves it");
+            })
+        };
+        // The driver's fault, at the same time.
+        world.map(&notifier, 2);
+        mover.join().expect("no panic");
+        assert!(world.entry(0) == Some(1), "a stale entry");
     });
 }
 

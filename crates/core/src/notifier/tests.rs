@@ -114,16 +114,33 @@ fn who_comes_in_the_middle_of_a_change_waits_for_its_end() {
 }
 
 #[test]
-fn an_own_change_that_is_ignored_does_not_collide() {
+fn an_own_change_that_is_ignored_collides_with_what_was_read_alone() {
     let all: Arc<Notifiers> = Arc::default();
     let own = Some(Owner(7));
     let notifier = watch(&all, pages(10, 20), Log { own, ..Log::default() });
     let seq = notifier.read_begin();
     let migrate = |owner| Change { range: pages(10, 20), cause: Cause::Migrate, owner };
     drop(all.invalidate(migrate(own)));
-    assert!(notifier.install(seq, |_| ()).is_ok());
+    assert!(notifier.table().is_empty(), "it was not called");
+    assert!(notifier.install_own(seq, |_| ()).is_ok());
+    assert!(notifier.check_retry(seq));
+    assert_eq!(notifier.install(seq, |_| ()), Err(Collided));
     drop(all.invalidate(migrate(Some(Owner(8)))));
-    assert!(notifier.install(seq, |_| ()).is_err());
+    assert_eq!(notifier.install_own(seq, |_| ()), Err(Collided));
+}
+
+#[test]
+fn reading_waits_for_an_own_change_as_well() {
+    let all: Arc<Notifiers> = Arc::default();
+    let own = Some(Owner(7));
+    let notifier = Arc::new(watch(&all, pages(10, 20), Log { own, ..Log::default() }));
+    let change = Change { range: pages(10, 20), cause: Cause::Migrate, owner: own };
+    let changing = all.invalidate(change);
+    let told = reader(&notifier);
+    assert!(waits(&told));
+    drop(changing);
+    let seq = goes_on(&told);
+    assert!(notifier.install(seq, |_| ()).is_ok());
 }
 
 #[test]

@@ -188,20 +188,8 @@ fn under_fire(name: &str, make: fn() -> AddressSpace, sizes: &'static [usize], n
     });
 }
 
-/// Whether a test that is known to fail is left out. It is counted as skipped.
-fn is_known_gap(why: &str) -> bool {
-    let left_out = std::env::var_os("HMM_PROGRAMS_ALL").is_none();
-    if left_out {
-        eprintln!("SKIPPED: known gap: {why} (HMM_PROGRAMS_ALL=1 runs it)");
-    }
-    left_out
-}
-
 #[test]
 fn mirrors_and_migration() {
-    if is_known_gap("now and then a driver has an entry for a page that is elsewhere") {
-        return;
-    }
     let make = || AddressSpace::builder().build().expect("userfaultfd can be had");
     under_fire("mirrors_and_migration", make, &[1, 24, 600], 512);
 }

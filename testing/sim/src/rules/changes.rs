@@ -7,6 +7,7 @@ use hmm_core::notifier::{Cause, Change};
 use hmm_model::{Op, Span};
 
 use super::{DATA, Fixture, range};
+use crate::events::Event;
 
 #[test]
 fn setup_tells_of_the_whole_range_with_the_owner() {
@@ -57,6 +58,33 @@ fn every_way_in_which_pages_go() {
     world.told();
     assert!(world.engine().evict_range(range(200, 1)) > 0);
     assert_eq!(world.told(), [(range(200, 1), Cause::Clear, none)]);
+}
+
+#[test]
+fn a_discard_is_told_before_its_pages_go_and_once_more_when_drivers_settle() {
+    let world = Fixture::new();
+    world.told();
+    world.world.start(&Op::DontNeed { span: DATA });
+    let events = world.engine().events();
+    assert_eq!(world.world.shared().lock().read_event(), Some(Event::Discarded(DATA)));
+    events.removed(range(0, 16));
+    drop(events);
+    assert_eq!(world.told(), [(range(0, 16), Cause::Clear, None)]);
+    // The thread has not gone on: what a driver finds now, goes.
+    let mut pfns = [Pfn::default(); 16];
+    let seq = world.log.read_begin();
+    let mut look = RangeFault::snapshot(range(0, 16), None, &mut pfns);
+    assert_eq!(world.engine().range_fault(&world.log, seq, &mut look), Ok(()));
+    assert!(pfns.iter().all(|pfn| pfn.found == Found::System { zero: false }), "they are still there");
+    world.begin(&Op::Read { page: 100, word: 0 });
+    assert!(!world.world.shared().lock().memory.is_present(0), "now they are gone");
+    assert!(world.log.install(seq, |_| ()).is_ok(), "and nobody has said so");
+    world.engine().settle();
+    assert_eq!(world.told(), [(range(0, 16), Cause::Clear, None)]);
+    assert!(world.log.install(seq, |_| ()).is_err());
+    world.engine().settle();
+    assert_eq!(world.told(), [], "all is said");
+    world.verify();
 }
 
 #[test]
