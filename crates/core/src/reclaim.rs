@@ -103,7 +103,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Gives stock back that was not used since this was called [`IDLE_CALLS`] times, where there is no budget: nobody else
+    /// Gives stock back that was not used since this was called a few times, where there is no budget: nobody else
     /// does there. To be called now and then, by a background thread.
     pub fn trim_idle(&self) {
         if !self.config.zero_page || self.nr_stock() == 0 {
