@@ -250,10 +250,10 @@ impl Notifiers {
         }
     }
 
-    /// Waits while the counter is `seq` and a change is going on.
-    fn wait_for_end(&self, seq: u64) {
+    /// Waits while the counter has one of these values and a change is going on.
+    fn wait_for_end(&self, seqs: &[u64]) {
         let mut inner = self.lock();
-        while inner.seq == seq && seq & 1 == 1 {
+        while inner.seq & 1 == 1 && seqs.contains(&inner.seq) {
             inner = self.idle.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -340,8 +340,7 @@ impl<W: Watch> Notifier<W> {
     /// from here on can be [`install`](Self::install)ed with the result.
     pub fn read_begin(&self) -> Sequence {
         let seq = self.sub.sequence();
-        self.all.wait_for_end(seq.others);
-        self.all.wait_for_end(seq.own);
+        self.all.wait_for_end(&[seq.others, seq.own]);
         seq
     }
 
@@ -390,7 +389,7 @@ impl<W: Watch> Drop for Notifier<W> {
         let seq = inner.seq;
         drop(inner);
         // A change that is going on may be calling this notifier.
-        self.all.wait_for_end(seq);
+        self.all.wait_for_end(&[seq]);
     }
 }
 
