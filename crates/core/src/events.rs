@@ -85,6 +85,11 @@ impl<K: Kernel> Events<'_, K> {
         self.engine.discards.note(range);
     }
 
+    /// Other memory has come to the range, or its memory is not ours any more: nothing that is known of it is true.
+    pub fn replaced(&self, range: PageRange) {
+        self.forget(range, Cause::Clear);
+    }
+
     /// The program unmapped the range.
     pub fn unmapped(&self, range: PageRange) {
         self.forget(range, Cause::Unmap);

@@ -206,7 +206,7 @@ fn register_next(engine: &Engine<Mm>, rest: PageRange) -> Step {
     if !is_manageable(&vma) {
         return Step::Refused(gap);
     }
-    events.removed(gap);
+    events.replaced(gap);
     // SAFETY: as in `register`.
     if unsafe { mm.uffd().register(range_of(gap), MODES) }.is_err() {
         return Step::Refused(gap);
@@ -266,7 +266,7 @@ pub(crate) fn register(engine: &Engine<Mm>, range: PageRange) -> Result<(), Errn
         return Err(Errno::AGAIN);
     }
     let events = engine.events();
-    events.removed(range);
+    events.replaced(range);
     // SAFETY:
     // 1. the range is the program's memory, whose bytes read the same whether or not a page was away meanwhile (I1-I3).
     // 2. the caller excluded everything that the threads which answer faults stand on (I6).
