@@ -25,7 +25,8 @@
 //!   table: a read of `O_DIRECT` in flight, a registered buffer. Pinned later, it is written to first, as far as the
 //!   kernel is concerned, and so told of. System calls that write to it are told of as threads are.
 //! - A driver believes the protection only where the page's state says that it is the system's. A page that is being
-//!   discarded is not, from when its drivers were told on.
+//!   discarded is not, from when its drivers were told on; one that is touched again before the kernel has dropped it is not
+//!   protected before drivers [settle](Engine::settle).
 //! - A page that a fork shares is another process's, too: each has its own mapping of it, and its own protection.
 
 use crate::addr::{PageRange, Vpn};
@@ -47,6 +48,10 @@ impl<K: Kernel> Engine<K> {
     /// # Errors
     /// As [`migrate_setup`](Self::migrate_setup).
     pub fn write_protect(&self, range: PageRange, owner: Owner) -> Result<(), SetupError> {
+        if self.discards.touch(range) {
+            // What was touched again since may be what the kernel is about to drop: a copy would outlive it.
+            return Ok(());
+        }
         // Not as a migration of the driver's own: in between the CPU may write, so its own copies go, too.
         let change = Change { range, cause: Cause::Clear, owner: None };
         let mut migration = self.collect(Select::SYSTEM | Select::KEEP_EXCLUSIVE, owner, change)?;

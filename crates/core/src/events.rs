@@ -39,6 +39,12 @@ impl Discards {
         }
     }
 
+    /// Whether a part of the range may still be there for a moment, and then go without another word.
+    pub(crate) fn touch(&self, range: PageRange) -> bool {
+        let ranges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ranges.iter().any(|discarded| !discarded.intersect(range).is_empty())
+    }
+
     fn take(&self) -> Option<PageRange> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
