@@ -118,6 +118,7 @@ impl<K: Kernel> Events<'_, K> {
         self.unmapped(PageRange::new(to, from.nr_pages()));
         let change =
             self.engine.notifiers.invalidate(Change { range: from, cause: Cause::Unmap, owner: None });
+        let mut may_be_waited_for = false;
         for (id, block, part) in self.engine.table.used_blocks(from) {
             for index in part {
                 let page = id.page(index);
@@ -126,10 +127,15 @@ impl<K: Kernel> Events<'_, K> {
                 if state == PageState::None {
                     continue;
                 }
+                may_be_waited_for |= matches!(state, PageState::Fetching { .. } | PageState::Dropped { .. });
                 states.set(index, PageState::None);
                 drop(states);
                 self.engine.arrive(page, to.add(page.0 - from.start.0), state);
             }
+        }
+        if may_be_waited_for {
+            // Whoever fetches wakes those who wait where the page is then, and nobody where it was.
+            self.engine.kernel.wake(from);
         }
         drop(change);
     }
