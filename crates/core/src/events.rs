@@ -64,10 +64,15 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Returns when the events that were read before have been applied, and drivers told of them. Who has unmapped memory
-    /// goes on when the event is read, which may be before. What was discarded is told once more, because pages were still
-    /// there at first.
-    pub fn settle(&self) {
+    /// goes on when the event is read, which may be before.
+    pub fn catch_up(&self) {
         drop(self.gate());
+    }
+
+    /// The same for drivers, who are told once more of what was discarded since the last time: its pages were still there at
+    /// first. Nobody else may call it, because it is told once.
+    pub fn settle(&self) {
+        self.catch_up();
         while let Some(range) = self.discards.take() {
             drop(self.notifiers.invalidate(Change { range, cause: Cause::Clear, owner: None }));
         }

@@ -86,7 +86,7 @@ pub fn discover(engine: &Engine<Mm>, within: AddrRange, exclude: &[AddrRange]) -
 fn is_calm(engine: &Engine<Mm>) -> bool {
     let is_calm = !engine.kernel().uffd().is_changing();
     // Who reads an event lets its thread go on before it has applied it.
-    engine.settle();
+    engine.catch_up();
     is_calm
 }
 

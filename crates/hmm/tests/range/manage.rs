@@ -2,6 +2,7 @@
 
 use hmm::AddressSpace;
 use hmm::core::addr::PageRange;
+use hmm::core::notifier::Cause;
 use hmm::manage::ManageError;
 use hmm::mirror::pages;
 use hmm::uapi::uffd::Access;
@@ -67,5 +68,23 @@ fn a_child_does_not_get_managed_memory() {
             let Ok(space) = AddressSpace::builder().access(access).build() else { continue };
             assert_eq!(child_is_killed_by(&space), libc::SIGSEGV, "{access:?}");
         }
+    });
+}
+
+#[test]
+fn who_registers_memory_keeps_no_word_from_drivers() {
+    let _alone = one_at_a_time();
+    within(LIMIT, || {
+        let (space, map) = (mirror(), Map::holes(8));
+        map.write(0, 1);
+        space.manage(map.pages()).expect("a mapping of its own");
+        let notifier = watch(&space, map.pages());
+        map.advise(0, 8, libc::MADV_DONTNEED);
+        let _other = space.alloc(MIB).expect("more memory");
+        let told = || std::mem::take(&mut *notifier.table());
+        assert!(told().iter().any(|change| change.cause == Cause::Clear), "in the beginning");
+        space.settle();
+        let again = told();
+        assert_eq!(again.iter().map(|change| change.range).collect::<Vec<_>>(), [map.pages()], "and again");
     });
 }
