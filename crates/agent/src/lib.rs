@@ -27,6 +27,7 @@ mod interpose;
 mod mailbox;
 mod mappings;
 mod next;
+mod question;
 mod relocate;
 mod reserve;
 mod threads;

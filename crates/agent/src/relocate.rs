@@ -15,17 +15,16 @@
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hmm::adopt::is_manageable;
 use hmm::core::addr::PageRange;
 use hmm::runtime::Runtime;
-use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
 use hmm::uapi::{AddrRange, Errno};
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 use rustix::time::Timespec;
 
-use crate::mailbox::MAILBOX;
+use crate::question::Question;
 
 /// Threads that can ask at the same time; more wait for one to end.
 const NR_SLOTS: usize = 16;
@@ -37,15 +36,9 @@ const MAX_ASKS: usize = 20_000;
 const MAX_CUTS: usize = 1000;
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
 
-const FREE: u32 = 0;
-/// A thread fills it.
-const TAKEN: u32 = 1;
-const ASKED: u32 = 2;
-const ANSWERED: u32 = 3;
-
-/// A question of a thread of the program.
+/// What a thread of the program asks, and what it is told.
 struct Slot {
-    state: AtomicU32,
+    question: Question,
     /// In: the memory to move.
     start: AtomicU64,
     end: AtomicU64,
@@ -61,7 +54,7 @@ struct Slot {
 
 static SLOTS: [Slot; NR_SLOTS] = [const {
     Slot {
-        state: AtomicU32::new(FREE),
+        question: Question::new(),
         start: AtomicU64::new(0),
         end: AtomicU64::new(0),
         place_start: AtomicU64::new(0),
@@ -258,7 +251,7 @@ fn ask_until_free(start: usize, end: usize, place: Range<usize>) -> Option<Piece
 /// Asks the control thread for the pieces of a range that are to move, and whether the place is free. `None`: the range is
 /// not all memory of one kind, or nothing of it is managed.
 fn ask(start: usize, end: usize, place: Range<usize>) -> Option<(Pieces, bool)> {
-    let slot = take();
+    let slot = Question::take(&SLOTS, |slot| &slot.question);
     let words = [
         (&slot.start, start),
         (&slot.end, end),
@@ -266,34 +259,18 @@ fn ask(start: usize, end: usize, place: Range<usize>) -> Option<(Pieces, bool)> 
         (&slot.place_end, place.end),
     ];
     words.into_iter().for_each(|(word, value)| word.store(value as u64, Ordering::Relaxed));
-    slot.state.store(ASKED, Ordering::Release);
-    MAILBOX.poke();
-    while slot.state.load(Ordering::Acquire) == ASKED {
-        let _ = futex_wait(&slot.state, Scope::Private, ASKED, None);
-    }
+    slot.question.ask();
     let word = |word: &AtomicU64| usize::try_from(word.load(Ordering::Relaxed)).unwrap_or(0);
     let pieces = Pieces { first_end: word(&slot.first_end), last_start: word(&slot.last_start) };
     let is_free = slot.is_free.load(Ordering::Relaxed);
-    slot.state.store(FREE, Ordering::Release);
+    slot.question.free();
     (pieces.first_end > 0).then_some((pieces, is_free))
-}
-
-fn take() -> &'static Slot {
-    loop {
-        let free = SLOTS.iter().find(|slot| {
-            slot.state.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok()
-        });
-        match free {
-            Some(slot) => return slot,
-            None => std::thread::yield_now(),
-        }
-    }
 }
 
 /// The control thread's side: answers who has asked. Returns whether somebody had.
 pub(crate) fn serve(runtime: &Runtime) -> bool {
     let mut any = false;
-    for slot in SLOTS.iter().filter(|slot| slot.state.load(Ordering::Acquire) == ASKED) {
+    for slot in SLOTS.iter().filter(|slot| slot.question.is_asked()) {
         let range = |start: &AtomicU64, end: &AtomicU64| AddrRange {
             start: start.load(Ordering::Relaxed),
             end: end.load(Ordering::Relaxed),
@@ -303,8 +280,7 @@ pub(crate) fn serve(runtime: &Runtime) -> bool {
         slot.last_start.store(last_start, Ordering::Relaxed);
         let place = range(&slot.place_start, &slot.place_end);
         slot.is_free.store(!knows_any(runtime, place), Ordering::Relaxed);
-        slot.state.store(ANSWERED, Ordering::Release);
-        futex_wake(&slot.state, Scope::Private, 1);
+        slot.question.answer();
         any = true;
     }
     any
@@ -336,5 +312,5 @@ fn knows_any(runtime: &Runtime, range: AddrRange) -> bool {
 
 /// In the child of a fork, whose only thread asked nothing.
 pub(crate) fn reset() {
-    SLOTS.iter().for_each(|slot| slot.state.store(FREE, Ordering::Relaxed));
+    SLOTS.iter().for_each(|slot| slot.question.free());
 }

@@ -233,31 +233,39 @@ impl<K: Kernel> Engine<K> {
             if !part.clone().any(|index| is_copy(&block.lock(), index)) {
                 continue;
             }
-            let change = Change { range: pages, cause: Cause::Clear, owner: None };
-            let change = self.notifiers.invalidate(change);
-            let gate = self.gate();
-            let mut states = block.lock();
-            for index in part.clone() {
-                if is_copy(&states, index) {
-                    self.turn_to_system(&mut states, index);
-                    noticed = true;
-                }
-            }
-            self.note_resident(id, &mut states);
-            drop(states);
-            drop(gate);
-            drop(change);
+            noticed |= self.turn_to_system(id, part.clone(), is_copy);
         }
         noticed
     }
 
-    /// A page that is mapped from a frame is system memory from now on, and the frame is free.
-    fn turn_to_system(&self, states: &mut States, index: usize) {
-        if let PageState::Coherent { frame, .. } = states.get(index) {
-            states.set(index, PageState::System { copy: None });
-            self.count_found();
-            self.forget_frame(frame);
+    /// Those of the block's pages in `part` that are mapped from frames, and that `is_meant` says so of, are system memory from
+    /// now on, and their frames are free. Returns whether there were any.
+    fn turn_to_system(
+        &self,
+        id: BlockId,
+        part: Range<usize>,
+        is_meant: impl Fn(&States, usize) -> bool,
+    ) -> bool {
+        let range = PageRange { start: id.page(part.start), end: id.page(part.end) };
+        let change = self.notifiers.invalidate(Change { range, cause: Cause::Clear, owner: None });
+        let gate = self.gate();
+        let mut states = self.table.block(id).lock();
+        let mut any = false;
+        for index in part {
+            if let PageState::Coherent { frame, .. } = states.get(index)
+                && is_meant(&states, index)
+            {
+                states.set(index, PageState::System { copy: None });
+                self.count_found();
+                self.forget_frame(frame);
+                any = true;
+            }
         }
+        self.note_resident(id, &mut states);
+        drop(states);
+        drop(gate);
+        drop(change);
+        any
     }
 
     /// What is mapped from a device's frames and cannot be moved (pinned for I/O, of a read-only mapping) becomes system
@@ -272,19 +280,7 @@ impl<K: Kernel> Engine<K> {
             if !any(part.clone()) {
                 continue;
             }
-            let change = Change { range: id.pages(), cause: Cause::Clear, owner: None };
-            let change = self.notifiers.invalidate(change);
-            let gate = self.gate();
-            let mut states = block.lock();
-            for index in part {
-                if is_there(&states, index) {
-                    self.turn_to_system(&mut states, index);
-                }
-            }
-            self.note_resident(id, &mut states);
-            drop(states);
-            drop(gate);
-            drop(change);
+            self.turn_to_system(id, part, is_there);
         }
     }
 }

@@ -53,6 +53,11 @@ impl Entry {
     }
 }
 
+/// The frames of the large run that begins there.
+fn large_run(first: DevicePfn) -> [DevicePfn; LARGE_PAGES] {
+    std::array::from_fn(|number| first.add(number))
+}
+
 /// Makes the entry of a huge page, the first of the slice, and those behind it ordinary ones.
 pub(super) fn split(entries: &mut [Entry]) {
     let Some(head) = entries.first().copied().filter(Entry::is_compound) else { return };
@@ -181,7 +186,7 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         let head = self.entries[index];
         let is_wanted = matches!(head.source, Source::Hole | Source::System) && !head.has_destination();
         let Some(first) = is_wanted.then(|| device.alloc_large()).flatten() else { return false };
-        let frames: [DevicePfn; LARGE_PAGES] = std::array::from_fn(|number| first.add(number));
+        let frames = large_run(first);
         let mut is_stored = false;
         if head.source == Source::Hole {
             is_stored = frames.chunks(HOLE_PAGES).all(|frames| {
@@ -213,7 +218,7 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         };
         let Some(device) = self.engine.registry.get(first.device) else { return false };
         let Some(bay) = self.engine.take_huge_bay() else { return false };
-        let frames: [DevicePfn; LARGE_PAGES] = std::array::from_fn(|number| first.pfn.add(number));
+        let frames = large_run(first.pfn);
         let run = SlotRun { start: bay.slot(0), len: BLOCK_PAGES };
         let transfer = transfer_home(&self.engine.kernel, &*device, &frames, run);
         if transfer.stop.is_none() {
@@ -288,8 +293,7 @@ impl<K: Kernel> Engine<K> {
             }
             Source::Hole => self.add_away(BLOCK_PAGES),
             Source::Private(old) | Source::Coherent(old) => {
-                let frames: [DevicePfn; LARGE_PAGES] = std::array::from_fn(|number| old.pfn.add(number));
-                self.free_frames(old.device, &frames);
+                self.free_frames(old.device, &large_run(old.pfn));
             }
             Source::Skipped(_) => {}
         }
