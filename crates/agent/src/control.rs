@@ -18,7 +18,7 @@ use hmm::uapi::uffd::{Access, Features};
 use crate::announce::Open;
 use crate::books::{RunPolicy, SharedBooks};
 use crate::mailbox::{EVERYTHING, MAILBOX};
-use crate::{devices, dmirror, fork, relocate, threads};
+use crate::{devices, dmirror, fork, relocate, threads, withhold};
 
 /// Threads that answer faults.
 const NR_HANDLERS: usize = 2;
@@ -195,6 +195,7 @@ pub(crate) enum Answer {
 /// Does what the program's threads have asked for, without waiting for anybody.
 pub(crate) fn answer(runtime: &Runtime) -> Answer {
     let any_moves = relocate::serve(runtime);
+    withhold::serve(runtime);
     let (asked, range) = MAILBOX.take();
     let mut since = CHANGING_SINCE.lock().unwrap_or_else(PoisonError::into_inner);
     if !range.is_empty() {

@@ -44,7 +44,7 @@ use crate::announce::{Open, is_watched};
 use crate::books::SharedBooks;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
-use crate::{MANAGED, announce, control, dmirror, fail, relocate, reserve, threads};
+use crate::{MANAGED, announce, control, dmirror, fail, relocate, reserve, threads, withhold};
 
 /// How a fork stands, for the thread that forks.
 const IDLE: u32 = 0;
@@ -252,6 +252,7 @@ fn start_in_child() {
     runtime.engine().notifiers().forget_all();
     announce::reset();
     relocate::reset();
+    withhold::reset();
     MAILBOX.reset();
     let started = threads::spawn(false, child_main);
     while started.is_ok() && CHILD_STARTED.load(Ordering::Acquire) == 0 {
@@ -378,8 +379,10 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     let shared = runtime.announce_all(Cause::ProtectPage);
     runtime.engine().share_frames();
     dmirror::share_frames();
+    runtime.engine().kernel().lend();
     set_state(READY);
     let next = attend(runtime, &end, open);
+    runtime.engine().kernel().withhold_all();
     drop(end);
     drop(shared);
     // What the child did not take over.

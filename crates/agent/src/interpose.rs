@@ -18,7 +18,7 @@ use hmm::uapi::AddrRange;
 use crate::announce::around;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
-use crate::{MANAGED, bodies, brk};
+use crate::{MANAGED, bodies, brk, withhold};
 
 /// Blocks from here on may have a mapping of their own: glibc's smallest threshold is larger.
 const LARGE_BYTES: usize = 64 << 10;
@@ -235,5 +235,8 @@ pub unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -
     };
     let takes_pages = matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE);
     let result = if takes_pages { around(addr.addr(), len, Cause::Clear, advise) } else { advise() };
+    if result == 0 {
+        withhold::tell(addr.addr(), len, advice);
+    }
     c_int::try_from(result).unwrap_or(-1)
 }

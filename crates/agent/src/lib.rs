@@ -31,6 +31,7 @@ mod question;
 mod relocate;
 mod reserve;
 mod threads;
+mod withhold;
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;

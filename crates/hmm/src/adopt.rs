@@ -207,6 +207,9 @@ fn register_next(engine: &Engine<Mm>, rest: PageRange) -> Step {
         return Step::Refused(gap);
     }
     events.replaced(gap);
+    if mm.withhold(gap).is_err() {
+        return Step::Refused(gap);
+    }
     // SAFETY: as in `register`.
     if unsafe { mm.uffd().register(range_of(gap), MODES) }.is_err() {
         return Step::Refused(gap);
@@ -233,6 +236,7 @@ fn unregister_others(mm: &Mm, range: PageRange) {
         if !is_manageable(&vma) {
             // It fails where nothing was registered.
             let _ = mm.uffd().unregister(range_of(part));
+            mm.lend_range(part);
         }
         at = vma.end;
     }

@@ -9,15 +9,21 @@ use std::sync::{PoisonError, RwLock};
 use hmm_core::addr::{PageRange, Vpn};
 
 use crate::unshared::Unshared;
+use crate::withhold::Withheld;
 
 /// A set of disjoint extents, sorted.
 #[derive(Debug, Default)]
-pub struct Extents(RwLock<Vec<PageRange>>, Unshared);
+pub struct Extents(RwLock<Vec<PageRange>>, Unshared, Withheld);
 
 impl Extents {
     /// What is known of forks and the pages.
     pub(crate) const fn unshared(&self) -> &Unshared {
         &self.1
+    }
+
+    /// What the program keeps from its children.
+    pub(crate) const fn withheld(&self) -> &Withheld {
+        &self.2
     }
 
     /// The extent that holds the page.
@@ -61,12 +67,14 @@ impl Extents {
     pub fn remove(&self, range: PageRange) {
         let mut extents = self.0.write().unwrap_or_else(PoisonError::into_inner);
         self.1.forget(range);
+        self.2.end(range);
         remove(&mut extents, range);
     }
 
     /// What is registered of `from` has come to `to`. It also stays what it is: that it is gone another event tells, unless
     /// the mapping stays, too.
     pub fn moved(&self, from: PageRange, to: Vpn) {
+        self.2.moved(from, to);
         let mut at = from.start;
         while let Some(part) = self.next_in(at, from.end) {
             at = part.end;
@@ -81,7 +89,8 @@ impl Extents {
     }
 }
 
-fn remove(extents: &mut Vec<PageRange>, range: PageRange) {
+/// Takes the range out of a set of ranges.
+pub(crate) fn remove(extents: &mut Vec<PageRange>, range: PageRange) {
     let first = extents.partition_point(|extent| extent.end <= range.start);
     let last = extents.partition_point(|extent| extent.start < range.end);
     if first >= last {

@@ -39,6 +39,7 @@ mod space;
 pub mod spec;
 mod unshared;
 mod walk;
+mod withhold;
 
 pub use heap::Heap;
 pub use hmm_core as core;

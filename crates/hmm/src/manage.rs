@@ -6,7 +6,6 @@
 
 use hmm_core::addr::PageRange;
 use hmm_uapi::AddrRange;
-use hmm_uapi::mapping::Advice;
 use hmm_uapi::maps::{Perms, Vma, VmaKind};
 
 use crate::adopt::{DATA_TAIL_BYTES, Found, is_manageable, wait_until_calm};
@@ -63,18 +62,6 @@ impl Runtime {
         for_mappings(self.engine().kernel(), range_of(range), &mut |vma, part| {
             check(self, vma, part, may_use_heap)
         })?;
-        let mm = self.engine().kernel();
-        if !mm.reports_forks() {
-            // A child could not be told which pages are away: rather no memory there than wrong bytes.
-            for_mappings(mm, range_of(range), &mut |vma, part| {
-                if is_manageable(vma) {
-                    // SAFETY: nothing changes in this process.
-                    // If it fails the mapping has just changed, and is not managed.
-                    let _ = unsafe { hmm_uapi::sys::madvise(part, Advice::DontFork) };
-                }
-                Ok(())
-            })?;
-        }
         loop {
             let Found { refused, is_changing, .. } = self.take_part(range_of(range));
             if refused > 0 {

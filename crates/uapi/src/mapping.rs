@@ -29,6 +29,8 @@ pub enum Advice {
     Collapse,
     /// A forked child does not get it.
     DontFork,
+    /// A forked child gets it, as usual.
+    DoFork,
     /// A forked child gets it empty.
     WipeOnFork,
     /// Leave it out of core dumps.
@@ -47,6 +49,7 @@ impl Advice {
             Self::NoHugePage => raw::MADV_NOHUGEPAGE,
             Self::Collapse => raw::MADV_COLLAPSE,
             Self::DontFork => raw::MADV_DONTFORK,
+            Self::DoFork => raw::MADV_DOFORK,
             Self::WipeOnFork => raw::MADV_WIPEONFORK,
             Self::DontDump => raw::MADV_DONTDUMP,
             Self::PopulateRead => raw::MADV_POPULATE_READ,

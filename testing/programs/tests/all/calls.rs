@@ -1,5 +1,7 @@
 //! Memory calls on pages that are away, by C programs that check every byte.
 
+use hmm_programs::command::hmm_binary;
+use hmm_programs::skip::{has_programs, is_root};
 use hmm_programs::{Hmm, Job, MIB, TempDir, assert_healthy, assert_same_output, can_run, compile, scale};
 
 /// Compiles the program, runs it alone and in a quarter of what it works on.
@@ -125,4 +127,31 @@ fn a_libc_that_stays_as_it_is() {
     assert_eq!(managed.stdout(), alone.stdout());
     let stats = managed.stats();
     assert!(stats.count("pgstore") > 0, "nothing left: {stats}");
+}
+
+/// A child of a fork that nobody arranged reads what its parent had, or ends: by SIGBUS on a page that is away where the
+/// kernel reports forks (signal 7), else by SIGSEGV (11) on any that is managed. Children of libc's forks have everything, as long as nothing
+/// is away, but for what the program keeps from them.
+#[test]
+fn a_bare_fork_never_reads_wrong_bytes() {
+    if !can_run() || !is_root() || !has_programs(&["setpriv"]) {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("rawfork", &dir) else { return };
+    let alone = Job::new(&program).args(["64"]).alone();
+    for (rights, signal) in [("+sys_ptrace", 7), ("-sys_ptrace", 11)] {
+        let managed = Job::new("setpriv")
+            .args(["--bounding-set", rights])
+            .arg(hmm_binary())
+            .args(["run", "--ram", "16M", "--"])
+            .arg(&program)
+            .args(["64"])
+            .alone();
+        assert!(managed.status.success(), "{rights}: {} {}", managed.status, managed.stderr);
+        let wanted =
+            alone.stdout().replace("bare system call: exit 0", &format!("bare system call: signal {signal}"));
+        assert_ne!(wanted, alone.stdout(), "the program did not do it");
+        assert_eq!(managed.stdout(), wanted, "{rights}");
+    }
 }

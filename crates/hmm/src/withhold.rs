@@ -1,0 +1,154 @@
+//! Managed memory is kept from the children of forks that nobody hears of.
+//!
+//! The kernel reports forks only to those who may trace (`CAP_SYS_PTRACE`). Without, the child of a fork that was not
+//! arranged would read zeroes where pages are away, and nobody would know. Rather no memory there than wrong bytes: what is
+//! registered is kept from children (`MADV_DONTFORK`), who get SIGSEGV, and `EFAULT` from system calls. While a fork is
+//! arranged no page is away, and children have all of it ([`Mm::lend`], [`Mm::withhold_all`]).
+//!
+//! The kernel has one flag for that, ours and the program's: what the program keeps from its children is noted, and
+//! stays kept.
+
+use std::sync::{PoisonError, RwLock};
+
+use hmm_core::addr::{PageRange, Vpn};
+use hmm_uapi::mapping::Advice;
+use rustix::io::Errno;
+
+use crate::extents::remove;
+use crate::mm::{Mm, range_of};
+
+/// What the program itself keeps from its children, of registered memory.
+#[derive(Debug, Default)]
+pub(crate) struct Withheld(RwLock<Vec<PageRange>>);
+
+impl Withheld {
+    fn begin(&self, range: PageRange) {
+        let mut ranges = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        remove(&mut ranges, range);
+        let at = ranges.partition_point(|known| known.end <= range.start);
+        ranges.insert(at, range);
+    }
+
+    /// The program keeps the range no longer, or it is not registered any more.
+    pub(crate) fn end(&self, range: PageRange) {
+        remove(&mut self.0.write().unwrap_or_else(PoisonError::into_inner), range);
+    }
+
+    /// Mappings keep the flag when they move.
+    pub(crate) fn moved(&self, from: PageRange, to: Vpn) {
+        let mut at = from.start;
+        while let Some(part) = self.next_in(at, from.end) {
+            at = part.end;
+            self.begin(PageRange::new(to.add(part.start.0 - from.start.0), part.nr_pages()));
+        }
+    }
+
+    fn next_in(&self, from: Vpn, end: Vpn) -> Option<PageRange> {
+        let ranges = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let after = ranges.partition_point(|known| known.end <= from);
+        let part = ranges.get(after)?.intersect(PageRange { start: from, end });
+        (!part.is_empty()).then_some(part)
+    }
+}
+
+impl Mm {
+    /// Keeps a range from children, before it is registered. Does nothing where forks are heard of.
+    ///
+    /// # Errors
+    /// What `madvise(2)` says; the range must not be registered then.
+    pub(crate) fn withhold(&self, range: PageRange) -> Result<(), Errno> {
+        if self.reports_forks() {
+            return Ok(());
+        }
+        // SAFETY: nothing changes in this process.
+        unsafe { hmm_uapi::sys::madvise(range_of(range), Advice::DontFork) }
+    }
+
+    /// Lets children have a range that is not to be registered after all.
+    pub(crate) fn lend_range(&self, range: PageRange) {
+        if !self.reports_forks() {
+            // SAFETY: nothing changes in this process. It fails where nothing is mapped any more.
+            let _ = unsafe { hmm_uapi::sys::madvise(range_of(range), Advice::DoFork) };
+        }
+    }
+
+    /// Lets the children of forks have what is registered, but for what the program keeps from them. For the time in which no
+    /// page is away. Does nothing where forks are heard of.
+    pub fn lend(&self) {
+        self.for_extents(&mut |extent| {
+            let mut at = extent.start;
+            while at < extent.end {
+                let kept = self.extents.withheld().next_in(at, extent.end);
+                let kept = kept.unwrap_or(PageRange::new(extent.end, 0));
+                self.lend_range(PageRange { start: at, end: kept.start });
+                at = kept.end;
+            }
+        });
+    }
+
+    /// Keeps all that is registered from children again.
+    pub fn withhold_all(&self) {
+        self.for_extents(&mut |extent| {
+            // A part that was unmapped meanwhile makes it fail; the rest is done.
+            let _ = self.withhold(extent);
+        });
+    }
+
+    /// The program keeps a range from its children, or does so no longer (`MADV_DONTFORK`, `MADV_DOFORK`), and has told the
+    /// kernel.
+    pub fn program_withholds(&self, range: PageRange, withholds: bool) {
+        let mut at = range.start;
+        while !self.reports_forks()
+            && let Some(part) = self.extents.next_in(at, range.end)
+        {
+            at = part.end;
+            if withholds {
+                self.extents.withheld().begin(part);
+            } else {
+                self.extents.withheld().end(part);
+                let _ = self.withhold(part);
+            }
+        }
+    }
+
+    fn for_extents(&self, each: &mut dyn FnMut(PageRange)) {
+        let mut at = Vpn(0);
+        while !self.reports_forks()
+            && let Some(extent) = self.extents.next_in(at, Vpn(u64::MAX >> 12))
+        {
+            at = extent.end;
+            each(extent);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_moves_and_ends_with_its_mapping() {
+        let extents = crate::extents::Extents::default();
+        let all = PageRange::new(Vpn(0), 1000);
+        let kept = || {
+            let mut kept = vec![];
+            let mut at = all.start;
+            while let Some(part) = extents.withheld().next_in(at, all.end) {
+                at = part.end;
+                kept.push((part.start.0, part.end.0));
+            }
+            kept
+        };
+        extents.set_vma(PageRange::new(Vpn(10), 20));
+        extents.withheld().begin(PageRange::new(Vpn(12), 6));
+        extents.withheld().begin(PageRange::new(Vpn(16), 4));
+        assert_eq!(kept(), [(12, 16), (16, 20)]);
+        extents.moved(PageRange::new(Vpn(14), 10), Vpn(104));
+        assert_eq!(kept(), [(12, 16), (16, 20), (104, 106), (106, 110)]);
+        extents.remove(PageRange::new(Vpn(14), 10));
+        assert_eq!(kept(), [(12, 14), (104, 106), (106, 110)]);
+        extents.set_vma(PageRange::new(Vpn(100), 20));
+        extents.withheld().end(PageRange::new(Vpn(105), 2));
+        assert_eq!(kept(), [(12, 14), (104, 105), (107, 110)]);
+    }
+}
