@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::cargo;
 
 /// Packages with tests of this kind; they are the library's own and have this word in their names.
-const PACKAGES: [&str; 1] = ["hmm-core"];
+const PACKAGES: [&str; 2] = ["hmm-core", "hmm-lz4"];
 
 pub(crate) fn run() -> Result<()> {
     for checker in ["loom", "shuttle"] {

@@ -3,7 +3,7 @@
 use hmm_device::PAGE_SIZE;
 
 use crate::classes::{Class, SLAB_BYTES};
-use crate::pool::Entry;
+use crate::entry::Entry;
 use crate::word::MAX_REGION_BYTES;
 
 /// Frames for each page of capacity. Same-filled pages take no more than their frame.

@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use hmm_device::conformance;
 use proptest::prelude::*;
@@ -262,7 +262,7 @@ fn with_verification_no_wrong_byte_is_delivered() {
     let bytes = pages(1, &[100, 30, 60, 5, 40, 20, 30, 10]);
     let frames = put(&device, &bytes, Access::Random);
     let streamed = put(&device, &bytes[4 * PAGE_SIZE..], Access::Stream);
-    let slabs_at = config.nr_frames() * size_of::<crate::pool::Entry>();
+    let slabs_at = config.nr_frames() * size_of::<crate::entry::Entry>();
     let mut corrupt = 0;
     for offset in (0..config.region_bytes()).step_by(61) {
         if !probe.flip(slabs_at + offset) {
@@ -338,6 +338,39 @@ fn a_fetch_that_races_with_free_sees_one_page_or_none() {
     });
     let stats = device.stats();
     assert_eq!((device.usage().frames, stats.slot_bytes, stats.stored_bytes), (0, 0, 0));
+}
+
+/// As above, where the word is the whole page: it is in the table, which the free list uses as well.
+#[test]
+fn a_fetch_of_a_same_filled_page_that_races_with_free_sees_its_word_or_none() {
+    const MARK: u64 = 0x5A5A_5A5A << 32;
+    let device = device(2 * MIB);
+    let (stop, nr_seen) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        for _ in 0..2 {
+            let (device, stop, nr_seen) = (&device, &stop, &nr_seen);
+            scope.spawn(move || {
+                let mut bytes = vec![0; PAGE_SIZE];
+                while !stop.load(Ordering::Relaxed) {
+                    if device.fetch(Fetch { frames: &[DevicePfn(0)], bytes: &mut bytes }).stop.is_none() {
+                        let word = same_filled(&bytes).unwrap();
+                        assert!(word & MARK == MARK, "not a page that was stored: {word:#x}");
+                        nr_seen.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        for round in 0.. {
+            if round >= 50_000 && nr_seen.load(Ordering::Relaxed) > 0 {
+                break;
+            }
+            let mut page = [0; PAGE_SIZE];
+            fill_same(&mut page, MARK | round);
+            device.free(&put(&device, &page, Access::Random));
+        }
+    });
+    assert_eq!((device.usage().frames, device.stats().same_pages), (0, 0));
 }
 
 #[test]

@@ -1,12 +1,9 @@
 //! Which frames are handed out: a free list that is threaded through the frame table.
 
-use std::sync::atomic::Ordering;
-
 use hmm_device::{DevicePfn, PAGE_SIZE};
 
 use crate::budget::Budget;
-use crate::pool::Entry;
-use crate::word::{State, Word};
+use crate::entry::Entry;
 
 /// Frames whose entries share a page.
 const PER_PAGE: usize = PAGE_SIZE / size_of::<Entry>();
@@ -34,19 +31,19 @@ impl FrameList {
     pub(crate) fn pop(&mut self, entries: &[Entry], budget: &Budget) -> Option<DevicePfn> {
         let index = match usize::try_from(self.head).ok()?.checked_sub(1) {
             Some(index) => {
-                self.head = entries[index].tag.load(Ordering::Relaxed);
+                self.head = entries[index].next_free();
                 index
             }
             None => self.grow(entries, budget)?,
         };
-        entries[index].word.store(Word::new(State::Empty).0, Ordering::Relaxed);
+        entries[index].hand_out();
         self.live += 1;
         u32::try_from(index).ok().map(DevicePfn)
     }
 
-    /// Takes back a frame whose word says free already.
+    /// Takes back a frame that has ended.
     pub(crate) fn push(&mut self, entries: &[Entry], frame: DevicePfn) {
-        entries[frame.0 as usize].tag.store(self.head, Ordering::Relaxed);
+        entries[frame.0 as usize].set_next_free(self.head);
         self.head = u64::from(frame.0) + 1;
         self.live -= 1;
     }

@@ -11,6 +11,8 @@ use std::sync::atomic::AtomicU64;
 use hmm_uapi::mapping::Advice;
 use hmm_uapi::{Errno, Mapping};
 
+use crate::entry::Entry;
+
 /// Memory that a pool is placed in.
 ///
 /// # Safety
@@ -62,16 +64,6 @@ unsafe impl PoolMemory for Mapped {
         // When it fails, the pages stay resident.
         let _ = self.0.advise(offset, len, Advice::DontNeed);
     }
-}
-
-/// An entry of the frame table. All zero is a valid one.
-#[derive(Debug, Default)]
-#[repr(C, align(16))]
-pub(crate) struct Entry {
-    /// What the frame is: see [`Word`](crate::word::Word).
-    pub(crate) word: AtomicU64,
-    /// Of a frame in use: the page's fingerprint, or its pattern. Of a free frame: the next free one.
-    pub(crate) tag: AtomicU64,
 }
 
 /// The memory and its division.

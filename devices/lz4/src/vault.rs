@@ -1,13 +1,11 @@
-//! Frames and what they hold: the protocol between storing, reading and freeing, and all `unsafe` that rests on it.
+//! Frames and what they hold: who owns a slot when, and all `unsafe` that rests on it.
 //!
 //! **Slots.** A slot has one owner from [`Slabs::take`] to [`Slabs::give`]. While it is being filled that is the filling
 //! thread; the word that is then published, with release ordering, makes the frame the owner. From there on the bytes do
 //! not change, until the owner ends and the slot is given back.
 //!
-//! **Readers.** Who reads a slot has raised the reader count of the owning frame's word ([`Vault::read`]) and lowers it
-//! afterwards. A frame with readers does not end: freeing it marks the word, and the last reader ends it. By the
-//! contract of [`Device`](hmm_device::Device) nobody frees a frame that is being fetched; here it is made sure, at the
-//! price of two atomic operations a fetch, so that a mistake of the caller cannot become a broken promise of ours.
+//! **Readers.** Who reads a slot has pinned its frame ([`Vault::read`]), and a frame that is pinned does not end: see
+//! [`entry`](crate::entry), where the protocol between storing, reading and freeing is.
 //!
 //! **Stream units.** The slot of several frames begins with a counter of those that have not ended. The last one gives
 //! the slot back. The counter is used as an atomic only.
@@ -21,10 +19,11 @@ use hmm_device::{DeviceError, DevicePfn, PAGE_SIZE};
 
 use crate::budget::Budget;
 use crate::classes::Class;
+use crate::entry::Entry;
 use crate::frames::FrameList;
-use crate::pool::{Entry, Pool};
+use crate::pool::Pool;
 use crate::slabs::{Slabs, SlotUsage};
-use crate::word::{State, Unit, Word};
+use crate::word::{State, Unit};
 
 /// Bytes of the counter at the start of a stream unit's slot.
 pub(crate) const COUNTER_BYTES: usize = size_of::<AtomicU64>();
@@ -181,29 +180,12 @@ impl Vault {
 
     /// What the frame holds; `None` when nothing was stored to it.
     pub(crate) fn read(&self, frame: DevicePfn) -> Option<Content<'_>> {
-        let entry = self.entry(frame)?;
-        let mut word = Word(entry.word.load(Ordering::Acquire));
-        loop {
-            let unit = match word.state() {
-                State::Free | State::Empty => return None,
-                State::Same => return Some(Content::Same(entry.tag.load(Ordering::Relaxed))),
-                State::Unit(_) if word.is_doomed() => return None,
-                State::Unit(unit) => unit,
-            };
-            let Some(read) = word.with_reader() else {
-                // More readers than the word counts: one of them is about to leave.
-                std::hint::spin_loop();
-                word = Word(entry.word.load(Ordering::Acquire));
-                continue;
-            };
-            match entry.word.compare_exchange_weak(word.0, read.0, Ordering::Acquire, Ordering::Acquire) {
-                Ok(_) => {
-                    let tag = entry.tag.load(Ordering::Relaxed);
-                    return Some(Content::Unit(Pinned { vault: self, frame, unit, tag }));
-                }
-                Err(now) => word = Word(now),
-            }
+        let (state, tag) = self.entry(frame)?.pin()?;
+        if let State::Unit(unit) = state {
+            return Some(Content::Unit(Pinned { vault: self, frame, unit, tag }));
         }
+        self.unpin(frame);
+        Some(Content::Same(tag))
     }
 
     /// Ends frames. Those that are not in use are left as they are.
@@ -212,7 +194,7 @@ impl Vault {
             let mut list = locked(&self.frames);
             let mut slabs = locked(&self.slabs);
             for frame in batch {
-                if let Some(state) = self.end_unless_read(*frame) {
+                if let Some(state) = self.entry(*frame).and_then(Entry::end) {
                     self.ended(*frame, state, &mut list, &mut slabs);
                 }
             }
@@ -221,42 +203,19 @@ impl Vault {
         self.give_memory_back();
     }
 
-    /// Makes a frame's word free and returns what it was; `None` when its last reader has to do that, or when it is not
-    /// in use.
-    fn end_unless_read(&self, frame: DevicePfn) -> Option<State> {
-        let word = &self.entry(frame)?.word;
-        let before = word
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-                let word = Word(word);
-                let in_use = word.state() != State::Free && !word.is_doomed();
-                in_use.then(|| if word.is_read() { word.doomed() } else { Word::new(State::Free) }.0)
-            })
-            .ok()?;
-        let before = Word(before);
-        (!before.is_read()).then(|| before.state())
-    }
-
-    /// Lets a reader go; if it was the last of a freed frame, ends the frame.
+    /// Lets a frame go that was pinned or claimed; if it was freed meanwhile and this was the last, ends it.
     fn unpin(&self, frame: DevicePfn) {
-        let Some(word) = self.entry(frame).map(|entry| &entry.word) else { return };
-        let before = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-            let left = Word(word).without_reader();
-            let ends = left.is_doomed() && !left.is_read();
-            Some(if ends { Word::new(State::Free) } else { left }.0)
-        });
-        let Ok(before) = before.map(Word) else { return };
-        if word_ended(before) {
-            {
-                let mut list = locked(&self.frames);
-                let mut slabs = locked(&self.slabs);
-                self.ended(frame, before.state(), &mut list, &mut slabs);
-                self.trim(&mut list, &mut slabs);
-            }
-            self.give_memory_back();
+        let Some(state) = self.entry(frame).and_then(Entry::unpin) else { return };
+        {
+            let mut list = locked(&self.frames);
+            let mut slabs = locked(&self.slabs);
+            self.ended(frame, state, &mut list, &mut slabs);
+            self.trim(&mut list, &mut slabs);
         }
+        self.give_memory_back();
     }
 
-    /// Takes back what belonged to a frame whose word was just made free.
+    /// Takes back what belonged to a frame that has just ended.
     fn ended(&self, frame: DevicePfn, state: State, list: &mut FrameList, slabs: &mut Slabs) {
         if let State::Unit(unit) = state {
             let was_last =
@@ -298,17 +257,11 @@ impl Vault {
 
     /// Makes an empty frame the owner of what the state names.
     fn publish(&self, frame: DevicePfn, state: State, tag: u64) -> Result<(), DeviceError> {
-        let (empty, full) = (Word::new(State::Empty).0, Word::new(state).0);
-        let entry = self.entry(frame).ok_or(DeviceError::Unsupported)?;
-        if entry.word.load(Ordering::Relaxed) != empty {
+        let entry = self.entry(frame).filter(|entry| entry.claim()).ok_or(DeviceError::Unsupported)?;
+        if !entry.fill(state, tag) {
+            self.unpin(frame);
             return Err(DeviceError::Unsupported);
         }
-        // Two threads that store to one frame, against the contract, may mix up its tag: it then fits no content.
-        entry.tag.store(tag, Ordering::Relaxed);
-        entry
-            .word
-            .compare_exchange(empty, full, Ordering::Release, Ordering::Relaxed)
-            .map_err(|_| DeviceError::Unsupported)?;
         self.count(state, |amount| amount);
         Ok(())
     }
@@ -339,9 +292,4 @@ impl Vault {
         // it, and of a slot with a counter everybody uses these bytes only so.
         unsafe { self.pool.counter(offset) }
     }
-}
-
-/// Whether letting a reader go ended the frame.
-const fn word_ended(before: Word) -> bool {
-    before.is_doomed() && !before.without_reader().is_read()
 }

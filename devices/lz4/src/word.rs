@@ -6,8 +6,8 @@
 //! | 3-4 | stream unit: which of its pages |
 //! | 5-19 | unit: length of the stored bytes |
 //! | 20-55 | unit: offset of its slot, in granules of 16 bytes (reaches 1 TiB) |
-//! | 56-62 | unit: readers at work |
-//! | 63 | unit: freed, ends with its last reader |
+//! | 56-62 | readers at work; of an empty frame: who is filling it |
+//! | 63 | freed, ends with its last reader |
 //!
 //! A word of zero is a free frame, so that a fresh table needs no initialisation.
 
