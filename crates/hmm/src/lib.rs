@@ -38,6 +38,7 @@ pub mod runtime;
 mod space;
 pub mod spec;
 mod unshared;
+mod waits;
 mod walk;
 mod withhold;
 

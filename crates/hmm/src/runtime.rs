@@ -26,6 +26,7 @@ use rustix::time::Timespec;
 use crate::adopt::discover;
 use crate::control::OnFull;
 use crate::mm::Mm;
+use crate::waits::Waits;
 use hmm_core::addr::PageRange;
 
 /// Faults that one handler retries at the same time; more are sent back to fault again.
@@ -67,6 +68,8 @@ pub struct Runtime {
     stopping: AtomicBool,
     /// Readable while a handler that sleeps shall help with read-ahead.
     help: OwnedFd,
+    /// Pages that there was no memory for.
+    waits: Waits,
     /// Handlers that sleep.
     pub(crate) sleeping: AtomicU32,
     /// Counts requests for reclaim; the reclaimer sleeps on it.
@@ -144,6 +147,7 @@ impl Runtime {
             exclude,
             alarm: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             help: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            waits: Waits::new(),
             sleeping: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
             kicks: AtomicU32::new(0),
@@ -293,6 +297,7 @@ impl Runtime {
             Outcome::Done => {
                 let took = u64::try_from(pending.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 self.engine.kernel().stats().latency.record(took);
+                self.waits.end(page);
                 false
             }
             Outcome::Parked => false,
@@ -303,9 +308,8 @@ impl Runtime {
             }
             Outcome::Full => self.make_room(),
             Outcome::Retry => {
-                let patience = if self.engine.is_overdrawn() { STUCK_AGAIN } else { STUCK };
-                if pending.since.elapsed() > patience && self.engine.wants_reclaim(false) {
-                    self.grow();
+                if self.engine.wants_reclaim(false) {
+                    self.starve(page);
                 }
                 true
             }
@@ -313,6 +317,16 @@ impl Runtime {
         if again && !retries.push(pending) {
             // The thread faults again, and by then there may be room.
             self.engine.kernel().wake(PageRange::new(page, 1));
+        }
+    }
+
+    /// There is no memory for a page now. When that was so for too long there is more.
+    fn starve(&self, page: Vpn) {
+        let now = Instant::now();
+        let patience = if self.engine.is_overdrawn() { STUCK_AGAIN } else { STUCK };
+        if now.duration_since(self.waits.go_on(page, now)) > patience {
+            self.grow();
+            self.waits.end(page);
         }
     }
 

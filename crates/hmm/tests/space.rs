@@ -42,7 +42,6 @@ fn four_times_the_budget_keeps_every_byte() {
 /// Pages that may not be written to cannot leave: what does not fit into the budget gets memory beyond it, and the budget is
 /// what it was when they can leave again.
 #[test]
-#[ignore = "known gap: it takes from 4 s to more than a minute"]
 fn read_only_memory_of_twice_the_budget_is_read_soon() {
     within(60, || {
         let space = space(16 * MIB, Arc::new(Ram::new(64 * 1024)));
@@ -63,7 +62,8 @@ fn read_only_memory_of_twice_the_budget_is_read_soon() {
         let (took, snapshot) = (begin.elapsed(), space.stats());
         eprintln!("{took:?} {snapshot:?}");
         assert!(snapshot.overcharged > 0, "it would not fit: {snapshot:?}");
-        assert!(took < Duration::from_secs(10), "I4: {took:?}");
+        // 2 s for the first MiB, 50 ms for each that follows; else 2 s for each.
+        assert!(took < Duration::from_secs(15), "I4: {took:?}");
         // SAFETY: as before.
         unsafe { space.protect(pages, Perms::READ | Perms::WRITE) }.expect("protects");
         while space.stats().budget * 4096 > 16 * MIB as u64 {
