@@ -21,6 +21,8 @@ fn four_times_the_budget_keeps_every_byte() {
         let space = space(32 * MIB, Arc::new(Ram::new(64 * 1024)));
         let mut region = space.alloc(128 * MIB).expect("allocates");
         let words = region.as_mut_slice::<u64>();
+        words[0] = 1;
+        let tables = space.stats().metadata_bytes;
         for round in 0..3 {
             for (index, word) in words.iter_mut().enumerate() {
                 if round > 0 {
@@ -34,6 +36,8 @@ fn four_times_the_budget_keeps_every_byte() {
         assert!(snapshot.peak_resident <= snapshot.budget, "I9: {snapshot:?}");
         assert_eq!(snapshot.overcharged, 0);
         assert!(snapshot.away > 0 && snapshot.stored > 0);
+        let grown = snapshot.metadata_bytes - tables;
+        assert!(grown > 0 && grown * 400 <= 128 * MIB as u64, "a quarter of a percent: {grown}");
         drop(region);
         assert_eq!(space.stats().away, 0, "frames are freed with the region");
     });

@@ -111,3 +111,28 @@ fn processes_share_the_budget_and_give_it_back() {
     assert!(figures["processes"].as_u64().unwrap() >= 4, "{figures:#}");
     assert!(figures["peak_resident_bytes"].as_u64().unwrap() <= 32 * MIB, "{figures:#}");
 }
+
+/// What is resident of a shell, of its parent and of that one's parent: under `hmm run` these are the program with the
+/// agent in it, the supervisor and the front. In KiB, shared pages in part.
+const RESIDENT: &str = "for pid in $$ $PPID $(sed -n 's/^PPid:\\s*//p' /proc/$PPID/status); do \
+     echo $(cat /proc/$pid/comm) $(sed -n 's/^Pss: *\\([0-9]*\\) kB/\\1/p' /proc/$pid/smaps_rollup); done";
+
+#[test]
+fn what_hmm_takes_for_itself_is_little() {
+    if !can_run() {
+        return;
+    }
+    for ram in ["16M", "64G"] {
+        let done = finish(&mut hmm(["run", "--ram", ram, "--", "sh", "-c", RESIDENT]));
+        assert_eq!((done.code(), done.stderr.as_str()), (0, ""));
+        let figures: Vec<(&str, u64)> = done
+            .stdout
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter_map(|(name, figure)| Some((name, figure.parse().ok()?)))
+            .collect();
+        assert!(matches!(figures[..], [("sh", _), ("hmm", _), ("hmm", _)]), "{}", done.stdout);
+        let sum: u64 = figures.iter().map(|(_, kib)| kib).sum();
+        assert!((1..=32 << 10).contains(&sum), "{figures:?}");
+    }
+}
