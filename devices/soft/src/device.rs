@@ -113,18 +113,22 @@ impl Shared {
         nr
     }
 
-    /// Copies a page of another device of the group into a new frame.
-    pub(crate) fn copy_from_peer(&self, peer: u8, frame: DevicePfn) -> Option<DevicePfn> {
+    /// Copies a page of another device of the group into a new frame, or a huge page into a new large run.
+    pub(crate) fn copy_from_peer(&self, peer: u8, from: DevicePfn, nr_pages: usize) -> Option<DevicePfn> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         let (_, memory) = peers.iter().find(|(index, _)| *index == peer && peer != self.index)?;
-        let mut own = [DevicePfn(0)];
-        if self.memory.alloc(&mut own) == 0 {
+        let first = match nr_pages {
+            1 => {
+                let mut own = [DevicePfn(0)];
+                (self.memory.alloc(&mut own) == 1).then_some(own[0])?
+            }
+            _ => self.memory.alloc_large()?,
+        };
+        let copies = |number| self.memory.copy_page(first.add(number), memory, from.add(number)).is_ok();
+        if !(0..nr_pages).all(copies) {
+            (0..nr_pages).for_each(|number| self.memory.free(&[first.add(number)]));
             return None;
         }
-        if self.memory.copy_page(own[0], memory, frame).is_err() {
-            self.memory.free(&own);
-            return None;
-        }
-        Some(own[0])
+        Some(first)
     }
 }

@@ -15,8 +15,9 @@ use hmm_device::{Device as _, DevicePfn};
 
 use crate::buffer::Fault;
 use crate::device::Shared;
+use crate::enter::{recall, wants_of};
 use crate::host::{Found, Want};
-use crate::service::{State, recall, wants_of};
+use crate::service::State;
 use crate::table::{Entry, Table};
 
 /// Times that a range is read again because it changed, before it is left to be entered in place.

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use hmm_core::addr::{PAGE_SIZE, PageRange, Vpn};
+use hmm_core::addr::{BLOCK_PAGES, BlockId, PAGE_SIZE, PageRange, Vpn};
 use hmm_core::hints::{Hint, Hints};
 use hmm_core::notifier::{Cause, Change, Notifier, Notifiers, Owner, Sequence};
 use hmm_device::{Access, Device, DevicePfn, Fetch, Store};
@@ -29,6 +29,28 @@ struct State {
     mapped: HashMap<Vpn, bool>,
     /// Pages that are write-protected.
     protected: HashSet<Vpn>,
+    /// Blocks that are huge pages of the system's.
+    huge: HashSet<BlockId>,
+}
+
+impl State {
+    /// Whether a page is part of a huge page, here or on a device.
+    fn is_huge(&self, page: Vpn) -> bool {
+        let (block, first) = (page.block(), self.away.get(&page.block().page(0)));
+        match first {
+            None => self.huge.contains(&block),
+            Some((device, first)) => (0..512).all(|index| {
+                self.away.get(&block.page(index)) == Some(&(*device, first.add(index)))
+                    && first.is_large_start()
+            }),
+        }
+    }
+
+    /// The whole of a range of one block, if it is a huge page.
+    fn huge_in(&self, range: PageRange) -> Option<BlockId> {
+        let block = range.start.block();
+        (range == block.pages() && self.is_huge(range.start)).then_some(block)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -66,13 +88,29 @@ impl Fake {
         (mapping, pages)
     }
 
+    /// Memory that is a huge page.
+    pub(crate) fn map_huge(&self) -> (Mapping, PageRange) {
+        let (mapping, pages) = self.map(BLOCK_PAGES, true);
+        self.state.lock().unwrap().huge.insert(pages.start.block());
+        (mapping, pages)
+    }
+
+    /// Whether a block is a huge page, wherever it is.
+    pub(crate) fn is_huge(&self, block: BlockId) -> bool {
+        self.state.lock().unwrap().is_huge(block.page(0))
+    }
+
     /// The program unmaps pages; told before (`announced`), or not at all.
     pub(crate) fn unmap(&self, mapping: &Mapping, pages: PageRange, announced: bool) {
         let change = Change { range: pages, cause: Cause::Unmap, owner: None };
         let _changing = announced.then(|| self.notifiers.invalidate(change));
         let mut state = self.state.lock().unwrap();
+        state.huge.remove(&pages.start.block());
         pages.iter().for_each(|page| {
             state.mapped.remove(&page);
+            if let Some((device, frame)) = state.away.remove(&page) {
+                state.devices[usize::from(device)].as_ref().unwrap().0.free(&[frame]);
+            }
         });
         let offset = (pages.start.addr() - mapping.range().start) as usize;
         mapping.protect(offset, pages.nr_pages() as usize * PAGE_SIZE).unwrap();
@@ -93,6 +131,7 @@ impl Fake {
         let change = Change { range, cause: Cause::Clear, owner: None };
         let _changing = self.notifiers.invalidate(change);
         let mut state = self.state.lock().unwrap();
+        let huge = state.huge_in(range);
         let mut nr = 0;
         for page in range.iter() {
             state.protected.remove(&page);
@@ -106,6 +145,7 @@ impl Fake {
             device.free(&[frame]);
             nr += 1;
         }
+        state.huge.extend(huge);
         nr
     }
 }
@@ -157,7 +197,7 @@ impl Host for Fake {
         range: PageRange,
         wants: &[Want],
         found: &mut [Found],
-    ) -> Result<(), FaultError> {
+    ) -> Result<bool, FaultError> {
         for ((page, want), found) in range.iter().zip(wants).zip(found) {
             let state = self.state.lock().unwrap();
             let may_write = state.mapped.get(&page).copied();
@@ -192,7 +232,8 @@ impl Host for Fake {
         if let Some(mut meanwhile) = meanwhile {
             (meanwhile.0)(self);
         }
-        if notifier.check_retry(seq) { Err(FaultError::Busy) } else { Ok(()) }
+        let is_huge = self.state.lock().unwrap().is_huge(range.start);
+        if notifier.check_retry(seq) { Err(FaultError::Busy) } else { Ok(is_huge) }
     }
 
     fn protect(&self, _owner: Owner, range: PageRange) {
@@ -209,6 +250,14 @@ impl Host for Fake {
         let _changing = self.notifiers.invalidate(change);
         let mut state = self.state.lock().unwrap();
         let memory = Arc::clone(&state.devices[usize::from(device)].as_ref().unwrap().0);
+        let mut large = match state.huge_in(range) {
+            Some(block) if !state.away.contains_key(&range.start) => {
+                state.huge.remove(&block);
+                memory.alloc_large().map(|first| first.0)
+            }
+            _ => None,
+        };
+        state.huge.remove(&range.start.block());
         let mut nr = 0;
         for page in range.iter().filter(|page| state.mapped.get(page) == Some(&true)).collect::<Vec<_>>() {
             state.protected.remove(&page);
@@ -216,12 +265,13 @@ impl Host for Fake {
                 Some((old, _)) if old == device => None,
                 Some((old, frame)) => {
                     let peer = state.devices[usize::from(old)].as_ref().unwrap();
-                    let new = (peer.1 == owner).then(|| from_peer(old, frame)).flatten();
+                    let new = (peer.1 == owner).then(|| from_peer(old, frame, 1)).flatten();
                     new.inspect(|_| peer.0.free(&[frame]))
                 }
                 None => {
-                    let mut frame = [DevicePfn(0)];
-                    if memory.alloc(&mut frame) == 0 {
+                    let mut frame = [DevicePfn(large.unwrap_or(0))];
+                    large = large.map(|next| next + 1);
+                    if large.is_none() && memory.alloc(&mut frame) == 0 {
                         break;
                     }
                     let bytes = bytes_of(page);

@@ -61,9 +61,9 @@ pub(crate) enum FaultError {
     NoMemory,
 }
 
-/// Copies a page that is in a frame of a device of ours, which no unit accesses any more, to a new frame of this device:
-/// index of the device, and frame there. `None` leaves the page where it is.
-pub(crate) type FromPeer<'a> = dyn FnMut(u8, DevicePfn) -> Option<DevicePfn> + 'a;
+/// Copies a page that is in a frame of a device of ours, which no unit accesses any more, to a new frame of this device, or a
+/// huge page to a large run: index of the device, (first) frame there, and how many. `None` leaves the page where it is.
+pub(crate) type FromPeer<'a> = dyn FnMut(u8, DevicePfn, usize) -> Option<DevicePfn> + 'a;
 
 /// The address space.
 pub(crate) trait Host: Send + Sync + std::fmt::Debug + 'static {
@@ -90,6 +90,7 @@ pub(crate) trait Host: Send + Sync + std::fmt::Debug + 'static {
     fn hint(&self, page: Vpn) -> (Hint, PageRange);
 
     /// Reads a range of at most 512 pages, and faults in what is wanted of it. Frames are shown if they are `owner`'s.
+    /// Whether some of what was found is part of a huge page, in system memory or on a device.
     fn range_fault(
         &self,
         notifier: &Notifier<Mirror>,
@@ -98,16 +99,17 @@ pub(crate) trait Host: Send + Sync + std::fmt::Debug + 'static {
         range: PageRange,
         wants: &[Want],
         found: &mut [Found],
-    ) -> Result<(), FaultError>;
+    ) -> Result<bool, FaultError>;
 
     /// Has the system write-protect what can be of a range of at most 512 pages, see `hmm_core::duplicate`.
     fn protect(&self, owner: Owner, range: PageRange);
 
     /// Migrates what can be migrated of a range of at most 512 pages to the device. What is in system memory, or nowhere,
-    /// is stored there; frames of the owner's other devices go through `from_peer`. Returns how many pages are on the
-    /// device now that were not.
+    /// is stored there; frames of the owner's other devices go through `from_peer`. A huge page that is in the range stays
+    /// one. Returns how many pages are on the device now that were not.
     fn migrate_in(&self, device: u8, owner: Owner, range: PageRange, from_peer: &mut FromPeer<'_>) -> usize;
 
-    /// Migrates what the owner's devices have of a range to system memory. Returns how many pages came.
+    /// Migrates what the owner's devices have of a range to system memory, where a huge page stays one. Returns how many pages
+    /// came.
     fn migrate_home(&self, owner: Owner, range: PageRange) -> usize;
 }

@@ -36,8 +36,9 @@
 //! ```
 //!
 //! What is only read stays where it is and is mapped read-only, in place; what is read mostly is copied (`duplicate`); what is
-//! written migrates; hints of the program and pages that bounce change that (`policy`, `thrash`). A fault brings 64 KiB, more where the device has most of a block
-//! or faults come in order (`grow`, `service`). When the memory is full, what came first is evicted (`room`).
+//! written migrates; hints of the program and pages that bounce change that (`policy`, `thrash`). A fault brings 64 KiB, more
+//! where the device has most of a block or faults come in order, and all of a huge page (`grow`, `service`), which has one
+//! entry (`enter`, `table`, `tlb`). When the memory is full, what came first is evicted (`room`).
 //!
 //! # What others wait for
 //!
@@ -51,7 +52,9 @@ mod buffer;
 mod device;
 mod dropped;
 mod duplicate;
+mod enter;
 mod error;
+mod frames;
 mod grow;
 mod host;
 mod memory;

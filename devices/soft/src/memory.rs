@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hmm_core::addr::{PAGE_SIZE, Vpn};
-use hmm_device::{Caps, Device, DeviceError, DevicePfn, Fetch, MemKind, Store, Transfer, Usage};
+use hmm_device::{Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, MemKind, Store, Transfer, Usage};
 use rustix::io::Errno;
 
+use crate::frames::Frames;
 use crate::own::{Own, OwnSlice};
 use crate::trap::{self, Trapped};
 
@@ -18,36 +19,23 @@ const FREE: u64 = 0;
 const EMPTY: u64 = 1;
 const FULL: u64 = 2;
 
-/// Frames that can be handed out.
-#[derive(Debug)]
-struct Free {
-    frames: OwnSlice<u64>,
-    nr: usize,
-}
-
 /// The memory of a device.
 #[derive(Debug)]
 pub struct Memory {
     bytes: Own,
     nr_frames: usize,
     states: OwnSlice<AtomicU64>,
-    free: Mutex<Free>,
+    free: Mutex<Frames>,
 }
 
 impl Memory {
     pub(crate) fn new(nr_frames: usize) -> Result<Self, Errno> {
-        let bytes = Own::new(nr_frames.checked_mul(PAGE_SIZE).ok_or(Errno::NOMEM)?)?;
-        bytes.prefer_huge();
-        let mut frames = OwnSlice::<u64>::new(nr_frames)?;
-        // The first frame is handed out first.
-        for (slot, frame) in frames.iter_mut().zip((0..nr_frames as u64).rev()) {
-            *slot = frame;
-        }
-        let free = Mutex::new(Free { frames, nr: nr_frames });
+        let bytes = Own::huge(nr_frames.checked_mul(PAGE_SIZE).ok_or(Errno::NOMEM)?)?;
+        let free = Mutex::new(Frames::new(nr_frames)?);
         Ok(Self { bytes, nr_frames, states: OwnSlice::new(nr_frames)?, free })
     }
 
-    fn free_list(&self) -> MutexGuard<'_, Free> {
+    fn free_list(&self) -> MutexGuard<'_, Frames> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -63,32 +51,42 @@ impl Memory {
 
     /// Frames that are free.
     pub(crate) fn nr_free(&self) -> usize {
-        self.free_list().nr
+        self.free_list().nr_free()
+    }
+
+    /// Whether a frame is in one of two states, which it leaves for `FULL`.
+    fn claim(&self, frame: DevicePfn, from: u64) -> bool {
+        let state = self.states.get(frame.0 as usize);
+        state.is_some_and(|at| at.compare_exchange(from, FULL, Ordering::AcqRel, Ordering::Acquire).is_ok())
     }
 
     /// Address of a frame that is in one of two states, which it leaves for `FULL`.
     fn frame(&self, frame: DevicePfn, from: u64) -> Result<*mut u8, DeviceError> {
-        let state = self.states.get(frame.0 as usize).ok_or(DeviceError::Unsupported)?;
-        match state.compare_exchange(from, FULL, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => Ok(self.bytes.as_ptr().wrapping_add(frame.0 as usize * PAGE_SIZE)),
-            Err(_) => Err(DeviceError::Unsupported),
+        let at = || self.bytes.as_ptr().wrapping_add(frame.0 as usize * PAGE_SIZE);
+        self.claim(frame, from).then(at).ok_or(DeviceError::Unsupported)
+    }
+
+    /// Gives runs of frames that lie side by side and are in one of two states, which they leave for `FULL`: the first one's
+    /// number in `frames`, its address, and how many bytes.
+    fn transfer(
+        &self,
+        frames: &[DevicePfn],
+        from: u64,
+        mut copy: impl FnMut(usize, *mut u8, usize),
+    ) -> Transfer {
+        let mut done = 0;
+        for run in frames.chunk_by(|one, next| one.0.checked_add(1) == Some(next.0)) {
+            let Ok(first) = self.frame(run[0], from) else {
+                return Transfer::stopped(done, DeviceError::Unsupported);
+            };
+            let nr = 1 + run[1..].iter().take_while(|frame| self.claim(**frame, from)).count();
+            copy(done, first, nr * PAGE_SIZE);
+            done += nr;
+            if nr < run.len() {
+                return Transfer::stopped(done, DeviceError::Unsupported);
+            }
         }
-    }
-
-    fn store_page(&self, frame: DevicePfn, page: &[u8]) -> Result<(), DeviceError> {
-        let to = self.frame(frame, EMPTY)?;
-        // SAFETY: the frame is a page of our memory; nobody else reads or writes it, because it was handed out and not
-        // written yet, and whoever it was handed to stores once; the source is another memory of a page.
-        unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), to, PAGE_SIZE.min(page.len())) };
-        Ok(())
-    }
-
-    fn fetch_page(&self, frame: DevicePfn, page: &mut [u8]) -> Result<(), DeviceError> {
-        let from = self.frame(frame, FULL)?;
-        // SAFETY: the frame is a page of our memory; no unit writes it, because the engine fetches only after notifiers
-        // dropped their entries; the destination is another memory of a page.
-        unsafe { std::ptr::copy_nonoverlapping(from, page.as_mut_ptr(), PAGE_SIZE.min(page.len())) };
-        Ok(())
+        Transfer::complete(done)
     }
 
     /// Copies a page of the program's, that nobody writes to, if it is there.
@@ -110,7 +108,7 @@ impl Memory {
     ) -> Result<(), DeviceError> {
         let from = peer.frame(from, FULL)?;
         let to = self.frame(frame, EMPTY)?;
-        // SAFETY: as in `store_page` and `fetch_page`; they are different frames, because one was handed out and not
+        // SAFETY: as in `store` and `fetch`; they are different frames, because one was handed out and not
         // written yet, and the other was written.
         unsafe { std::ptr::copy_nonoverlapping(from, to, PAGE_SIZE) };
         Ok(())
@@ -136,35 +134,41 @@ impl Device for Memory {
     }
 
     fn alloc(&self, frames: &mut [DevicePfn]) -> usize {
-        let mut free = self.free_list();
-        let granted = frames.len().min(free.nr);
-        for slot in &mut frames[..granted] {
-            free.nr -= 1;
-            #[expect(clippy::cast_possible_truncation, reason = "a frame number")]
-            let frame = DevicePfn(free.frames[free.nr] as u32);
+        let granted = self.free_list().take(frames);
+        for frame in &frames[..granted] {
             self.states[frame.0 as usize].store(EMPTY, Ordering::Release);
-            *slot = frame;
         }
         granted
     }
 
-    fn store(&self, run: Store<'_>) -> Transfer {
-        for (done, (frame, page)) in run.frames.iter().zip(run.bytes.chunks_exact(PAGE_SIZE)).enumerate() {
-            if let Err(why) = self.store_page(*frame, page) {
-                return Transfer::stopped(done, why);
-            }
+    fn alloc_large(&self) -> Option<DevicePfn> {
+        let first = self.free_list().take_large()?;
+        for state in &self.states[first.0 as usize..first.0 as usize + LARGE_PAGES] {
+            state.store(EMPTY, Ordering::Release);
         }
-        Transfer::complete(run.frames.len())
+        Some(first)
+    }
+
+    fn store(&self, run: Store<'_>) -> Transfer {
+        let nr = run.frames.len().min(run.bytes.len() / PAGE_SIZE);
+        self.transfer(&run.frames[..nr], EMPTY, |number, to, nr_bytes| {
+            let from = run.bytes[number * PAGE_SIZE..][..nr_bytes].as_ptr();
+            // SAFETY: the frames are pages of our memory side by side; nobody else reads or writes them, because they were
+            // handed out and not written yet, and whoever they were handed to stores once; the source is another memory
+            // of as many bytes.
+            unsafe { std::ptr::copy_nonoverlapping(from, to, nr_bytes) };
+        })
     }
 
     fn fetch(&self, run: Fetch<'_>) -> Transfer {
-        let pages = run.bytes.chunks_exact_mut(PAGE_SIZE);
-        for (done, (frame, page)) in run.frames.iter().zip(pages).enumerate() {
-            if let Err(why) = self.fetch_page(*frame, page) {
-                return Transfer::stopped(done, why);
-            }
-        }
-        Transfer::complete(run.frames.len())
+        let nr = run.frames.len().min(run.bytes.len() / PAGE_SIZE);
+        let bytes = run.bytes;
+        self.transfer(&run.frames[..nr], FULL, |number, from, nr_bytes| {
+            let to = bytes[number * PAGE_SIZE..][..nr_bytes].as_mut_ptr();
+            // SAFETY: the frames are pages of our memory side by side; no unit writes them, because the engine fetches only
+            // after notifiers dropped their entries; the destination is another memory of as many bytes.
+            unsafe { std::ptr::copy_nonoverlapping(from, to, nr_bytes) };
+        })
     }
 
     fn free(&self, frames: &[DevicePfn]) {
@@ -174,9 +178,7 @@ impl Device for Memory {
                 self.states.get(frame.0 as usize).map_or(FREE, |state| state.swap(FREE, Ordering::AcqRel));
             debug_assert!(was != FREE, "{frame:?} freed twice");
             if was != FREE {
-                let nr = free.nr;
-                free.frames[nr] = u64::from(frame.0);
-                free.nr += 1;
+                free.give(*frame);
             }
         }
     }
@@ -185,6 +187,7 @@ impl Device for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hmm_device::Access;
 
     hmm_conformance::suite!(conforms, || Memory::new(1024).unwrap());
 
@@ -193,7 +196,8 @@ mod tests {
         let (one, two) = (Memory::new(4).unwrap(), Memory::new(4).unwrap());
         let mut frames = [DevicePfn(0); 2];
         assert_eq!(one.alloc(&mut frames), 2);
-        one.store_page(frames[1], &[7; PAGE_SIZE]).unwrap();
+        let run = Store { frames: &frames[1..], bytes: &[7; PAGE_SIZE], access: Access::Random };
+        assert_eq!(one.store(run), Transfer::complete(1));
         assert_eq!(
             two.copy_page(DevicePfn(3), &one, frames[1]),
             Err(DeviceError::Unsupported),
@@ -202,7 +206,7 @@ mod tests {
         assert_eq!(two.alloc(&mut frames[..1]), 1);
         two.copy_page(frames[0], &one, frames[1]).unwrap();
         let mut page = [0; PAGE_SIZE];
-        two.fetch_page(frames[0], &mut page).unwrap();
+        assert_eq!(two.fetch(Fetch { frames: &frames[..1], bytes: &mut page }), Transfer::complete(1));
         assert_eq!(page, [7; PAGE_SIZE]);
     }
 }

@@ -9,6 +9,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::AtomicU64;
 
 use hmm_core::addr::PAGE_SIZE;
+use hmm_device::LARGE_PAGES;
 use hmm_uapi::mapping::{Advice, Mapping};
 use rustix::io::Errno;
 
@@ -16,29 +17,38 @@ use rustix::io::Errno;
 #[derive(Debug)]
 pub(crate) struct Own {
     mapping: Mapping,
+    /// Where it begins in the mapping, behind the first guard.
+    start: usize,
     len: usize,
 }
 
 impl Own {
     /// `len` bytes, rounded up to pages. They take memory when they are touched.
     pub(crate) fn new(len: usize) -> Result<Self, Errno> {
+        Self::aligned(len, PAGE_SIZE)
+    }
+
+    /// The same, of huge pages as far as there are any.
+    pub(crate) fn huge(len: usize) -> Result<Self, Errno> {
+        let own = Self::aligned(len, LARGE_PAGES * PAGE_SIZE)?;
+        // Only a wish: without huge pages everything works as well.
+        let _ = own.mapping.advise(own.start, own.len, Advice::HugePage);
+        Ok(own)
+    }
+
+    fn aligned(len: usize, alignment: usize) -> Result<Self, Errno> {
         let len = len.max(1).checked_next_multiple_of(PAGE_SIZE).ok_or(Errno::NOMEM)?;
-        let mapping = Mapping::reserve(len.checked_add(2 * PAGE_SIZE).ok_or(Errno::NOMEM)?)?;
-        mapping.commit(PAGE_SIZE, len)?;
+        let with_guards = len.checked_add(alignment + PAGE_SIZE).ok_or(Errno::NOMEM)?;
+        let mapping = Mapping::reserve_aligned(with_guards, alignment)?;
+        mapping.commit(alignment, len)?;
         // A child of a fork has no units.
         mapping.advise(0, mapping.len(), Advice::DontFork)?;
-        Ok(Self { mapping, len })
+        Ok(Self { mapping, start: alignment, len })
     }
 
     /// The first byte.
     pub(crate) const fn as_ptr(&self) -> *mut u8 {
-        self.mapping.as_ptr().wrapping_add(PAGE_SIZE)
-    }
-
-    /// Prefers huge pages.
-    pub(crate) fn prefer_huge(&self) {
-        // Only a wish: without huge pages everything works as well.
-        let _ = self.mapping.advise(PAGE_SIZE, self.len, Advice::HugePage);
+        self.mapping.as_ptr().wrapping_add(self.start)
     }
 }
 

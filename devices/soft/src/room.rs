@@ -5,9 +5,10 @@
 
 use std::collections::VecDeque;
 
-use hmm_core::addr::{BLOCK_PAGES, PageRange};
+use hmm_core::addr::PageRange;
 
 use crate::device::Shared;
+use crate::service::blocks_of;
 use crate::thrash::Thrash;
 
 /// Ranges that are remembered at most; older ones are evicted then.
@@ -24,13 +25,11 @@ impl Room {
         Self { came: VecDeque::new() }
     }
 
-    /// A range came.
+    /// A range of one block came.
     pub(crate) fn came(&mut self, range: PageRange) {
         match self.came.back_mut() {
-            // Pages of one run leave together.
-            Some(last)
-                if last.end == range.start && last.nr_pages() + range.nr_pages() <= BLOCK_PAGES as u64 =>
-            {
+            // Pages of one block leave together.
+            Some(last) if last.end == range.start && last.start.block() == range.start.block() => {
                 last.end = range.end;
             }
             _ => self.came.push_back(range),
@@ -51,7 +50,7 @@ impl Room {
     /// Has everything leave that is in a range.
     pub(crate) fn evict(&mut self, device: &Shared, thrash: &mut Thrash, range: PageRange) -> usize {
         let mut left = 0;
-        for part in range.blocks().map(|(block, _)| block.pages().intersect(range)) {
+        for part in blocks_of(range) {
             left += leave(device, thrash, part);
         }
         left

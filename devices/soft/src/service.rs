@@ -11,10 +11,11 @@
 //!       install(seq): entries for what is there      Collided: goto again
 //! ```
 //!
+//! All is done block by block, so that a huge page is brought, entered and evicted as one.
+//!
 //! What migrated is found by the range fault like everything else, so that there is one place where entries are made. A
 //! page that should have migrated and did not is entered where it is.
-//!
-//! A page that cannot be had gets an entry that says so. The unit that waits for it takes the entry away.
+//! How pages are entered is told in `enter`.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,23 +23,21 @@ use std::time::{Duration, Instant};
 use hmm_core::addr::{BLOCK_PAGES, PageRange, Vpn};
 use hmm_core::stream::Streams;
 
-use crate::buffer::{Fault, drop_duplicates};
+use crate::buffer::{BATCH, Fault, drop_duplicates};
 use crate::device::Shared;
 use crate::duplicate::{duplicate, faults_in, is_served};
-use crate::error::Why;
+use crate::enter::map;
 use crate::grow::{UNIT_PAGES, grow};
-use crate::host::{FaultError, Found, Want};
+use crate::host::{Found, Want};
 use crate::policy::{Action, decide};
 use crate::room::Room;
-use crate::table::{Entry, Table};
 use crate::thrash::Thrash;
-
-/// Times that a range is read again because it changed, before its faults are left to be raised again.
-const MAX_COLLISIONS: usize = 64;
 
 /// What serving remembers from batch to batch.
 #[derive(Debug)]
 pub(crate) struct Service {
+    /// What a fault may bring at most.
+    most_pages: usize,
     state: Mutex<State>,
 }
 
@@ -59,11 +58,11 @@ struct Window {
 
 impl Service {
     pub(crate) fn new(nr_frames: usize) -> Self {
-        // A stream may bring at most a quarter of the memory at once.
-        let most = (nr_frames / 4).clamp(1, BLOCK_PAGES);
-        let streams = Streams::new(u32::try_from(most).unwrap_or(u32::MAX));
+        // At most a quarter of the memory at once.
+        let most_pages = (nr_frames / 4).clamp(1, BLOCK_PAGES);
+        let streams = Streams::new(u32::try_from(most_pages).unwrap_or(u32::MAX));
         let state = State { thrash: Thrash::new(), room: Room::new(), streams, start: Instant::now() };
-        Self { state: Mutex::new(state) }
+        Self { most_pages, state: Mutex::new(state) }
     }
 
     /// Held while faults are served, or memory is made free. No callback takes it.
@@ -86,6 +85,8 @@ pub(crate) fn serve(device: &Shared, mut batch: Vec<Fault>) {
     device.stats.batches.add(1);
     device.stats.faults.add(posted);
     device.stats.duplicates.add(posted - batch.len());
+    // Another unit's fault may have brought a page along meanwhile.
+    drop_served(device, &mut batch);
     let mut windows = plan(device, &mut state, &batch);
     for window in &windows {
         match window.action {
@@ -107,6 +108,16 @@ pub(crate) fn serve(device: &Shared, mut batch: Vec<Fault>) {
     for run in runs(&windows) {
         map(device, run, &batch);
     }
+}
+
+/// Drops faults for pages that another one has brought along meanwhile.
+fn drop_served(device: &Shared, batch: &mut Vec<Fault>) {
+    let mut served = [false; BATCH];
+    for (served, fault) in served.iter_mut().zip(&*batch) {
+        *served = is_served(&device.notifier.table(), fault);
+    }
+    let mut served = served.into_iter();
+    batch.retain(|_| !served.next().unwrap_or(false));
 }
 
 /// What is to be done for the faults of a batch, in order of addresses.
@@ -133,17 +144,19 @@ fn plan(device: &Shared, state: &mut State, batch: &[Fault]) -> Vec<Window> {
     windows
 }
 
-/// What to bring along with a page.
+/// What to bring along with a page: nothing of another block, and all of a huge page.
 fn bringing(device: &Shared, state: &mut State, page: Vpn, extent: PageRange, now: Duration) -> PageRange {
+    let block = page.block();
     let hit = state.streams.fault(page, 16);
-    let range = if hit.sequential {
-        PageRange::new(page, hit.window as u64)
+    let mut range = if is_huge(device, page) {
+        block.pages()
+    } else if hit.sequential {
+        PageRange::new(page, hit.window as u64).intersect(block.pages())
     } else {
-        let block = page.block();
         let grown = grow(&device.notifier.table().frames_of(block), page.index());
         PageRange { start: block.page(grown.start), end: block.page(grown.end) }
     };
-    let mut range = device.host.clip(page, range.intersect(extent));
+    range = device.host.clip(page, range.intersect(extent));
     // Only up to a page that has to stay where it is.
     let stays = |page: &Vpn| state.thrash.stays(*page, now);
     if let Some(end) = (PageRange { start: page.add(1), ..range }).iter().find(stays) {
@@ -156,6 +169,17 @@ fn bringing(device: &Shared, state: &mut State, page: Vpn, extent: PageRange, no
     range
 }
 
+/// Whether a page is part of a huge page, which should not be taken apart, and for which there is room.
+fn is_huge(device: &Shared, page: Vpn) -> bool {
+    if device.service.most_pages < BLOCK_PAGES {
+        return false;
+    }
+    let (range, wants, mut found) = (PageRange::new(page, 1), [Want::Look], [Found::None]);
+    let seq = device.notifier.read_begin();
+    // If it changes just now the page is brought as a small one, as it may well be by then.
+    device.host.range_fault(&device.notifier, seq, device.owner, range, &wants, &mut found) == Ok(true)
+}
+
 fn around(page: Vpn, nr_pages: usize) -> PageRange {
     let nr_pages = nr_pages as u64;
     PageRange::new(Vpn(page.0 / nr_pages * nr_pages), nr_pages)
@@ -166,9 +190,9 @@ pub(crate) fn bring(device: &Shared, state: &mut State, range: PageRange) -> usi
     let wanted = usize::try_from(range.nr_pages()).unwrap_or(usize::MAX);
     state.room.make(device, &mut state.thrash, wanted.min(device.memory.nr_frames()));
     let mut from_peers = 0;
-    let migrated = device.host.migrate_in(device.index, device.owner, range, &mut |peer, frame| {
-        let copied = device.copy_from_peer(peer, frame)?;
-        from_peers += 1;
+    let migrated = device.host.migrate_in(device.index, device.owner, range, &mut |peer, frame, nr| {
+        let copied = device.copy_from_peer(peer, frame, nr)?;
+        from_peers += nr;
         Some(copied)
     });
     device.stats.migrated.add(migrated.saturating_sub(from_peers));
@@ -179,7 +203,7 @@ pub(crate) fn bring(device: &Shared, state: &mut State, range: PageRange) -> usi
     migrated
 }
 
-/// Joins windows that touch to runs of at most a block's length.
+/// Joins windows that touch to runs, each of one block.
 fn runs(windows: &[Window]) -> Vec<PageRange> {
     let mut ranges: Vec<_> = windows.iter().map(|window| window.range).collect();
     ranges.sort_unstable_by_key(|range| range.start);
@@ -190,129 +214,10 @@ fn runs(windows: &[Window]) -> Vec<PageRange> {
             _ => joined.push(range),
         }
     }
-    let cut = |range: PageRange| {
-        (range.start.0..range.end.0)
-            .step_by(BLOCK_PAGES)
-            .map(move |start| PageRange::new(Vpn(start), BLOCK_PAGES as u64).intersect(range))
-    };
-    joined.into_iter().flat_map(cut).collect()
+    joined.into_iter().flat_map(blocks_of).collect()
 }
 
-/// Enters a run of pages. Those of `batch` are faulted in.
-fn map(device: &Shared, run: PageRange, batch: &[Fault]) {
-    let faults = faults_in(batch, run);
-    let Err(error) = try_map(device, run, faults) else { return };
-    if let [fault] = faults
-        && run.nr_pages() == 1
-    {
-        let why = match error {
-            // Its unit raises it again.
-            FaultError::Busy => return,
-            FaultError::NoMapping => Why::NoMapping,
-            FaultError::Permission => Why::Permission,
-            FaultError::NoMemory => Why::NoMemory,
-        };
-        device.stats.failed.add(1);
-        device.notifier.table().set(fault.page, Entry::Failed(why));
-        return;
-    }
-    // One page must not fail the others.
-    for fault in faults {
-        map(device, PageRange::new(fault.page, 1), std::slice::from_ref(fault));
-    }
-}
-
-fn try_map(device: &Shared, run: PageRange, faults: &[Fault]) -> Result<(), FaultError> {
-    let nr_pages = usize::try_from(run.nr_pages()).unwrap_or(0);
-    let mut wants = [Want::Look; BLOCK_PAGES];
-    let mut found = [Found::None; BLOCK_PAGES];
-    let (wants, found) = (&mut wants[..nr_pages], &mut found[..nr_pages]);
-    wants_of(run, faults, wants);
-    for _ in 0..MAX_COLLISIONS {
-        let seq = device.notifier.read_begin();
-        match device.host.range_fault(&device.notifier, seq, device.owner, run, wants, found) {
-            Ok(()) => {}
-            Err(FaultError::Busy) => {
-                device.stats.collisions.add(1);
-                continue;
-            }
-            Err(error) => return Err(error),
-        }
-        if recall(device, run, wants, found) {
-            continue;
-        }
-        // The own device's frames are shown whatever the mapping allows.
-        let is_refused = |(want, found): (&Want, &Found)| {
-            *want == Want::Write && matches!(found, Found::Frame { write: false, .. })
-        };
-        if wants.iter().zip(found.iter()).any(is_refused) {
-            return Err(FaultError::Permission);
-        }
-        let may_write = |index| may_write(device, run.start.add(index as u64), wants[index]);
-        let entered: Vec<_> =
-            found.iter().enumerate().map(|(index, found)| (*found, may_write(index))).collect();
-        if let Ok(in_place) = device.notifier.install(seq, |table| enter(device, table, run, &entered)) {
-            device.stats.in_place.add(in_place);
-            return Ok(());
-        }
-        device.stats.collisions.add(1);
-    }
-    Err(FaultError::Busy)
-}
-
-/// What faults want of a range.
-pub(crate) fn wants_of(range: PageRange, faults: &[Fault], wants: &mut [Want]) {
-    for fault in faults {
-        let index = usize::try_from(fault.page.0 - range.start.0).unwrap_or(0);
-        wants[index] = if fault.write { Want::Write } else { Want::Read };
-    }
-}
-
-/// A page that is wanted and is still on another device of the group, because it did not come, or has to stay in system
-/// memory: brings it home. Whether there was one.
-pub(crate) fn recall(device: &Shared, run: PageRange, wants: &[Want], found: &[Found]) -> bool {
-    let mut any = false;
-    for (index, (want, found)) in wants.iter().zip(found).enumerate() {
-        if *want != Want::Look && matches!(found, Found::Frame { device: peer, .. } if *peer != device.index)
-        {
-            device.host.migrate_home(device.owner, PageRange::new(run.start.add(index as u64), 1));
-            any = true;
-        }
-    }
-    any
-}
-
-/// Whether the entry for a page may be written if the page may be. Else a write is a fault, which may migrate the page.
-fn may_write(device: &Shared, page: Vpn, want: Want) -> bool {
-    match want {
-        // It should have migrated if it were to, and did not.
-        Want::Write => true,
-        Want::Read | Want::Look => {
-            let hint = device.host.hint(page).0;
-            decide(hint, device.index, true, device.copies_reads) == Action::InPlace
-        }
-    }
-}
-
-/// Makes the entries, under the table's lock. Returns how many are in place.
-fn enter(device: &Shared, table: &mut Table, run: PageRange, found: &[(Found, bool)]) -> usize {
-    let mut in_place = 0;
-    for (page, (found, may_write)) in run.iter().zip(found) {
-        let entry = match *found {
-            Found::Frame { device: owner, frame, write } if owner == device.index => {
-                Entry::Frame { frame: frame.0, write }
-            }
-            // A copy is the same.
-            Found::System { .. } if matches!(table.get(page), Entry::Copy { .. }) => continue,
-            Found::System { write, .. } => {
-                // What a write was granted for before stays so.
-                let granted = table.get(page) == Entry::System { write: true };
-                Entry::System { write: write && (*may_write || granted) }
-            }
-            Found::None | Found::Frame { .. } => continue,
-        };
-        in_place += usize::from(matches!(entry, Entry::System { .. }) && table.get(page) != entry);
-        table.set(page, entry);
-    }
-    in_place
+/// The parts of a range, each of one block.
+pub(crate) fn blocks_of(range: PageRange) -> impl Iterator<Item = PageRange> {
+    range.blocks().map(move |(block, _)| block.pages().intersect(range))
 }

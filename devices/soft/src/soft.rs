@@ -20,7 +20,7 @@ use crate::host::Host;
 use crate::memory::Memory;
 use crate::mirror::Mirror;
 use crate::own::OwnSlice;
-use crate::service::{Service, bring};
+use crate::service::{Service, blocks_of, bring};
 use crate::space::Space;
 use crate::stats::{Snapshot, Stats};
 use crate::table::Table;
@@ -229,9 +229,8 @@ impl Soft {
         let range = pages_of(addr, nr_bytes);
         let most = range.nr_pages().min(device.memory.nr_frames() as u64);
         let range = PageRange::new(range.start, most);
-        let blocks = range.blocks().map(|(block, _)| block.pages().intersect(range));
         let mut nr = 0;
-        for mut rest in blocks {
+        for mut rest in blocks_of(range) {
             while !rest.is_empty() {
                 let (hint, same) = device.host.hint(rest.start);
                 let part = rest.intersect(same);

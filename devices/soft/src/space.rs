@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hmm::AddressSpace;
 use hmm_core::DeviceId;
-use hmm_core::addr::{BLOCK_PAGES, PageRange, Vpn};
+use hmm_core::addr::{BLOCK_PAGES, HUGE_ORDER, PageRange, Vpn};
 use hmm_core::driver::{Select, Source};
 use hmm_core::hints::Hint;
 use hmm_core::mirror::{self, Pfn, RangeError, RangeFault, Request};
@@ -59,17 +59,32 @@ impl Space {
         run: PageRange,
         from_peer: &mut FromPeer<'_>,
     ) -> usize {
-        let select = Select::SYSTEM | Select::PRIVATE;
+        let select = Select::SYSTEM | Select::PRIVATE | Select::COMPOUND;
         let Ok(mut migration) = self.space.migrate_setup(run, select, owner) else { return 0 };
-        for index in 0..migration.entries().len() {
-            let Source::Private(frame) = migration.entries()[index].source() else { continue };
+        let mut index = 0;
+        while let Some(entry) = migration.entries().get(index) {
+            let (Source::Private(frame), nr_pages) = (entry.source(), entry.nr_pages()) else {
+                index += entry.nr_pages();
+                continue;
+            };
             if frame.device == id.number() {
+                index += nr_pages;
                 continue;
             }
-            if let Some(copied) = from_peer(frame.device, frame.pfn)
-                && migration.set_frame(index, id, copied).is_err()
-            {
-                memory.free(&[copied]);
+            let large = entry.is_compound();
+            let copied = from_peer(frame.device, frame.pfn, nr_pages);
+            if copied.is_none() && migration.split(index) {
+                // There is no large run for it: page by page.
+                continue;
+            }
+            index += nr_pages;
+            let Some(first) = copied else { continue };
+            let set = match large {
+                true => migration.set_large_frame(index - nr_pages, id, first),
+                false => migration.set_frame(index - nr_pages, id, first),
+            };
+            if set.is_err() {
+                (0..nr_pages).for_each(|number| memory.free(&[first.add(number)]));
             }
         }
         // Fails only for a device that was removed.
@@ -127,7 +142,7 @@ impl Host for Space {
         range: PageRange,
         wants: &[Want],
         found: &mut [Found],
-    ) -> Result<(), FaultError> {
+    ) -> Result<bool, FaultError> {
         let mut requests = [Request::NONE; BLOCK_PAGES];
         for (request, want) in requests.iter_mut().zip(wants) {
             *request = match want {
@@ -162,7 +177,7 @@ impl Host for Space {
                 }
             };
         }
-        Ok(())
+        Ok(pfns[..found.len()].iter().any(|pfn| pfn.order == HUGE_ORDER))
     }
 
     fn protect(&self, owner: Owner, range: PageRange) {
@@ -179,8 +194,13 @@ impl Host for Space {
     }
 
     fn migrate_home(&self, owner: Owner, range: PageRange) -> usize {
-        let Ok(mut migration) = self.space.migrate_setup(range, Select::PRIVATE, owner) else { return 0 };
-        migration.fetch();
-        migration.pages().finalize()
+        let select = Select::PRIVATE | Select::COMPOUND;
+        let bring = |run| {
+            let Ok(mut migration) = self.space.migrate_setup(run, select, owner) else { return 0 };
+            migration.fetch();
+            migration.pages().finalize()
+        };
+        // The program may have unmapped a part.
+        self.managed(range).into_iter().map(bring).sum()
     }
 }

@@ -50,6 +50,8 @@ stats! {
     failed,
     /// Pages that were entered as system memory, where the CPU accesses them, too.
     in_place,
+    /// Huge pages that were entered as one, where they are or in the device's memory.
+    huge,
     /// Pages that migrated to the device, from system memory or as zeroes.
     migrated,
     /// Pages that were copied, and stayed the system's as well.

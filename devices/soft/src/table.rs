@@ -3,12 +3,15 @@
 //! Everything here happens under the table's lock, which is the innermost of all (`hmm_core::notifier`): nothing waits,
 //! nothing is allocated, and nothing but memory of the device's own is touched.
 //!
+//! A huge page has one entry, in the place of the node that would have entries for its pages. When a part of it changes the
+//! entry is split into these, or dropped if there is no node left. It means what 512 entries would mean, no more.
+//!
 //! The table is a cache of what the engine knows. When its nodes are used up, all entries are dropped; those that are
 //! needed come back by faults.
 
 use std::sync::Arc;
 
-use hmm_core::addr::{BlockId, PAGE_SIZE, PageRange, Vpn};
+use hmm_core::addr::{BLOCK_PAGES, BlockId, PAGE_SIZE, PageRange, Vpn};
 use rustix::io::Errno;
 
 use crate::dropped::Dropped;
@@ -58,16 +61,32 @@ impl Entry {
             _ => Self::None,
         }
     }
+
+    /// What it says of another page if it is the first one's of a huge page.
+    pub(crate) fn part(self, index: usize) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "an index in a block")]
+        let index = index as u32;
+        match self {
+            Self::Frame { frame, write } => Self::Frame { frame: frame.wrapping_add(index), write },
+            same @ (Self::None | Self::System { .. } | Self::Copy { .. } | Self::Failed(_)) => same,
+        }
+    }
 }
 
 type Node = [u64; NODE_ENTRIES];
+
+/// Marks the entry of a huge page, where others are numbers of nodes.
+const LARGE: u64 = 1 << 63;
 
 /// The page table, and the TLBs that are filled from it.
 #[derive(Debug)]
 pub(crate) struct Table {
     nodes: OwnSlice<Node>,
-    /// Nodes in use; the first is the root.
+    /// Nodes that were ever in use; the first is the root.
     used: usize,
+    /// The first of those that are not any more, each of which begins with the number of the next; 0 is none.
+    spare: usize,
+    nr_spare: usize,
     cores: Arc<OwnSlice<Core>>,
     /// Where frames of copies go whose entries are taken away.
     dropped: Arc<Dropped>,
@@ -90,24 +109,52 @@ impl Table {
     ) -> Result<Self, Errno> {
         // A path to one page has to fit.
         let nodes = OwnSlice::new(nr_nodes.max(LEVELS as usize))?;
-        Ok(Self { nodes, used: 1, cores, dropped, frames, overflowed: false })
+        Ok(Self { nodes, used: 1, spare: 0, nr_spare: 0, cores, dropped, frames, overflowed: false })
     }
 
     /// What the table says of a page.
     pub(crate) fn get(&self, page: Vpn) -> Entry {
-        match self.leaf(page) {
-            Some(leaf) => Entry::unpack(self.nodes[leaf][page.index()]),
-            None => Entry::None,
+        self.look(page).0
+    }
+
+    /// What the table says of a page, and whether it says it of a huge page.
+    fn look(&self, page: Vpn) -> (Entry, bool) {
+        match self.below(page) {
+            Below::Nothing => (Entry::None, false),
+            Below::Leaf(leaf) => (Entry::unpack(self.nodes[leaf][page.index()]), false),
+            Below::Huge(first) => (first.part(page.index()), true),
         }
     }
 
     /// Has the table say something else of a page. Whoever takes an entry for a frame away waits afterwards (`tlb::wait`).
     pub(crate) fn set(&mut self, page: Vpn, entry: Entry) {
+        if self.get(page) == entry {
+            return;
+        }
         let leaf = self.make_leaf(page);
         let before = std::mem::replace(&mut self.nodes[leaf][page.index()], entry.pack());
-        if before != 0 && before != entry.pack() {
+        if before != 0 {
             self.note_dropped(page, before);
             self.flush(PageRange::new(page, 1));
+        }
+    }
+
+    /// Enters a block as a huge page: what the table shall say of its first page. As [`set`](Self::set).
+    pub(crate) fn set_huge(&mut self, block: BlockId, first: Entry) {
+        let page = block.page(0);
+        let parent = self.make_parent(page);
+        let bits = first.pack() | LARGE;
+        let before = std::mem::replace(&mut self.nodes[parent][index_at(page, 1)], bits);
+        if let Below::Leaf(leaf) = Below::of(before) {
+            for (page, bits) in block.pages().iter().zip(self.nodes[leaf]) {
+                self.note_dropped(page, bits);
+            }
+            self.nodes[leaf][0] = self.spare as u64;
+            self.spare = leaf;
+            self.nr_spare += 1;
+        }
+        if before != 0 && before != bits {
+            self.flush(block.pages());
         }
     }
 
@@ -122,19 +169,14 @@ impl Table {
         had_frames || self.overflowed
     }
 
-    /// Fills a unit's TLB with a page. What the table says of it.
+    /// Fills a unit's TLB with a page, or with the huge page that it is part of. What the table says of it.
     pub(crate) fn fill(&self, core: &Core, page: Vpn) -> Entry {
-        let entry = self.get(page);
+        let (entry, large) = self.look(page);
+        let at = |frame: u32| self.frames + u64::from(frame) * PAGE_SIZE as u64;
         match entry {
-            Entry::System { write } => core.fill(page, None, write),
-            Entry::Frame { frame, write } => {
-                let at = self.frames + u64::from(frame) * PAGE_SIZE as u64;
-                core.fill(page, Some(at), write);
-            }
-            Entry::Copy { frame } => {
-                let at = self.frames + u64::from(frame) * PAGE_SIZE as u64;
-                core.fill(page, Some(at), false);
-            }
+            Entry::System { write } => core.fill(page, None, write, large),
+            Entry::Frame { frame, write } => core.fill(page, Some(at(frame)), write, large),
+            Entry::Copy { frame } => core.fill(page, Some(at(frame)), false, large),
             Entry::None | Entry::Failed(_) => {}
         }
         entry
@@ -143,10 +185,15 @@ impl Table {
     /// Takes the copies of a range away; how many there were. One has to wait for units afterwards (`tlb::wait`).
     pub(crate) fn clear_copies(&mut self, range: PageRange) -> usize {
         let mut nr = 0;
-        for page in range.intersect(ALL).iter() {
-            if matches!(self.get(page), Entry::Copy { .. }) {
-                self.set(page, Entry::None);
-                nr += 1;
+        for (block, part) in range.intersect(ALL).blocks() {
+            if !matches!(self.below(block.page(0)), Below::Leaf(_)) {
+                continue;
+            }
+            for page in part.map(|index| block.page(index)) {
+                if matches!(self.get(page), Entry::Copy { .. }) {
+                    self.set(page, Entry::None);
+                    nr += 1;
+                }
             }
         }
         nr
@@ -162,11 +209,9 @@ impl Table {
     /// Which pages of a block are in frames, or have copies.
     pub(crate) fn frames_of(&self, block: BlockId) -> Mask {
         let mut mask = Mask::default();
-        if let Some(leaf) = self.leaf(block.page(0)) {
-            for (index, bits) in self.nodes[leaf].iter().enumerate() {
-                if matches!(Entry::unpack(*bits), Entry::Frame { .. } | Entry::Copy { .. }) {
-                    mask.set(index);
-                }
+        for page in block.pages().iter() {
+            if matches!(self.get(page), Entry::Frame { .. } | Entry::Copy { .. }) {
+                mask.set(page.index());
             }
         }
         mask
@@ -176,35 +221,66 @@ impl Table {
         self.cores.iter().for_each(|core| core.flush(range));
     }
 
-    fn leaf(&self, page: Vpn) -> Option<usize> {
+    /// What is below the last level but one.
+    fn below(&self, page: Vpn) -> Below {
         let mut node = 0;
-        for level in (1..LEVELS).rev() {
-            node = child_of(self.nodes[node][index_at(page, level)])?;
+        for level in (2..LEVELS).rev() {
+            match self.nodes[node][index_at(page, level)] {
+                0 => return Below::Nothing,
+                child => node = number(child),
+            }
         }
-        Some(node)
+        Below::of(self.nodes[node][index_at(page, 1)])
     }
 
-    fn make_leaf(&mut self, page: Vpn) -> usize {
-        if let Some(leaf) = self.leaf(page) {
-            return leaf;
-        }
-        if self.used + LEVELS as usize > self.nodes.len() {
+    /// The node of the last level but one, with a node to spare.
+    fn make_parent(&mut self, page: Vpn) -> usize {
+        if self.used + LEVELS as usize > self.nodes.len() + self.nr_spare {
             self.start_over();
         }
         let mut node = 0;
-        for level in (1..LEVELS).rev() {
+        for level in (2..LEVELS).rev() {
             let index = index_at(page, level);
-            node = match child_of(self.nodes[node][index]) {
-                Some(child) => child,
-                None => {
-                    let child = self.used;
-                    self.used += 1;
-                    self.nodes[node][index] = child as u64;
-                    child
-                }
-            };
+            if self.nodes[node][index] == 0 {
+                self.nodes[node][index] = self.take_node().unwrap_or(0) as u64;
+            }
+            node = number(self.nodes[node][index]);
         }
         node
+    }
+
+    fn make_leaf(&mut self, page: Vpn) -> usize {
+        if let Below::Leaf(leaf) = self.below(page) {
+            return leaf;
+        }
+        let parent = self.make_parent(page);
+        let at = index_at(page, 1);
+        // There is one: see `make_parent`.
+        let leaf = self.take_node().unwrap_or(0);
+        self.split(parent, at, leaf);
+        leaf
+    }
+
+    /// Puts an empty leaf in the place of nothing or of a huge page, and has it say the same.
+    fn split(&mut self, parent: usize, at: usize, leaf: usize) {
+        if let Below::Huge(first) = Below::of(self.nodes[parent][at]) {
+            let parts = self.nodes[leaf].iter_mut().enumerate();
+            parts.for_each(|(index, bits)| *bits = first.part(index).pack());
+        }
+        self.nodes[parent][at] = leaf as u64;
+    }
+
+    fn take_node(&mut self) -> Option<usize> {
+        if self.spare != 0 {
+            let node = self.spare;
+            self.spare = number(self.nodes[node][0]);
+            self.nr_spare -= 1;
+            self.nodes[node].fill(0);
+            return Some(node);
+        }
+        let node = self.used;
+        self.used += usize::from(node < self.nodes.len());
+        (node < self.nodes.len()).then_some(node)
     }
 
     /// Drops all entries. Those for frames may still be in use in open access windows: from now on whoever clears a range
@@ -213,7 +289,7 @@ impl Table {
         self.clear_node(0, LEVELS - 1, Vpn(0), ALL);
         let used = self.used;
         self.nodes[..used].iter_mut().for_each(|node| node.fill(0));
-        self.used = 1;
+        (self.used, self.spare, self.nr_spare) = (1, 0, 0);
         self.overflowed = true;
         self.cores.iter().for_each(Core::reset);
     }
@@ -227,30 +303,69 @@ impl Table {
             if start >= range.end {
                 break;
             }
-            #[expect(clippy::cast_possible_truncation, reason = "an index in a node")]
-            let index = index as usize;
+            let index = number(index);
             let bits = self.nodes[node][index];
             if level == 0 {
                 had_frames |= matches!(Entry::unpack(bits), Entry::Frame { .. } | Entry::Copy { .. });
                 self.note_dropped(start, bits);
                 self.nodes[node][index] = 0;
-            } else if let Some(child) = child_of(bits) {
-                had_frames |= self.clear_node(child, level - 1, start, range);
+            } else if level == 1 && bits & LARGE != 0 {
+                had_frames |= self.clear_huge(node, index, start, range);
+            } else if bits != 0 {
+                had_frames |= self.clear_node(number(bits), level - 1, start, range);
             }
         }
         had_frames
     }
+
+    /// Takes a huge page's entry away, or what of it is in the range. The TLBs lose all of it.
+    fn clear_huge(&mut self, parent: usize, at: usize, first: Vpn, range: PageRange) -> bool {
+        let is_frame = matches!(Below::of(self.nodes[parent][at]), Below::Huge(Entry::Frame { .. }));
+        let is_whole = range.start <= first && first.add(BLOCK_PAGES as u64) <= range.end;
+        match if is_whole { None } else { self.take_node() } {
+            Some(leaf) => {
+                self.split(parent, at, leaf);
+                self.clear_node(leaf, 0, first, range);
+            }
+            None => {
+                self.nodes[parent][at] = 0;
+                // Others may still be at pages of it that the range does not have.
+                self.overflowed |= !is_whole && is_frame;
+            }
+        }
+        is_frame
+    }
+}
+
+/// What is below an entry of the last level but one.
+#[derive(Clone, Copy, Debug)]
+enum Below {
+    Nothing,
+    /// The node with entries for pages.
+    Leaf(usize),
+    /// A huge page: what the table says of its first page.
+    Huge(Entry),
+}
+
+impl Below {
+    fn of(bits: u64) -> Self {
+        match bits {
+            0 => Self::Nothing,
+            bits if bits & LARGE != 0 => Self::Huge(Entry::unpack(bits & !LARGE)),
+            leaf => Self::Leaf(number(leaf)),
+        }
+    }
 }
 
 fn index_at(page: Vpn, level: u32) -> usize {
-    #[expect(clippy::cast_possible_truncation, reason = "cut to nine bits")]
-    let index = (page.0 >> (level * NODE_BITS)) as usize;
-    index % NODE_ENTRIES
+    number(page.0 >> (level * NODE_BITS)) % NODE_ENTRIES
 }
 
-fn child_of(bits: u64) -> Option<usize> {
-    #[expect(clippy::cast_possible_truncation, reason = "an index of ours")]
-    (bits != 0).then_some(bits as usize)
+/// The number of a node, or of an entry in one.
+fn number(bits: u64) -> usize {
+    #[expect(clippy::cast_possible_truncation, reason = "numbers of ours have 64 bits")]
+    let number = bits as usize;
+    number
 }
 
 #[cfg(test)]
@@ -313,6 +428,74 @@ mod tests {
         assert!(cores[0].enter(FAR.addr(), 8, true).is_some());
         table.set(FAR, Entry::System { write: false });
         assert_eq!(cores[0].enter(FAR.addr(), 8, true), None);
+    }
+
+    const HUGE: Entry = Entry::Frame { frame: 512, write: true };
+
+    #[test]
+    fn a_part_of_a_huge_page_goes_and_the_rest_stays() {
+        let mut table = table(64);
+        let block = FAR.block();
+        table.set(block.page(9), Entry::System { write: true });
+        table.set_huge(block, HUGE);
+        assert_eq!(table.get(block.page(511)), Entry::Frame { frame: 1023, write: true });
+        assert_eq!(table.frames_of(block).count(0..512), 512);
+        let cores = Arc::clone(&table.cores);
+        table.fill(&cores[0], block.page(3));
+        let hits = |page| {
+            let hit = cores[0].enter(block.page(page).addr(), 8, true).is_some();
+            cores[0].leave();
+            hit
+        };
+        assert!(hits(0) && hits(511), "one entry for all");
+        assert!(!table.clear(PageRange::new(block.page(0).add(512), 512)), "another block");
+        assert!(hits(77));
+        assert!(table.clear(PageRange::new(block.page(5), 2)));
+        assert!(!hits(0) && !hits(511));
+        assert_eq!((table.get(block.page(5)), table.get(block.page(6))), (Entry::None, Entry::None));
+        assert_eq!(table.frames_of(block).count(0..512), 510);
+        assert_eq!(table.get(block.page(7)), Entry::Frame { frame: 519, write: true });
+        assert!(table.clear(block.pages()), "those that are left are noticed");
+        // The same by an entry of another kind.
+        table.set_huge(block, HUGE);
+        table.fill(&cores[0], block.page(3));
+        table.set(block.page(8), Entry::System { write: false });
+        assert!(!hits(9));
+        assert_eq!(table.get(block.page(9)), Entry::Frame { frame: 521, write: true });
+    }
+
+    #[test]
+    fn copies_make_place_for_a_huge_page() {
+        let mut table = table(64);
+        let block = FAR.block();
+        table.set(block.page(9), Entry::Copy { frame: 1 });
+        table.set_huge(block, Entry::System { write: false });
+        assert_eq!(table.get(block.page(9)), Entry::System { write: false });
+        assert_eq!(table.clear_copies(block.pages()), 0);
+        assert!(!table.clear(block.pages()), "system pages need no wait");
+    }
+
+    #[test]
+    fn a_huge_page_that_cannot_be_split_is_dropped() {
+        // As many nodes as one path needs.
+        let mut table = table(4);
+        let block = FAR.block();
+        table.set_huge(block, HUGE);
+        table.used = table.nodes.len();
+        assert!(table.clear(PageRange::new(block.page(5), 1)));
+        assert_eq!(table.frames_of(block).count(0..512), 0);
+        assert!(table.clear(PageRange::new(block.page(6), 1)), "units may still be at other parts of it");
+    }
+
+    #[test]
+    fn nodes_that_huge_pages_replace_are_used_again() {
+        let mut table = table(8);
+        for round in 0..100 {
+            table.set(FAR, Entry::System { write: round % 2 == 0 });
+            table.set_huge(FAR.block(), HUGE);
+        }
+        assert!(!table.overflowed);
+        assert!(table.clear(ALL) && !table.clear(ALL));
     }
 
     #[test]

@@ -28,18 +28,22 @@
 
 use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
-use hmm_core::addr::{PAGE_SIZE, PageRange, Vpn};
+use hmm_core::addr::{HUGE_ORDER, PAGE_SHIFT, PAGE_SIZE, PageRange, Vpn};
 use rustix::io::Errno;
 
 use crate::own::Zeroed;
 
 /// Entries of a TLB, each for a page: 4 MiB.
 const NR_ENTRIES: usize = 1024;
+/// Entries for huge pages besides: 128 MiB.
+const NR_LARGE: usize = 64;
 /// No page's tag: tags are multiples of the page size.
 const NO_TAG: u64 = u64::MAX;
 const PAGE_MASK: u64 = !(PAGE_SIZE as u64 - 1);
+const BLOCK_SHIFT: u32 = PAGE_SHIFT + HUGE_ORDER as u32;
+const BLOCK_MASK: u64 = !((1 << BLOCK_SHIFT) - 1);
 
-/// What a TLB knows of a page.
+/// What a TLB knows of a page, small or huge.
 #[repr(C, align(32))]
 #[derive(Debug)]
 struct TlbEntry {
@@ -60,6 +64,8 @@ pub(crate) struct Core {
     hazard: AtomicU64,
     _pad: [AtomicU64; 15],
     tlb: [TlbEntry; NR_ENTRIES],
+    /// Looked at when there is none in `tlb`.
+    large: [TlbEntry; NR_LARGE],
 }
 
 // SAFETY: numbers only; zeroed it is one that `reset` makes usable, and that until then has entries for page 0 only,
@@ -78,7 +84,7 @@ pub(crate) enum Place {
 impl Core {
     /// An empty TLB.
     pub(crate) fn reset(&self) {
-        self.tlb.iter().for_each(TlbEntry::clear);
+        self.tlb.iter().chain(&self.large).for_each(TlbEntry::clear);
     }
 
     /// Looks a byte up. `size` is the access's, a power of two; one that is not aligned misses.
@@ -87,20 +93,22 @@ impl Core {
         self.hazard.store(addr, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
         let entry = &self.tlb[index_of(addr)];
-        let tag = if write { &entry.write } else { &entry.read };
-        // The low bits of the tag are clear: those of an address that is not aligned are not.
-        if tag.load(Ordering::Relaxed) == addr & (PAGE_MASK | (size as u64 - 1)) {
-            let offset = entry.offset.load(Ordering::Relaxed);
-            if offset != 0 {
+        let large = &self.large[large_index_of(addr)];
+        let offset = match entry.look(addr, size, write, PAGE_MASK) {
+            None => large.look(addr, size, write, BLOCK_MASK),
+            found => found,
+        };
+        match offset {
+            Some(offset) if offset != 0 => {
                 #[expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
                 let at = addr.wrapping_add(offset) as usize;
-                return Some(Place::Frame(std::ptr::with_exposed_provenance_mut(at)));
+                Some(Place::Frame(std::ptr::with_exposed_provenance_mut(at)))
             }
-            self.leave();
-            return Some(Place::System);
+            other => {
+                self.leave();
+                other.map(|_| Place::System)
+            }
         }
-        self.leave();
-        None
     }
 
     /// Ends the access window.
@@ -116,31 +124,52 @@ impl Core {
         hazard != 0 && range.contains(Vpn::of_addr(hazard))
     }
 
-    /// Enters a page, under the table's lock. `frame` is its address, or `None` for a system page.
-    pub(crate) fn fill(&self, page: Vpn, frame: Option<u64>, write: bool) {
+    /// Enters a page, under the table's lock. `frame` is its address, or `None` for a system page. A huge page is entered as
+    /// one: `large`.
+    pub(crate) fn fill(&self, page: Vpn, frame: Option<u64>, write: bool, large: bool) {
         let addr = page.addr();
-        let entry = &self.tlb[index_of(addr)];
+        let (entry, tag) = match large {
+            true => (&self.large[large_index_of(addr)], addr & BLOCK_MASK),
+            false => (&self.tlb[index_of(addr)], addr),
+        };
         entry.offset.store(frame.map_or(0, |frame| frame.wrapping_sub(addr)), Ordering::Relaxed);
-        entry.read.store(addr, Ordering::Relaxed);
-        entry.write.store(if write { addr } else { NO_TAG }, Ordering::Relaxed);
+        entry.read.store(tag, Ordering::Relaxed);
+        entry.write.store(if write { tag } else { NO_TAG }, Ordering::Relaxed);
     }
 
-    /// Takes pages out, under the table's lock. The unit may still be accessing them, see [`wait`].
+    /// Takes pages out, under the table's lock, and huge pages of which they are a part. The unit may still be accessing
+    /// them, see [`wait`].
     pub(crate) fn flush(&self, range: PageRange) {
         if range.nr_pages() >= NR_ENTRIES as u64 {
             self.reset();
             return;
         }
         for page in range.iter() {
-            let entry = &self.tlb[index_of(page.addr())];
-            if entry.read.load(Ordering::Relaxed) == page.addr() {
-                entry.clear();
-            }
+            self.tlb[index_of(page.addr())].forget(page.addr());
+        }
+        for (block, _) in range.blocks() {
+            let addr = block.page(0).addr();
+            self.large[large_index_of(addr)].forget(addr);
         }
     }
 }
 
 impl TlbEntry {
+    /// The offset, if it is the page's at `addr`.
+    #[inline(always)]
+    fn look(&self, addr: u64, size: usize, write: bool, mask: u64) -> Option<u64> {
+        let tag = if write { &self.write } else { &self.read };
+        // The low bits of the tag are clear: those of an address that is not aligned are not.
+        let is_it = tag.load(Ordering::Relaxed) == addr & (mask | (size as u64 - 1));
+        is_it.then(|| self.offset.load(Ordering::Relaxed))
+    }
+
+    fn forget(&self, tag: u64) {
+        if self.read.load(Ordering::Relaxed) == tag {
+            self.clear();
+        }
+    }
+
     fn clear(&self) {
         self.read.store(NO_TAG, Ordering::Relaxed);
         self.write.store(NO_TAG, Ordering::Relaxed);
@@ -149,7 +178,12 @@ impl TlbEntry {
 
 #[inline(always)]
 fn index_of(addr: u64) -> usize {
-    (addr >> hmm_core::addr::PAGE_SHIFT) as usize % NR_ENTRIES
+    (addr >> PAGE_SHIFT) as usize % NR_ENTRIES
+}
+
+#[inline(always)]
+fn large_index_of(addr: u64) -> usize {
+    (addr >> BLOCK_SHIFT) as usize % NR_LARGE
 }
 
 /// Has this process's threads make [`wait`] possible.
@@ -195,12 +229,12 @@ mod tests {
         let core = &cores[0];
         let page = Vpn(0x7000);
         assert_eq!(core.enter(page.addr(), 1, false), None);
-        core.fill(page, None, false);
+        core.fill(page, None, false, false);
         assert_eq!(core.enter(page.addr() + 8, 8, false), Some(Place::System));
         assert_eq!(core.enter(page.addr() + 4, 8, false), None, "not aligned");
         assert_eq!(core.enter(page.addr() + 8, 8, true), None, "read-only");
         assert_eq!(core.enter(page.addr() + 4096 * NR_ENTRIES as u64, 1, false), None, "same index");
-        core.fill(page, Some(0x1000), true);
+        core.fill(page, Some(0x1000), true, false);
         let Some(Place::Frame(at)) = core.enter(page.addr() + 16, 8, true) else { panic!("no frame") };
         assert_eq!(at.addr(), 0x1010);
         core.leave();
@@ -209,11 +243,33 @@ mod tests {
     }
 
     #[test]
+    fn a_huge_page_is_found_by_all_of_its_pages_and_goes_with_any() {
+        let cores = core();
+        let core = &cores[0];
+        let first = Vpn(0x7000);
+        let last = first.add(511);
+        core.fill(first.add(5), Some(0x100_5000), true, true);
+        let Some(Place::Frame(at)) = core.enter(last.addr() + 8, 8, true) else { panic!("no frame") };
+        assert_eq!(at.addr(), 0x11f_f008);
+        core.leave();
+        assert_eq!(core.enter(last.addr() + 4, 8, true), None, "not aligned");
+        assert_eq!(core.enter(last.add(1).addr(), 8, false), None, "behind it");
+        // An entry of a small page does not hide it.
+        core.fill(last, Some(0x9000), false, false);
+        assert!(core.enter(last.addr(), 8, true).is_some());
+        core.leave();
+        core.flush(PageRange::new(first.add(77), 1));
+        assert_eq!(core.enter(first.addr(), 8, false), None);
+        assert!(core.enter(last.addr(), 8, false).is_some(), "the small one stays");
+        core.leave();
+    }
+
+    #[test]
     fn a_shootdown_waits_for_the_window_and_for_no_other() {
         register().unwrap();
         let cores = core();
         let page = Vpn(0x7000);
-        cores[0].fill(page, Some(0x1000), true);
+        cores[0].fill(page, Some(0x1000), true, false);
         assert!(cores[0].enter(page.addr(), 8, true).is_some());
         cores[0].flush(PageRange::new(page, 1));
         wait(&cores, PageRange::new(page.add(1), 100)); // Another range: nobody is in it.

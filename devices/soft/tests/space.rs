@@ -105,6 +105,27 @@ fn no_count_is_lost_between_the_cpu_and_two_devices() {
 }
 
 #[test]
+fn what_was_unmapped_keeps_nothing_from_leaving() {
+    watched(|| {
+        let space = space();
+        let soft = soft(&space, 256);
+        let at = map(64);
+        // SAFETY: nobody else accesses the memory.
+        let result = unsafe {
+            soft.launch(|unit| {
+                (0..64).try_for_each(|page| unit.store(Ptr::new(at + page * PAGE as u64), page))
+            })
+        };
+        result.unwrap();
+        assert_eq!(soft.resident_pages(), 64);
+        unmap(at + 7 * PAGE as u64, 3);
+        assert_eq!(soft.evict(at, 64 * PAGE), 61);
+        assert_eq!(soft.resident_pages(), 0);
+        unmap(at, 64);
+    });
+}
+
+#[test]
 fn pages_come_home_when_the_device_ends() {
     watched(|| {
         let space = space();
