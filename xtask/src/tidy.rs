@@ -1,6 +1,7 @@
 //! The rules of the source tree that no compiler checks.
 
 mod dependencies;
+mod named;
 mod sources;
 
 use anyhow::{Result, bail};
@@ -10,6 +11,7 @@ pub(crate) fn run() -> Result<()> {
     eprintln!("xtask: tidy");
     let mut wrong = sources::check()?;
     wrong.extend(dependencies::check()?);
+    wrong.extend(named::check()?);
     for line in &wrong {
         eprintln!("{line}");
     }

@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -246,5 +247,67 @@ fn memory_that_is_given_up_frees_its_frames() {
         assert!(region.as_slice::<u64>()[..MIB / 4096 * WORDS_A_PAGE].iter().all(|word| *word == 0));
         drop(region);
         assert_eq!(driver.nr_used(), 0);
+    });
+}
+
+fn madvise(start: u64, len: usize, advice: i32) {
+    let at =
+        std::ptr::with_exposed_provenance_mut::<libc::c_void>(usize::try_from(start).expect("an address"));
+    // SAFETY: a region's memory, of which the caller has no references.
+    assert_eq!(unsafe { libc::madvise(at, len, advice) }, 0);
+}
+
+#[test]
+fn what_is_written_after_memory_was_freed_lazily_stays() {
+    within(60, || {
+        let driver = Driver::new();
+        let (mut region, range) = driver.region(MIB);
+        let nr_pages = MIB / 4096;
+        for round in 1..6 {
+            region.as_mut_slice::<u64>().fill(round);
+            // A half of them is on the device.
+            let half = PageRange::new(range.start, nr_pages as u64 / 2);
+            assert_eq!(driver.take(half), nr_pages / 2);
+            madvise(range.start.addr(), MIB, libc::MADV_FREE);
+            let words = region.as_mut_slice::<u64>();
+            (0..nr_pages).step_by(3).for_each(|page| words[page * WORDS_A_PAGE + 5] = round + 100);
+            // What is mapped unknown to us is no hole.
+            driver.take(range);
+            for page in 0..nr_pages {
+                let word = region.as_slice::<u64>()[page * WORDS_A_PAGE + 5];
+                let is_written = page % 3 == 0;
+                let is_right = if is_written { word == round + 100 } else { word == round || word == 0 };
+                assert!(is_right, "page {page} is {word} in round {round}");
+            }
+            driver.space.settle();
+            driver.await_used(0);
+        }
+    });
+}
+
+#[test]
+fn system_calls_get_pages_that_devices_have() {
+    within(60, || {
+        let driver = Driver::new();
+        let (mut region, range) = driver.region(MIB);
+        fill(&mut region);
+        let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
+        assert_eq!(driver.take(range), MIB / 4096);
+        driver.space.make_exclusive(range.start, MINE).expect("is private memory");
+        // The first page is a device's alone, the second is on it.
+        let bytes = &region.as_slice::<u8>()[..2 * 4096];
+        writer.write_all(bytes).expect("the kernel reads them");
+        let mut read = vec![0; bytes.len()];
+        reader.read_exact(&mut read).expect("they are in the pipe");
+        for (word, value) in read.chunks_exact(8).zip(1u64..) {
+            assert_eq!(word, (value * 3).to_ne_bytes());
+        }
+        driver.await_used(MIB / 4096 - 2);
+        // And writes to them.
+        writer.write_all(&7u64.to_ne_bytes()).expect("fits");
+        reader.read_exact(&mut region.as_mut_slice::<u8>()[2 * 4096..][..8]).expect("is in the pipe");
+        assert_eq!(region.as_slice::<u64>()[2 * WORDS_A_PAGE], 7);
+        region.as_mut_slice::<u64>()[2 * WORDS_A_PAGE] = 3 * (2 * WORDS_A_PAGE as u64 + 1);
+        verify(&region);
     });
 }

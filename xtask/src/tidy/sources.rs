@@ -30,19 +30,24 @@ const MAY_BE_UNSAFE: [&str; 13] = [
 /// Checks every source file; what is wrong, with its place.
 pub(crate) fn check() -> Result<Vec<String>> {
     let root = root()?;
+    let mut wrong = Vec::new();
+    for path in files(&root)? {
+        let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let name = path.strip_prefix(&root).unwrap_or(&path).display().to_string();
+        wrong.extend(check_file(&name, &String::from_utf8_lossy(&text)));
+    }
+    Ok(wrong)
+}
+
+/// Every source file of the tree.
+pub(super) fn files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for dir in ["crates", "devices", "testing", "bench", "xtask"] {
         collect(&root.join(dir), &mut files)?;
     }
     files.push(root.join("Cargo.toml"));
     files.sort();
-    let mut wrong = Vec::new();
-    for path in files {
-        let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let name = path.strip_prefix(&root).unwrap_or(&path).display().to_string();
-        wrong.extend(check_file(&name, &String::from_utf8_lossy(&text)));
-    }
-    Ok(wrong)
+    Ok(files)
 }
 
 /// The `.rs`, `.toml` and `.c` files in a directory.

@@ -198,3 +198,38 @@ fn a_range_without_pages_is_refused() {
     let refused = Notifier::new(&all, pages(5, 5), Arc::default(), Log::default());
     assert_eq!(refused.map(|_| ()).expect_err("there is nothing to watch"), EmptyRange);
 }
+
+#[test]
+fn second_passes_are_in_order_and_only_of_those_who_asked() {
+    let all: Arc<Notifiers> = Arc::default();
+    /// Writes down both passes under its number.
+    struct Numbered(u32, Pass, Arc<Mutex<Vec<(u32, bool)>>>);
+    impl Numbered {
+        fn note(&self, is_second: bool) {
+            self.2.lock().expect("not poisoned").push((self.0, is_second));
+        }
+    }
+    impl Watch for Numbered {
+        type Table = ();
+        fn invalidate(&self, (): &mut (), _: &Change) -> Pass {
+            self.note(false);
+            self.1
+        }
+        fn finish(&self, _: &Change) {
+            self.note(true);
+        }
+    }
+    let passes = Arc::default();
+    let new = |number, pass, range| {
+        Notifier::new(&all, range, Arc::default(), Numbered(number, pass, Arc::clone(&passes)))
+    };
+    let _notifiers = [
+        new(1, Pass::Begun, pages(0, 9)),
+        new(2, Pass::Done, pages(0, 9)),
+        new(3, Pass::Begun, pages(5, 20)),
+        new(4, Pass::Begun, pages(9, 20)),
+    ];
+    drop(all.invalidate(change(7, 8)));
+    let expected = [(1, false), (2, false), (3, false), (1, true), (3, true)];
+    assert_eq!(*passes.lock().expect("not poisoned"), expected);
+}

@@ -114,3 +114,32 @@ fn lost_pages() {
     let _alone = one_at_a_time();
     within(LIMIT, || [Access::Full, Access::UserModeOnly].into_iter().for_each(are_lost));
 }
+
+#[test]
+fn no_memory_is_left() {
+    let _alone = one_at_a_time();
+    within(LIMIT, || {
+        // Where the program's own threads wait for memory, a driver is told at once.
+        let device = Arc::new(Ram::new(16));
+        let builder = AddressSpace::builder().ram(16 * MIB as u64).device(device);
+        let space = match builder.access(Access::UserModeOnly).build() {
+            Ok(space) => space,
+            Err(why) => return skip(&why.to_string()),
+        };
+        let region = space.alloc(32 * MIB).expect("allocates");
+        let range = pages(region.as_slice::<u8>());
+        let part = |first: u64| PageRange::new(range.start.add(first), 256);
+        let outcomes: Vec<_> = (0..32)
+            .map(|mib| fault(&space, part(mib * 256), want_write()).0)
+            .take_while(Result::is_ok)
+            .collect();
+        assert!((8..17).contains(&outcomes.len()), "{} MiB were there", outcomes.len());
+        let next = part(outcomes.len() as u64 * 256);
+        assert_eq!(fault(&space, next, want_write()).0, Err(RangeError::NoMemory));
+        // SAFETY: there are no references into the range.
+        unsafe { space.discard(part(0)) }.expect("discards");
+        space.settle();
+        let (outcome, pfns) = fault(&space, PageRange::new(next.start.add(255), 1), want_write());
+        assert_eq!((outcome, pfns), (Ok(()), vec![WRITABLE]), "what was given up is used");
+    });
+}

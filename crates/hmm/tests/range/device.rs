@@ -1,6 +1,7 @@
 //! Pages in frames of drivers' devices.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hmm::AddressSpace;
 use hmm::core::DeviceId;
@@ -132,5 +133,42 @@ fn exclusive_pages_are_nobodys_to_read() {
         }
         assert_eq!(snapshot(&space, map.pages()), [WRITABLE, WRITABLE, NONE, WRITABLE]);
         (0..4).for_each(|page| assert_eq!(map.read(page), 7));
+    });
+}
+
+/// What another driver gets who asks for a page, and has to wait until `end` is called.
+fn gets_behind(space: &AddressSpace, map: &Map, page: usize, end: impl FnOnce()) -> Vec<Pfn> {
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| fault_as(space, map.part(page, 1), WANT_READ, Some(OTHER)));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!asking.is_finished(), "page {page} was not waited for");
+        end();
+        let (outcome, pfns) = asking.join().expect("asks");
+        assert_eq!(outcome, Ok(()), "page {page}");
+        pfns
+    })
+}
+
+#[test]
+fn pages_on_their_way_are_waited_for() {
+    let _alone = one_at_a_time();
+    within(LIMIT, || {
+        let (space, map) = (mirror(), Map::holes(3));
+        let mine = device(&space, MINE);
+        (0..3).for_each(|page| map.write(page, 7));
+        let look = |owner| fault_as(&space, map.part(0, 2), Request::NONE, owner);
+        let mut out = space.migrate_setup(map.pages(), Select::SYSTEM, MINE).expect("can be managed");
+        out.store(mine).expect("the device is the driver's");
+        assert_eq!(look(Some(MINE)), (Ok(()), vec![NONE; 2]), "collected");
+        let out = out.pages();
+        assert_eq!(look(Some(MINE)), (Ok(()), vec![NONE; 2]), "committed, and nobody's to enter yet");
+        assert_eq!(gets_behind(&space, &map, 0, || drop(out)), [WRITABLE], "came home again");
+        let home = space.migrate_setup(map.part(1, 2), Select::PRIVATE, MINE).expect("can be managed");
+        assert_eq!(home.nr_collected(), 2);
+        assert_eq!(look(Some(MINE)), (Ok(()), vec![WRITABLE, NONE]), "collected on the way home");
+        assert_eq!(gets_behind(&space, &map, 1, || drop(home)), [WRITABLE]);
+        let (_, pfns) = fault_as(&space, map.part(2, 1), Request::NONE, Some(MINE));
+        assert!(is_private(&pfns[0], mine, true), "nobody asked for this one: {pfns:?}");
+        (0..3).for_each(|page| assert_eq!(map.read(page), 7));
     });
 }

@@ -1,16 +1,21 @@
 //! Memory that was allocated by others, taken over; and memory that must not be.
 
+use std::sync::Arc;
+
 use hmm::AddressSpace;
 use hmm::core::addr::PageRange;
-use hmm::core::notifier::Cause;
+use hmm::core::driver::{ExclusiveError, Select, Skip, Source};
+use hmm::core::notifier::{Cause, Owner};
+use hmm::device::Ram;
 use hmm::manage::ManageError;
-use hmm::mirror::pages;
+use hmm::mirror::{TakeError, pages};
 use hmm::uapi::uffd::Access;
 
 use crate::common::{MIB, within};
 use crate::maps::*;
 
 const LIMIT: u64 = 30;
+const OWNER: Owner = Owner(1);
 
 #[test]
 fn a_large_vec_goes_and_comes_back() {
@@ -57,6 +62,40 @@ fn what_hmm_stands_on_is_refused() {
         assert_eq!(space.manage(pages(&block)), Err(ManageError::Heap));
         let heap = mapping_named("[heap]").expect("the main thread has allocated something");
         assert_eq!(space.manage(PageRange::new(heap.start, 1)), Err(ManageError::Heap));
+    });
+}
+
+#[test]
+fn only_private_anonymous_memory_leaves() {
+    let _alone = one_at_a_time();
+    within(LIMIT, || {
+        let space = mirror();
+        let device = space.add_device(Arc::new(Ram::new(64)), OWNER).expect("there are few devices");
+        let file = memory_file(4);
+        let maps = [
+            Map::new(4, WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1),
+            Map::new(4, WRITE, libc::MAP_SHARED, file),
+            Map::new(4, WRITE, libc::MAP_PRIVATE, file),
+        ];
+        for (number, map) in maps.iter().enumerate() {
+            map.write(0, 5);
+            // Passed over, and no error; where the driver looks they are as they were.
+            let before = snapshot(&space, map.pages());
+            let select = Select::SYSTEM | Select::FAULT;
+            let mut migration = space.migrate_setup(map.pages(), select, OWNER).expect("passes over them");
+            let unmanaged = Source::Skipped(Skip::Unmanaged);
+            assert!(migration.entries().iter().all(|entry| entry.source() == unmanaged), "{number}");
+            assert_eq!(migration.store(device), Ok(0));
+            assert_eq!(migration.pages().finalize(), 0);
+            assert_eq!(snapshot(&space, map.pages()), before, "{number}");
+            let page = map.pages().start;
+            assert_eq!(
+                space.make_exclusive(page, OWNER),
+                Err(TakeError::Exclusive(ExclusiveError::Unmanaged(page))),
+                "{number}"
+            );
+            assert_eq!(map.read(0), 5);
+        }
     });
 }
 

@@ -186,6 +186,16 @@ pub(crate) const fn huge(pfn: Pfn) -> Pfn {
     Pfn { order: 9, ..pfn }
 }
 
+/// A file that is nowhere but in memory.
+pub(crate) fn memory_file(nr_pages: i64) -> i32 {
+    // SAFETY: a new file without a name.
+    let fd = unsafe { libc::memfd_create(c"hmm-test".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(fd >= 0);
+    // SAFETY: our descriptor.
+    assert_eq!(unsafe { libc::ftruncate(fd, nr_pages * 4096) }, 0);
+    fd
+}
+
 /// The mapping of that name.
 pub(crate) fn mapping_named(name: &str) -> Option<PageRange> {
     let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");

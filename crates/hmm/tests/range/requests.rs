@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hmm::core::mirror::{Pfn, RangeError, RangeFault, Request};
-use hmm::core::notifier::{Cause, Collided};
+use hmm::core::notifier::{Cause, Collided, Owner};
 use hmm::uapi::maps::Perms;
 
 use crate::common::within;
@@ -111,5 +111,25 @@ fn a_range_that_changed_has_to_be_read_again() {
         assert_eq!(read(seq), Ok(()));
         assert_eq!(notifier.install(seq, |_| ()), Ok(()));
         assert_eq!(pfns, [READABLE, NONE]);
+    });
+}
+
+#[test]
+fn it_is_tried_again_until_patience_ends() {
+    let _alone = one_at_a_time();
+    within(LIMIT, || {
+        let (space, map) = (mirror(), Map::holes(1));
+        map.write(0, 1);
+        let notifier = watch(&space, map.pages());
+        let read = |patience| {
+            // What its own fault ends is a change of the range: the first try always collides.
+            space.make_exclusive(map.pages().start, Owner(1)).expect("is private memory");
+            let mut pfns = [Pfn::default()];
+            let mut fault = RangeFault::all(map.pages(), WANT_READ, None, &mut pfns);
+            let outcome = space.range_fault_within(&notifier, &mut fault, patience);
+            (outcome.map(|seq| notifier.check_retry(seq)), pfns)
+        };
+        assert_eq!(read(Duration::ZERO).0, Err(RangeError::Busy));
+        assert_eq!(read(Duration::from_secs(20)), (Ok(false), [WRITABLE]), "with a sequence that holds");
     });
 }

@@ -40,6 +40,24 @@ fn no_access() {
 }
 
 #[test]
+fn not_for_reading() {
+    let _alone = one_at_a_time();
+    within(LIMIT, || {
+        let (space, map) = (mirror(), Map::holes(3));
+        (0..3).for_each(|page| map.write(page, 1));
+        // The CPU would read there all the same.
+        map.protect(0, 1, libc::PROT_WRITE);
+        map.protect(2, 1, libc::PROT_EXEC);
+        assert_eq!(snapshot(&space, map.pages()), [ERROR, WRITABLE, ERROR]);
+        for page in [0, 2] {
+            for want in [WANT_READ, want_write()] {
+                assert_eq!(fault(&space, map.part(page, 1), want).0, Err(RangeError::Fault), "{page}");
+            }
+        }
+    });
+}
+
+#[test]
 fn nothing_there() {
     let _alone = one_at_a_time();
     within(LIMIT, || {
@@ -162,6 +180,26 @@ fn huge_page() {
     });
 }
 
+#[test]
+fn huge_zero_page() {
+    let _alone = one_at_a_time();
+    within(LIMIT, || {
+        let (space, map) = (mirror(), Map::new(1024, WRITE, ANONYMOUS, -1));
+        let first = map.first_block();
+        map.advise(first, 512, libc::MADV_HUGEPAGE);
+        assert_eq!(map.read(first + 9), 0);
+        let pfns = snapshot(&space, map.part(first, 512));
+        if pfns[0].order == 0 {
+            return skip("no huge zero page is to be had");
+        }
+        assert_eq!(pfns, [huge(ZERO); 512]);
+        assert_eq!(fault(&space, map.part(first, 2), WANT_READ), (Ok(()), vec![huge(ZERO); 2]), "enough");
+        let (outcome, pfns) = fault(&space, map.part(first + 5, 1), want_write());
+        assert!(outcome == Ok(()) && pfns[0].write, "{outcome:?} {pfns:?}");
+        assert_eq!(map.read(first + 5), 0);
+    });
+}
+
 /// Reserves huge pages, and gives them back.
 struct Reserved {
     before: String,
@@ -199,15 +237,6 @@ fn hugetlb() {
         assert_eq!(snapshot(&space, map.part(512, 2)), [NONE; 2]);
         with_child(|| assert_eq!(snapshot(&space, map.part(0, 512)), [huge(READABLE); 512]));
     });
-}
-
-fn memory_file(nr_pages: i64) -> i32 {
-    // SAFETY: a new file without a name.
-    let fd = unsafe { libc::memfd_create(c"hmm-test".as_ptr(), libc::MFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: our descriptor.
-    assert_eq!(unsafe { libc::ftruncate(fd, nr_pages * 4096) }, 0);
-    fd
 }
 
 #[test]

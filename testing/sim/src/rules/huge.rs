@@ -316,6 +316,9 @@ fn the_driver_copies_a_huge_page_itself() {
     }));
     assert_eq!(migration.set_large_frame(0, world.one.id, first), Ok(()));
     assert!(!migration.split(0), "it has a destination");
+    let mut small = world.setup(Span::new(600, 1), OUT | Select::COMPOUND, &world.one);
+    assert_eq!(small.set_large_frame(0, world.one.id, first), refused, "a small page is no huge one");
+    drop(small);
     assert_eq!(migration.pages().finalize(), ALL);
     let mut migration = setup(&world, HOME);
     let filled = migration.fill_system(0, &mut |bytes| {
