@@ -10,11 +10,11 @@ use hmm_core::Engine;
 use hmm_core::addr::{PAGE_SIZE, PageRange};
 use hmm_uapi::AddrRange;
 use hmm_uapi::maps::{Perms, Vma, VmaKind};
-use hmm_uapi::pagemap::{Categories, ScanArgs};
+use hmm_uapi::pagemap::ScanArgs;
 use hmm_uapi::uffd::Modes;
 use rustix::io::Errno;
 
-use crate::mm::{Mm, range_of};
+use crate::mm::{Mm, OCCUPIED, range_of};
 use crate::runtime::{RETRY_PAUSE_NS, pause};
 
 /// Bytes behind a file's mapping that are taken for the tail of its data, and left alone. Other memory finds room there, too,
@@ -285,7 +285,7 @@ pub(crate) fn register(engine: &Engine<Mm>, range: PageRange) -> Result<(), Errn
 fn adopt_resident(engine: &Engine<Mm>, range: PageRange) -> u64 {
     let mm = engine.kernel();
     let mut resident = 0;
-    mm.scan_regions(range_of(range), ScanArgs::any(Categories::PRESENT), |region| {
+    mm.scan_regions(range_of(range), ScanArgs::any(OCCUPIED), |region| {
         let part = PageRange::of_bytes(region.range().start, region.range().end);
         resident += engine.adopt(part, &mut |block| mm.present(block));
     });

@@ -55,6 +55,8 @@ impl Runtime {
     /// # Errors
     /// [`ManageError`]. Of a range that is refused nothing is registered, but for [`ManageError::Refused`].
     pub fn manage(&self, range: PageRange) -> Result<(), ManageError> {
+        // What was mapped in the place of managed memory is there when its event is read, before that is applied.
+        self.engine().catch_up();
         if self.engine().kernel().extents().first_gap(range).is_none() {
             return Ok(());
         }

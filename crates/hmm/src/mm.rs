@@ -26,6 +26,9 @@ use crate::extents::Extents;
 use crate::frames::{self, LentFrames};
 
 const BLOCK_BYTES: usize = BLOCK_PAGES * PAGE_SIZE;
+/// A page that is not a hole. The kernel moves pages about by itself (compaction): such a page is not mapped for a moment,
+/// but neither is it gone.
+pub(crate) const OCCUPIED: Categories = Categories::PRESENT.union(Categories::SWAPPED);
 /// Busy pages in a row after which a block is left alone: after a fork all of its pages are.
 const MAX_BUSY: usize = 16;
 
@@ -222,15 +225,15 @@ impl Mm {
         stop
     }
 
-    /// The block's resident pages.
+    /// The block's pages that are not holes.
     pub fn present(&self, id: BlockId) -> PageSet {
         self.scan(range_of(id.pages())).present
     }
 
     fn scan(&self, range: AddrRange) -> BayScan {
         let mut found = BayScan::default();
-        let mut args = ScanArgs::any(Categories::PRESENT);
-        args.tell = Categories::PRESENT | Categories::HUGE;
+        let mut args = ScanArgs::any(OCCUPIED);
+        args.tell = OCCUPIED | Categories::HUGE;
         self.scan_regions(range, args, |region| {
             let first = Vpn::of_addr(region.range().start).index();
             let nr_pages = usize::try_from(region.range().len()).unwrap_or(0) / PAGE_SIZE;

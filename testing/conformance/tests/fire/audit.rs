@@ -57,6 +57,8 @@ fn audit_pages(fire: &Fire, accelerator: &Accelerator, region: &Region, first: u
                 mine == *frame
             }
             (Entry::Exclusive(_), state) => matches!(state, PageState::Exclusive { .. }),
+            // The kernel itself moves pages about (compaction), and then it is not mapped for a moment.
+            (Entry::System { .. }, PageState::System { .. }) if pfn.found == Found::None => true,
             (Entry::System { .. }, _) => matches!(pfn.found, Found::System { .. }),
             (Entry::Frame(_), _) => false,
         };
