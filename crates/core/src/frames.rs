@@ -187,6 +187,17 @@ mod tests {
     }
 
     #[test]
+    fn a_run_begins_whole_or_not_at_all() {
+        let descriptors = Descriptors::new();
+        assert!(descriptors.begin(DevicePfn(5)));
+        assert!(!descriptors.begin_run(DevicePfn(0), 8), "the sixth is in use");
+        assert!((0..8).all(|pfn| pfn == 5 || !descriptors.hold(DevicePfn(pfn))), "the others are nobody's");
+        assert!(descriptors.put(DevicePfn(5)), "whose it was has it still");
+        assert!(descriptors.begin_run(DevicePfn(0), 8));
+        assert!((0..8).all(|pfn| descriptors.put(DevicePfn(pfn))));
+    }
+
+    #[test]
     fn threads_give_a_frame_up_once() {
         let (descriptors, pfn) = (Descriptors::new(), DevicePfn(7));
         for _ in 0..200 {

@@ -4,6 +4,7 @@
 
 mod changes;
 mod coherent;
+mod duplicates;
 mod exclusive;
 mod fault;
 mod held;
