@@ -72,8 +72,8 @@ impl Watch for Witness {
 
     fn invalidate(&self, seen: &mut Vec<bool>, change: &Change) -> Pass {
         let machine = self.0.lock();
-        let pages = change.range.iter().filter_map(|page| machine.page(page));
-        seen.push(pages.map(|page| machine.memory.is_protected(page)).all(|is_protected| is_protected));
+        let mut pages = change.range.iter().filter_map(|page| machine.page(page));
+        seen.push(pages.all(|page| machine.memory.is_protected(page)));
         Pass::Done
     }
 }

@@ -84,16 +84,21 @@ fn everybody_else_takes_it_away() {
     ];
     for (number, revoke) in revocations.iter().enumerate() {
         let world = Fixture::new();
-        let exclusive = world.engine().make_exclusive(vpn(4), world.one.owner).expect("is private memory");
-        write(&world, exclusive, 99);
+        // Two of them, and others between.
+        for page in [4, 9] {
+            let exclusive = world.engine().make_exclusive(vpn(page), world.one.owner);
+            write(&world, exclusive.expect("is private memory"), 99);
+        }
         world.told();
         revoke(&world);
         let told = world.told();
-        let is_end = |(range, cause, owner): &(PageRange, Cause, Option<Owner>)| {
-            range.contains(vpn(4)) && owner.is_none() && matches!(cause, Cause::Clear | Cause::Unmap)
-        };
-        assert!(told.iter().any(is_end), "{number}: {told:?}");
-        assert!(!is_exclusive(&world, 4), "{number}");
+        for page in [4, 9] {
+            let is_end = |(range, cause, owner): &(PageRange, Cause, Option<Owner>)| {
+                range.contains(vpn(page)) && owner.is_none() && matches!(cause, Cause::Clear | Cause::Unmap)
+            };
+            assert!(told.iter().any(is_end), "{number}: {told:?}");
+            assert!(!is_exclusive(&world, page), "{number}");
+        }
         world.scan(Span::new(300, 16));
         world.verify();
     }

@@ -7,11 +7,12 @@ use super::{DATA, Fixture, vpn};
 use crate::kernel::SimKernel;
 
 /// What the program does meanwhile to pages of `DATA`, or to the holes behind it.
-const MEANWHILE: [Op; 7] = [
+const MEANWHILE: [Op; 8] = [
     Op::Write { page: 4, word: 9, value: 1 },
     Op::Read { page: 4, word: 9 },
     Op::DontNeed { span: Span::new(3, 4) },
     Op::Unmap { span: Span::new(3, 4) },
+    Op::Unmap { span: Span::new(15, 4) },
     Op::Map { span: Span::new(3, 4) },
     Op::Remap { from: 2, to: 300, len: 8, keep_source: true },
     Op::Fill { span: Span::new(14, 6), pattern: Pattern::Noise, stamp: 5 },
