@@ -108,6 +108,21 @@ fn a_hole_that_is_touched_does_not_migrate() {
 }
 
 #[test]
+fn a_hole_that_is_unmapped_does_not_migrate() {
+    let world = Fixture::new();
+    let mut migration = world.setup(Span::new(100, 8), Select::SYSTEM, &world.one);
+    migration.store(world.one.id).expect("is its driver's");
+    world.begin(&Op::Unmap { span: Span::new(102, 3) });
+    let migration = migration.pages();
+    let migrated: Vec<_> = migration.entries().iter().map(|entry| entry.is_migrated()).collect();
+    assert_eq!(migrated, [true, true, false, false, false, true, true, true]);
+    assert_eq!(migration.finalize(), 5);
+    assert_eq!(world.one.nr_used(), 5, "the others' frames are free");
+    world.scan(Span::new(100, 8));
+    world.verify();
+}
+
+#[test]
 fn a_hole_that_was_touched_and_evicted_does_not_migrate() {
     let world = Fixture::new();
     let mut migration = world.setup(Span::new(100, 8), Select::SYSTEM, &world.one);
