@@ -258,6 +258,30 @@ fn a_frame_ends_with_its_page_and_moves_with_it() {
 }
 
 #[test]
+fn pages_that_went_without_a_word_free_their_frames() {
+    let world = Fixture::new();
+    world.take(DATA);
+    {
+        let shared = world.world.shared();
+        let mut machine = shared.lock();
+        machine.memory.zap(Span::new(3, 2));
+        machine.apply(&Op::DontNeed { span: Span::new(3, 2) });
+    }
+    // One is touched, the other one is looked for by its driver.
+    let _ = world.is_told(Cause::Clear, 0);
+    world.world.op(&Op::Read { page: 3, word: 0 });
+    assert!(world.is_told(Cause::Clear, 3), "its driver may have an entry");
+    assert_eq!(world.nr_used(), 15);
+    let mut migration = world.setup(DATA, Select::COHERENT, OWNER);
+    assert_eq!(migration.nr_collected(), 14);
+    assert_eq!(world.nr_used(), 14, "known to be gone");
+    migration.fetch();
+    assert_eq!(migration.pages().finalize(), 14);
+    assert_eq!((world.nr_used(), world.nr_mapped(DATA)), (0, 0));
+    world.verify();
+}
+
+#[test]
 fn reclaim_passes_them_by() {
     let world = Fixture::new();
     world.take(Span::new(0, 8));
