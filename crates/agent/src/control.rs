@@ -18,6 +18,7 @@ use hmm::uapi::uffd::{Access, Features};
 use crate::announce::Open;
 use crate::books::{RunPolicy, SharedBooks};
 use crate::mailbox::{EVERYTHING, MAILBOX};
+use crate::why::Why;
 use crate::{devices, dmirror, fork, relocate, threads, withhold};
 
 /// Threads that answer faults.
@@ -39,7 +40,7 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 static EXCLUDE: Mutex<Vec<AddrRange>> = Mutex::new(Vec::new());
 /// Since when nothing could be looked at for a thread that waits. The control thread's.
 static CHANGING_SINCE: Mutex<Option<Instant>> = Mutex::new(None);
-static FAILURE: Mutex<Option<String>> = Mutex::new(None);
+static FAILURE: Mutex<Option<Why>> = Mutex::new(None);
 /// 0 until the start has succeeded (1) or failed (2).
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
@@ -75,7 +76,10 @@ pub(crate) fn start(control: Control, slot: &'static Slot) -> Result<(), String>
     match STARTED.load(Ordering::Acquire) {
         1 => Ok(()),
         0 => Err(format!("its threads did not start within {START_PATIENCE:?}")),
-        _ => Err(FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()),
+        _ => {
+            let why = FAILURE.lock().unwrap_or_else(PoisonError::into_inner).take();
+            Err(why.map(|why| why.to_string()).unwrap_or_default())
+        }
     }
 }
 
@@ -84,8 +88,8 @@ fn main() {
     let outcome = set_up();
     let word = match outcome {
         Ok(()) => 1,
-        Err(text) => {
-            *FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        Err(why) => {
+            *FAILURE.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
             2
         }
     };
@@ -97,18 +101,18 @@ fn main() {
 }
 
 /// On the control thread, whose descriptor table is its own: everything opened here is out of the program's sight.
-fn set_up() -> Result<(), String> {
+fn set_up() -> Result<(), Why> {
     // SAFETY: this thread's copies of the program's descriptors are used by nobody.
-    unsafe { hmm::uapi::sys::close_range(0, u32::MAX) }.map_err(|errno| format!("close_range: {errno}"))?;
+    unsafe { hmm::uapi::sys::close_range(0, u32::MAX) }.map_err(Why::not("close_range"))?;
     let (control, slot) = setup().ok_or("no control page")?;
     let run = control.config();
     let mut config =
         if run.has_budget() { Config::for_budget(run.ram_pages) } else { Config::for_mirror(run.ram_pages) };
     config.home_by = home_by(Access::Full);
     let mut all_devices = Vec::new();
-    for spec in &run.devices {
-        let (device, range) = devices::open(spec)?;
-        exclude(range);
+    for (number, spec) in (0..).zip(&run.devices) {
+        let (device, ranges) = devices::open(number, spec)?;
+        ranges.into_iter().for_each(exclude);
         all_devices.push(device);
     }
     if run.dmirror {
@@ -117,13 +121,13 @@ fn set_up() -> Result<(), String> {
     // Forks are only reported to those who may trace; the others' forks are refused while pages are away.
     let files = open_files(Access::Full, Features::EVENT_FORK)
         .or_else(|_| open_files(Access::Full, Features::empty()))
-        .map_err(|error| error.to_string())?;
+        .map_err(Why::all)?;
     let books = Box::new(SharedBooks::new(control, slot));
-    let mm = Mm::new(files, config.nr_bays, books).map_err(|errno| format!("staging memory: {errno}"))?;
+    let mm = Mm::new(files, config.nr_bays, books).map_err(Why::not("staging memory"))?;
     let engine = Engine::new(mm, all_devices, config);
     let policy = Box::new(RunPolicy { control, on_full: run.on_full });
     heap::range().inspect(|range| exclude(*range));
-    let runtime = Runtime::new(engine, policy).map_err(|errno| format!("eventfd: {errno}"))?;
+    let runtime = Runtime::new(engine, policy).map_err(Why::not("eventfd"))?;
     let _ = RUNTIME.set(runtime);
     let runtime = self::runtime().ok_or("no runtime")?;
     if run.dmirror {
@@ -136,14 +140,13 @@ fn set_up() -> Result<(), String> {
 }
 
 /// Starts the handlers, the reclaimer and the device thread, which share this thread's descriptors.
-pub(crate) fn spawn_workers() -> Result<(), String> {
+pub(crate) fn spawn_workers() -> Result<(), Why> {
     for _ in 0..NR_HANDLERS {
-        threads::spawn(true, serve).map_err(|errno| format!("cannot start a handler: {errno}"))?;
+        threads::spawn(true, serve).map_err(Why::not("cannot start a handler"))?;
     }
-    threads::spawn(true, reclaim).map_err(|errno| format!("cannot start the reclaimer: {errno}"))?;
+    threads::spawn(true, reclaim).map_err(Why::not("cannot start the reclaimer"))?;
     if dmirror::is_on() {
-        threads::spawn(true, dmirror::serve)
-            .map_err(|errno| format!("cannot start the device thread: {errno}"))?;
+        threads::spawn(true, dmirror::serve).map_err(Why::not("cannot start the device thread"))?;
     }
     Ok(())
 }

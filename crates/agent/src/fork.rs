@@ -19,11 +19,14 @@
 //! While a fork is under way the control thread does what it does otherwise, too: a thread that waits for it may hold one of
 //! libc's locks, which the forking thread needs.
 //!
+//! Pages that are in a file cannot be shared with the child, which makes files of its own: a fork is refused while there are
+//! any.
+//!
 //! The kernel reports forks only to those who may trace (`CAP_SYS_PTRACE`). For others a fork is refused (`EAGAIN`) while
 //! pages are away; else the child registers its memory anew.
 
 use std::ffi::c_int;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::fd::{AsFd, FromRawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -44,7 +47,9 @@ use crate::announce::{Open, is_watched};
 use crate::books::SharedBooks;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
-use crate::{MANAGED, announce, control, dmirror, fail, relocate, reserve, threads, withhold};
+use crate::{
+    MANAGED, announce, control, descriptors, devices, dmirror, fail, relocate, reserve, threads, withhold,
+};
 
 /// How a fork stands, for the thread that forks.
 const IDLE: u32 = 0;
@@ -195,7 +200,8 @@ extern "C" fn prepare() {
     // A fork that libc makes by itself (daemon, forkpty): there is no way back from here.
     if !arrange() {
         end(
-            "a fork could not be arranged: pages are away and CAP_SYS_PTRACE is missing, or the engine did not come to rest",
+            "a fork could not be arranged: pages are away and CAP_SYS_PTRACE is missing, or on a file, or the engine did \
+             not come to rest",
         );
     }
 }
@@ -291,13 +297,9 @@ fn child_main() {
     }
 }
 
-/// Gives every descriptor that the engine knows by its number a meaning in this process.
+/// Has the descriptors of the agent's, in this process.
 fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
-    let mm = runtime.engine().kernel();
-    let [alarm, help] = runtime.eventfds();
-    let numbers =
-        [mm.uffd().as_fd(), mm.pagemap().as_fd(), mm.maps().as_fd(), alarm, help].map(|fd| fd.as_raw_fd());
-    // Out of the way of those numbers, and of everything else.
+    // Out of the way of the numbers that the engine knows, and of everything else.
     // SAFETY: this thread's descriptor table is a copy of the program's, used by nobody else.
     let end = unsafe { libc::fcntl(CHILD_END.load(Ordering::Relaxed), libc::F_DUPFD, 512) };
     if end < 0 {
@@ -310,27 +312,9 @@ fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
     closed.map_err(|_| "close_range")?;
     let received = receive(&end)?;
     reserve::take_over(runtime, PARENT_RESIDENT.load(Ordering::Relaxed));
+    let mm = runtime.engine().kernel();
     let uffd = if mm.reports_forks() { received.ok_or("no userfaultfd came")? } else { open_own()? };
-    let eventfd = || rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).map_err(|_| "eventfd");
-    let (alarm, help) = (Fd::from(eventfd()?), Fd::from(eventfd()?));
-    let pagemap = hmm::uapi::pagemap::Pagemap::open().map_err(|_| "pagemap")?;
-    let maps = hmm::uapi::maps::Maps::open().map_err(|_| "maps")?;
-    let fds = [uffd.as_fd(), pagemap.as_fd(), maps.as_fd(), alarm.as_fd(), help.as_fd()];
-    // First above all of the numbers, then to them: they may be each other's.
-    let mut high = [-1; 5];
-    for (high, fd) in high.iter_mut().zip(fds) {
-        // SAFETY: makes a new descriptor.
-        *high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 256) };
-    }
-    drop((uffd, pagemap, maps, alarm, help));
-    for (high, number) in high.into_iter().zip(numbers) {
-        // SAFETY: the numbers are the engine's, which owns them.
-        if unsafe { libc::dup3(high, number, libc::O_CLOEXEC) } < 0 {
-            return Err("dup3");
-        }
-        // SAFETY: made above.
-        unsafe { libc::close(high) };
-    }
+    descriptors::renew(runtime, uffd)?;
     if !mm.reports_forks() {
         mm.register_again().map_err(|_| "register")?;
         control::discover_all(runtime);
@@ -391,13 +375,22 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     set_state(next);
 }
 
+/// Whether the child can have devices of its own; while the engine is at rest.
+fn are_files_empty(runtime: &Runtime) -> bool {
+    if devices::empty_files().is_none() {
+        // What is home as well need not be there.
+        runtime.engine().drop_copies(usize::MAX);
+    }
+    devices::empty_files().is_some()
+}
+
 /// Sets memory aside for the child, and brings the engine to rest. False when that cannot be; then it works as before.
 fn prepare_engine(runtime: &Runtime) -> bool {
     if !runtime.engine().kernel().reports_forks() {
         if !runtime.freeze() {
             return false;
         }
-        let possible = !any_absent(runtime);
+        let possible = !any_absent(runtime) && are_files_empty(runtime);
         if possible {
             reserve::try_fill(runtime);
         } else {
@@ -406,6 +399,7 @@ fn prepare_engine(runtime: &Runtime) -> bool {
         return possible;
     }
     let Some((control, _)) = control::setup() else { return false };
+    devices::empty_files_if_little(runtime.engine(), &mut || _ = control::answer(runtime));
     let on_full = control.config().on_full;
     let answer = || {
         control::answer(runtime);
@@ -418,11 +412,11 @@ fn prepare_engine(runtime: &Runtime) -> bool {
         answer();
         runtime.serve_once(&mut |child| runtime.poison_child(&child));
     };
-    let is_full = !reserve::fill(runtime, on_full, &mut &serve);
-    if is_full {
+    let possible = are_files_empty(runtime) && reserve::fill(runtime, on_full, &mut &serve);
+    if !possible {
         runtime.thaw();
     }
-    !is_full
+    possible
 }
 
 /// Serves the parent until the fork, and the child until it can do without us.

@@ -20,6 +20,7 @@ mod bodies;
 mod books;
 mod brk;
 mod control;
+mod descriptors;
 mod devices;
 mod dmirror;
 mod fork;
@@ -31,6 +32,7 @@ mod question;
 mod relocate;
 mod reserve;
 mod threads;
+mod why;
 mod withhold;
 
 use std::os::unix::ffi::OsStrExt;

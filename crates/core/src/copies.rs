@@ -54,7 +54,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Frees frames of resident pages, until `enough` are freed or there are no more. Returns how many were.
-    pub(crate) fn drop_copies(&self, enough: usize) -> usize {
+    pub fn drop_copies(&self, enough: usize) -> usize {
         let mut freed = 0;
         let blocks = self.evictable().len();
         for position in 0..blocks {

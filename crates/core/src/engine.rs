@@ -238,6 +238,18 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// Calls `each` for every page whose only bytes are on the tier of that number. It must not call the engine.
+    pub fn for_each_on(&self, tier: u8, each: &mut dyn FnMut(Vpn)) {
+        let everything = crate::addr::PageRange { start: Vpn(0), end: crate::table::END };
+        for (id, block, part) in self.table.used_blocks(everything) {
+            let states = block.lock();
+            part.filter(
+                |index| matches!(states.get(*index), PageState::Device { frame } if frame.device == tier),
+            )
+            .for_each(|index| each(id.page(index)));
+        }
+    }
+
     /// Bytes of the engine's own tables.
     pub fn metadata_bytes(&self) -> u64 {
         self.table.bytes()

@@ -1,9 +1,11 @@
-//! Sizes and devices as people write them: `512M`, `1.5G`, `lz4`, `lz4:cap=1G`.
+//! Sizes and devices as people write them: `512M`, `1.5G`, `lz4`, `lz4:cap=1G`, `file:path=/var/tmp`.
 //!
 //! A [`DeviceSpec`] is complete: what the text left open was filled in when it was parsed. Its [`Display`](fmt::Display)
 //! form names everything and parses back to the same value, on any machine; so it can be handed to another process.
 
 use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -107,7 +109,7 @@ impl fmt::Display for ByteSize {
 #[non_exhaustive]
 pub enum SpecError {
     /// No such device.
-    #[error("unknown device '{0}': this build has lz4")]
+    #[error("unknown device '{0}': this build has lz4 and file")]
     UnknownDevice(String),
     /// The device has no such option.
     #[error("device {device} has no option '{option}': it knows {known}")]
@@ -151,22 +153,37 @@ pub enum SpecError {
     #[error(
         "device {device}: a capacity of {} is out of range: choose one from {} to {}",
         ByteSize(*capacity_bytes),
-        ByteSize(MIN_LZ4_BYTES),
-        ByteSize(MAX_LZ4_BYTES)
+        ByteSize(*range.start()),
+        ByteSize(*range.end())
     )]
     Capacity {
         /// The device.
         device: &'static str,
         /// What was asked for, in bytes.
         capacity_bytes: u64,
+        /// What can be.
+        range: RangeInclusive<u64>,
+    },
+    /// A file needs a directory.
+    #[error("device file: say in which directory, like file:path=/var/tmp")]
+    NoPath,
+    /// The directory cannot be used.
+    #[error("device file, option path: {}: {why}", path.display())]
+    Path {
+        /// What was given.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
 }
 
-const MIN_LZ4_BYTES: u64 = 1 << 20;
-const MAX_LZ4_BYTES: u64 = 512 << 30;
+const LZ4_BYTES: RangeInclusive<u64> = 1 << 20..=512 << 30;
+const FILE_BYTES: RangeInclusive<u64> = 1 << 20..=16 << 40;
+/// The longest [shown form](DeviceSpec) of a device, in bytes.
+pub const MAX_SPEC_BYTES: usize = 512;
 
 /// What a device keeps its pages in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Backing {
     /// RAM that holds pages compressed.
@@ -174,10 +191,17 @@ pub enum Backing {
         /// The most memory that the compressed pages may take, in bytes, in each process.
         capacity_bytes: u64,
     },
+    /// A file without a name.
+    File {
+        /// The directory that it is made in, from the root on.
+        dir: PathBuf,
+        /// The largest that it may become, in bytes, in each process.
+        capacity_bytes: u64,
+    },
 }
 
 /// A device with all its options.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceSpec {
     /// What it is.
@@ -200,9 +224,17 @@ impl DeviceSpec {
     /// An unknown device or option, or a value that makes no sense, see [`SpecError`].
     pub fn parse(text: &str, physical_bytes: u64) -> Result<Self, SpecError> {
         let (name, options) = text.split_once(':').unwrap_or((text, ""));
-        match name {
+        let spec = match name {
             "lz4" => Self::parse_lz4(options, physical_bytes),
-            _ => Err(SpecError::UnknownDevice(name.to_owned())),
+            "file" => Self::parse_file(options),
+            _ => return Err(SpecError::UnknownDevice(name.to_owned())),
+        }?;
+        let range = if name == "lz4" { LZ4_BYTES } else { FILE_BYTES };
+        let capacity_bytes = spec.capacity_bytes();
+        if range.contains(&capacity_bytes) {
+            Ok(spec)
+        } else {
+            Err(SpecError::Capacity { device: spec.name(), capacity_bytes, range })
         }
     }
 
@@ -210,62 +242,126 @@ impl DeviceSpec {
     pub const fn name(&self) -> &'static str {
         match self.backing {
             Backing::Lz4 { .. } => "lz4",
+            Backing::File { .. } => "file",
         }
     }
 
-    /// The most RAM that the device takes, in bytes, in each process.
+    /// The most room that the device takes, in bytes, in each process: of RAM, or of a file system.
     pub const fn capacity_bytes(&self) -> u64 {
         match self.backing {
-            Backing::Lz4 { capacity_bytes } => capacity_bytes,
+            Backing::Lz4 { capacity_bytes } | Backing::File { capacity_bytes, .. } => capacity_bytes,
         }
     }
 
     fn parse_lz4(options: &str, physical_bytes: u64) -> Result<Self, SpecError> {
-        const DEVICE: &str = "lz4";
-        let (mut capacity, mut lost_after) = (None, None);
-        for option in options.split(',').filter(|option| !option.is_empty()) {
-            let again = match option.split_once('=') {
-                Some(("cap", value)) => {
-                    let size = parse_size(value).map_err(|source| SpecError::Size {
-                        device: DEVICE,
-                        option: "cap",
-                        source,
-                    })?;
-                    capacity.replace(size).is_some()
-                }
-                Some(("lost-after", value)) => {
-                    let calls = value.parse().map_err(|_| SpecError::Count {
-                        device: DEVICE,
-                        option: "lost-after",
-                        value: value.to_owned(),
-                    })?;
-                    lost_after.replace(calls).is_some()
-                }
-                _ => {
-                    let (option, known) =
-                        (option.to_owned(), "cap=SIZE, and lost-after=CALLS for rehearsals");
-                    return Err(SpecError::UnknownOption { device: DEVICE, option, known });
-                }
-            };
-            if again {
-                let option = option.split('=').next().unwrap_or(option).to_owned();
-                return Err(SpecError::Repeated { device: DEVICE, option });
-            }
+        let mut options = Options::new("lz4", "cap=SIZE, and lost-after=CALLS for rehearsals", options)?;
+        let default = (physical_bytes / 2).clamp(*LZ4_BYTES.start(), *LZ4_BYTES.end());
+        let capacity_bytes = options.size("cap")?.unwrap_or(default);
+        let lost_after = options.count("lost-after")?;
+        options.end()?;
+        Ok(Self { backing: Backing::Lz4 { capacity_bytes }, lost_after })
+    }
+
+    fn parse_file(options: &str) -> Result<Self, SpecError> {
+        let known = "path=DIRECTORY, cap=SIZE, and lost-after=CALLS for rehearsals";
+        let mut options = Options::new("file", known, options)?;
+        let dir = absolute(Path::new(options.take("path").ok_or(SpecError::NoPath)?))?;
+        let capacity_bytes = match options.size("cap")? {
+            Some(bytes) => bytes,
+            None => half_of_what_is_free(&dir)?,
+        };
+        let lost_after = options.count("lost-after")?;
+        options.end()?;
+        let spec = Self { backing: Backing::File { dir: dir.clone(), capacity_bytes }, lost_after };
+        if spec.to_string().len() > MAX_SPEC_BYTES {
+            return Err(SpecError::Path { path: dir, why: "the path is too long".to_owned() });
         }
-        let default = (physical_bytes / 2).clamp(MIN_LZ4_BYTES, MAX_LZ4_BYTES);
-        let capacity_bytes = capacity.unwrap_or(default);
-        if (MIN_LZ4_BYTES..=MAX_LZ4_BYTES).contains(&capacity_bytes) {
-            Ok(Self { backing: Backing::Lz4 { capacity_bytes }, lost_after })
-        } else {
-            Err(SpecError::Capacity { device: DEVICE, capacity_bytes })
+        Ok(spec)
+    }
+}
+
+/// Options as they were written, each once.
+struct Options<'a> {
+    device: &'static str,
+    /// What the device knows, for a message.
+    known: &'static str,
+    options: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Options<'a> {
+    fn new(device: &'static str, known: &'static str, text: &'a str) -> Result<Self, SpecError> {
+        let mut options = Vec::new();
+        for option in text.split(',').filter(|option| !option.is_empty()) {
+            let (name, value) = option.split_once('=').ok_or_else(|| SpecError::UnknownOption {
+                device,
+                option: option.to_owned(),
+                known,
+            })?;
+            if options.iter().any(|(other, _)| *other == name) {
+                return Err(SpecError::Repeated { device, option: name.to_owned() });
+            }
+            options.push((name, value));
+        }
+        Ok(Self { device, known, options })
+    }
+
+    fn take(&mut self, name: &str) -> Option<&'a str> {
+        let at = self.options.iter().position(|(this, _)| *this == name)?;
+        Some(self.options.remove(at).1)
+    }
+
+    fn size(&mut self, option: &'static str) -> Result<Option<u64>, SpecError> {
+        let size = self.take(option).map(parse_size).transpose();
+        size.map_err(|source| SpecError::Size { device: self.device, option, source })
+    }
+
+    fn count(&mut self, option: &'static str) -> Result<Option<u64>, SpecError> {
+        let Some(value) = self.take(option) else { return Ok(None) };
+        let count = value.parse().map_err(|_| SpecError::Count {
+            device: self.device,
+            option,
+            value: value.to_owned(),
+        });
+        count.map(Some)
+    }
+
+    /// What is left nobody knows.
+    fn end(self) -> Result<(), SpecError> {
+        match self.options.first() {
+            None => Ok(()),
+            Some((name, value)) => Err(SpecError::UnknownOption {
+                device: self.device,
+                option: format!("{name}={value}"),
+                known: self.known,
+            }),
         }
     }
 }
 
+/// From the root on: programs change their directory.
+fn absolute(path: &Path) -> Result<PathBuf, SpecError> {
+    let error = |why: &dyn fmt::Display| SpecError::Path { path: path.to_owned(), why: why.to_string() };
+    let absolute = std::path::absolute(path).map_err(|source| error(&source))?;
+    match absolute.to_str() {
+        Some(text) if !text.contains(',') => Ok(absolute),
+        _ => Err(error(&"a path without commas, in UTF-8, is needed")),
+    }
+}
+
+/// At most what a table can be made for.
+fn half_of_what_is_free(dir: &Path) -> Result<u64, SpecError> {
+    let free = rustix::fs::statvfs(dir)
+        .map_err(|errno| SpecError::Path { path: dir.to_owned(), why: errno.to_string() })?;
+    Ok((free.f_bavail.saturating_mul(free.f_frsize) / 2).min(*FILE_BYTES.end()))
+}
+
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.backing {
+        match &self.backing {
             Backing::Lz4 { capacity_bytes } => write!(f, "lz4:cap={capacity_bytes}")?,
+            Backing::File { dir, capacity_bytes } => {
+                write!(f, "file:path={},cap={capacity_bytes}", dir.display())?;
+            }
         }
         self.lost_after.map_or(Ok(()), |calls| write!(f, ",lost-after={calls}"))
     }
@@ -351,18 +447,39 @@ mod tests {
             let spec = DeviceSpec::parse(text, 3 * GIB).unwrap();
             assert_eq!(DeviceSpec::parse(&spec.to_string(), 0), Ok(spec));
         }
+        let spec = DeviceSpec::parse("file:path=/tmp,cap=1G,lost-after=3", 0).unwrap();
+        assert_eq!(spec.to_string(), "file:path=/tmp,cap=1073741824,lost-after=3");
+    }
+
+    #[test]
+    fn a_file_lies_in_a_directory_that_does_not_change() {
+        let spec = DeviceSpec::parse("file:cap=2M,path=some/where", 0).unwrap();
+        let Backing::File { dir, capacity_bytes } = spec.backing else { panic!("another device") };
+        assert_eq!((dir, capacity_bytes), (std::env::current_dir().unwrap().join("some/where"), 2 * MIB));
+        let spec = DeviceSpec::parse("file:path=/tmp", 0).unwrap();
+        assert!(FILE_BYTES.contains(&spec.capacity_bytes()), "what is free, in part: {spec}");
     }
 
     #[test]
     fn wrong_specs_say_what_is_wrong() {
         let text = |spec: &str| DeviceSpec::parse(spec, GIB).expect_err(spec).to_string();
-        assert_eq!(text("floppy"), "unknown device 'floppy': this build has lz4");
+        assert_eq!(text("floppy"), "unknown device 'floppy': this build has lz4 and file");
         assert!(text("lz4:level=3").contains("no option 'level=3': it knows cap=SIZE"));
         assert!(text("lz4:cap").contains("no option 'cap'"));
         assert!(text("lz4:cap=much").contains("option cap: 'much' is not a size"));
         assert!(text("lz4:cap=1M,cap=2M").contains("option 'cap' is given twice"));
         assert!(text("lz4:cap=1K").contains("1 KiB is out of range: choose one from 1 MiB to 512 GiB"));
         assert!(text("lz4:cap=1T").contains("out of range"));
+        assert!(text("file").contains("say in which directory, like file:path=/var/tmp"));
+        assert!(
+            text("file:path=/tmp,size=1G").contains("no option 'size=1G': it knows path=DIRECTORY, cap=SIZE")
+        );
+        assert!(text("file:path=/no/where").contains("option path: /no/where: No such file"));
+        assert!(
+            text("file:path=/tmp,cap=17T")
+                .contains("17 TiB is out of range: choose one from 1 MiB to 16 TiB")
+        );
+        assert!(text(&format!("file:cap=1G,path=/{}", "x".repeat(600))).contains("the path is too long"));
         assert!(text("lz4:lost-after=soon").contains("option lost-after: 'soon' is not a whole number"));
     }
 }

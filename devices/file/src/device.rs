@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hmm_device::{Caps, Device, DeviceError, DevicePfn, Fetch, MemKind, PAGE_SIZE, Store, Transfer, Usage};
+use hmm_uapi::AddrRange;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::rand::GetRandomFlags;
 
 use crate::frames::Frames;
@@ -51,9 +52,10 @@ impl FileConfig {
     }
 }
 
-/// Pages in a file. See the [crate] for what is in it and what can go wrong.
+/// Pages in a file. It [is](AsFd) the descriptor of the file. See the [crate] for what is in it and what can go wrong.
 #[derive(Debug)]
 pub struct FileDevice {
+    config: FileConfig,
     file: Opened,
     rings: Option<Rings>,
     frames: Mutex<Frames>,
@@ -72,24 +74,31 @@ impl FileDevice {
         if !(1..=MAX_FRAMES).contains(&nr_frames) {
             return Err(FileError::Capacity(config.capacity_bytes));
         }
-        Ok(Self::on(config, open(&config.dir, nr_frames * PAGE_SIZE as u64, config.direct)?))
+        Self::on(config, open(&config.dir, nr_frames * PAGE_SIZE as u64, config.direct)?)
     }
 
-    fn on(config: &FileConfig, file: Opened) -> Self {
-        Self {
+    fn on(config: &FileConfig, file: Opened) -> Result<Self, FileError> {
+        // It fits where there are addresses of 64 bits.
+        let frames = Frames::new(usize::try_from(config.nr_frames()).unwrap_or(usize::MAX));
+        Ok(Self {
+            config: config.clone(),
             file,
             rings: config.io_uring.then(Rings::new).flatten(),
-            // It fits where there are addresses of 64 bits.
-            frames: Mutex::new(Frames::new(usize::try_from(config.nr_frames()).unwrap_or(usize::MAX))),
+            frames: Mutex::new(frames.map_err(|errno| FileError::Table(errno.into()))?),
             secrets: RapidSecrets::seed(seed()),
             bounce: Mutex::new(vec![0; BATCH_BYTES + PAGE_SIZE].into_boxed_slice()),
-        }
+        })
+    }
+
+    /// Where its tables are, which are no part of the allocator's memory: they must not be managed.
+    pub fn own_ranges(&self) -> [AddrRange; 3] {
+        self.frames().ranges()
     }
 
     /// On a file that is there, through the page cache.
     #[cfg(test)]
-    pub(crate) fn with_file(config: &FileConfig, fd: rustix::fd::OwnedFd) -> Self {
-        Self::on(config, Opened { fd, direct: false })
+    pub(crate) fn with_file(config: &FileConfig, fd: OwnedFd) -> Self {
+        Self::on(config, Opened { fd, direct: false }).expect("addresses")
     }
 
     /// Whether requests are made by io_uring.
@@ -100,6 +109,25 @@ impl FileDevice {
     /// Whether the file is accessed around the page cache.
     pub const fn is_direct(&self) -> bool {
         self.file.direct
+    }
+
+    /// Makes another file like the device's, empty. For the child of a fork, which has no right to its parent's: when no frame
+    /// is handed out, and the descriptor is put in the place of the device's (`dup3`), the device is the child's own. One with
+    /// an io_uring cannot be taken over so.
+    ///
+    /// # Errors
+    /// See [`FileError`]; also when the file cannot be accessed as the first one is.
+    pub fn another_file(&self) -> Result<OwnedFd, FileError> {
+        let bytes = self.config.nr_frames() * PAGE_SIZE as u64;
+        let opened = open(&self.config.dir, bytes, self.file.direct)?;
+        if opened.direct == self.file.direct {
+            Ok(opened.fd)
+        } else {
+            Err(FileError::Create {
+                dir: self.config.dir.clone(),
+                source: std::io::ErrorKind::Unsupported.into(),
+            })
+        }
     }
 
     #[cfg(test)]
@@ -195,6 +223,12 @@ impl FileDevice {
             Some(wrong) => (wrong, Some(DeviceError::Corrupt)),
             None => (nr_read, failed.or(stop)),
         }
+    }
+}
+
+impl AsFd for FileDevice {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.fd.as_fd()
     }
 }
 

@@ -4,6 +4,9 @@
 //! batch is one request to the disk. A second level of bits knows the words that have a free frame.
 
 use hmm_device::{DeviceError, DevicePfn};
+use hmm_uapi::{AddrRange, Errno};
+
+use crate::zeroed::Zeroed;
 
 const BITS: usize = u64::BITS as usize;
 
@@ -11,11 +14,11 @@ const BITS: usize = u64::BITS as usize;
 #[derive(Debug)]
 pub(crate) struct Frames {
     /// A bit for each frame that is handed out.
-    taken: Vec<u64>,
+    taken: Zeroed,
     /// A bit for each word of `taken` in which none is free.
-    full: Vec<u64>,
+    full: Zeroed,
     /// Never 0 for a frame that was stored to.
-    sums: Vec<u64>,
+    sums: Zeroed,
     nr_frames: usize,
     nr_taken: usize,
     /// Where the next search begins.
@@ -23,12 +26,14 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    pub(crate) fn new(nr_frames: usize) -> Self {
+    /// # Errors
+    /// There are no addresses left.
+    pub(crate) fn new(nr_frames: usize) -> Result<Self, Errno> {
         let nr_words = nr_frames.div_ceil(BITS);
         let mut this = Self {
-            taken: vec![0; nr_words],
-            full: vec![0; nr_words.div_ceil(BITS)],
-            sums: vec![0; nr_frames],
+            taken: Zeroed::new(nr_words)?,
+            full: Zeroed::new(nr_words.div_ceil(BITS))?,
+            sums: Zeroed::new(nr_frames)?,
             nr_frames,
             nr_taken: 0,
             next: 0,
@@ -40,7 +45,12 @@ impl Frames {
         if !nr_words.is_multiple_of(BITS) {
             this.full[nr_words / BITS] = u64::MAX << (nr_words % BITS);
         }
-        this
+        Ok(this)
+    }
+
+    /// Where the table is.
+    pub(crate) fn ranges(&self) -> [AddrRange; 3] {
+        [&self.taken, &self.full, &self.sums].map(Zeroed::range)
     }
 
     pub(crate) const fn nr_taken(&self) -> usize {
@@ -150,7 +160,7 @@ mod tests {
     #[test]
     fn frames_follow_each_other_and_each_is_handed_out_once() {
         for nr_frames in [1, 63, 64, 65, 4096, 4097, 5000] {
-            let mut frames = Frames::new(nr_frames);
+            let mut frames = Frames::new(nr_frames).expect("addresses");
             let mut got = vec![DevicePfn(0); nr_frames + 1];
             assert_eq!(frames.take(&mut got), nr_frames, "of {nr_frames}");
             assert!(got[..nr_frames].iter().enumerate().all(|(index, pfn)| pfn.0 as usize == index));
@@ -164,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_was_freed_is_found_again() {
-        let mut frames = Frames::new(10_000);
+        let mut frames = Frames::new(10_000).expect("addresses");
         let mut all = vec![DevicePfn(0); 10_000];
         assert_eq!(frames.take(&mut all), 10_000);
         let freed: BTreeSet<u32> = (0..10_000).filter(|frame| frame % 127 == 3).collect();
@@ -176,7 +186,7 @@ mod tests {
 
     #[test]
     fn frames_that_are_none_harm_nobody() {
-        let mut frames = Frames::new(70);
+        let mut frames = Frames::new(70).expect("addresses");
         let unknown = [DevicePfn(0), DevicePfn(70), DevicePfn(127), DevicePfn(u32::MAX)];
         for pfn in unknown {
             frames.free(pfn);

@@ -46,13 +46,15 @@
 //! seccomp) each is a `pread` or `pwrite`.
 //!
 //! After its construction the device allocates nothing, prints nothing, uses no thread-local storage and does not
-//! panic. After a fork the child must not use it: both would hand out the same frames.
+//! panic. After a fork the child must not use it, because both would hand out the same frames, unless it makes it its
+//! own ([`FileDevice::another_file`]).
 
 mod device;
 mod frames;
 mod open;
 mod ring;
 mod transfer;
+mod zeroed;
 
 #[cfg(test)]
 mod tests;

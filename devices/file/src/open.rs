@@ -30,6 +30,11 @@ pub enum FileError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// There is no room for its tables.
+    #[error(
+        "no addresses for a table of what is in the file: {0}; choose a smaller capacity, or raise the limit (ulimit -v)"
+    )]
+    Table(io::Error),
     /// A capacity that no device can have.
     #[error("a capacity of {0} bytes: choose one from 4096 bytes (a page) to 16 TiB")]
     Capacity(u64),

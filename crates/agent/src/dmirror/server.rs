@@ -17,6 +17,8 @@ use super::client::{REQUEST_BYTES, Request};
 use super::names;
 use super::space::EngineSpace;
 
+use crate::why::Why;
+
 /// Chunks of addresses that a private device is given: what the system has, the first of these. A coherent one has one.
 const RESERVES: [usize; 3] = [64, 16, 2];
 /// Names that are tried before there are no devices.
@@ -51,7 +53,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 ///
 /// # Errors
 /// What to tell the user.
-pub(crate) fn reserve() -> Result<Vec<AddrRange>, String> {
+pub(crate) fn reserve() -> Result<Vec<AddrRange>, Why> {
     let mut ranges = Vec::new();
     let mut memory = |device: Number| {
         let chunks: &[usize] = match device.kind() {
@@ -61,7 +63,7 @@ pub(crate) fn reserve() -> Result<Vec<AddrRange>, String> {
         let range = chunks.iter().find_map(|nr| Mapping::reserve(nr * CHUNK_BYTES).ok());
         let range = range.ok_or("no addresses left for the test devices: raise the limit (ulimit -v)")?;
         ranges.push(range.range());
-        Ok::<_, String>(Arc::new(Memory::new(device, range)))
+        Ok::<_, Why>(Arc::new(Memory::new(device, range)))
     };
     let memories = Number::all().map(&mut memory).collect::<Result<Vec<_>, _>>()?;
     let memories = <[_; NR]>::try_from(memories).map_err(|_| "another number of devices")?;
@@ -73,7 +75,7 @@ pub(crate) fn reserve() -> Result<Vec<AddrRange>, String> {
 ///
 /// # Errors
 /// What to tell the user.
-pub(crate) fn listen(runtime: &'static Runtime) -> Result<(), String> {
+pub(crate) fn listen(runtime: &'static Runtime) -> Result<(), Why> {
     let memories = MEMORIES.get().ok_or("the test devices have no memory")?;
     if SPACE.get().is_none() {
         let _ = SPACE.set(Arc::new(EngineSpace::new(runtime, memories)?));
@@ -87,7 +89,7 @@ pub(crate) fn listen(runtime: &'static Runtime) -> Result<(), String> {
             break;
         }
     }
-    *lock(&LISTENERS) = result.map_err(|errno| format!("cannot listen for the test devices: {errno}"))?;
+    *lock(&LISTENERS) = result.map_err(Why::not("cannot listen for the test devices"))?;
     super::turn_on();
     Ok(())
 }

@@ -19,6 +19,8 @@ use hmm_dmirror::{
 use super::map;
 use super::writable::Writable;
 
+use crate::why::Why;
+
 /// This process's memory.
 #[derive(Debug)]
 pub(super) struct EngineSpace {
@@ -33,12 +35,12 @@ impl EngineSpace {
     ///
     /// # Errors
     /// What to tell the user.
-    pub(super) fn new(runtime: &'static Runtime, memories: &[Arc<Memory>]) -> Result<Self, String> {
+    pub(super) fn new(runtime: &'static Runtime, memories: &[Arc<Memory>]) -> Result<Self, Why> {
         let add = |(number, memory): (Number, &Arc<Memory>)| {
             runtime.engine().add_device(Arc::<Memory>::clone(memory), owner_of(number))
         };
         let devices = Number::all().zip(memories).map(add).collect::<Result<_, _>>();
-        let devices = devices.map_err(|error| error.to_string())?;
+        let devices = devices.map_err(Why::all)?;
         Ok(Self { runtime, devices, memories: memories.to_vec() })
     }
 

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use hmm::control::{Control, OnFull, RunConfig, Verdict};
-use hmm::spec::ByteSize;
+use hmm::spec::{Backing, ByteSize, DeviceSpec};
 use hmm_core::addr::PAGE_SIZE;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -26,6 +26,16 @@ impl fmt::Display for Microseconds {
         let us = self.0 as f64 / 1000.0;
         let decimals = usize::from(us < 99.95);
         write!(f, "{us:.decimals$} us")
+    }
+}
+
+/// What the devices keep pages in.
+fn where_it_is(config: &RunConfig) -> &'static str {
+    let is_file = |device: &DeviceSpec| matches!(device.backing, Backing::File { .. });
+    match (config.devices.iter().any(is_file), config.devices.iter().all(is_file)) {
+        (_, true) => "files",
+        (true, false) => "RAM and files",
+        (false, false) => "RAM",
     }
 }
 
@@ -114,10 +124,11 @@ impl Summary {
         let capacity_bytes = self.config.devices.iter().map(|device| device.capacity_bytes()).sum();
         writeln!(
             f,
-            "  {:9} {} at the peak, in {} of RAM (at most {} a process)",
+            "  {:9} {} at the peak, in {} of {} (at most {} a process)",
             device_names(&self.config),
             pages(self.peaks.away_pages),
             ByteSize(self.peaks.device_bytes),
+            where_it_is(&self.config),
             ByteSize(capacity_bytes)
         )
     }
@@ -294,8 +305,6 @@ fn cpu_time_of_children() -> (Duration, Duration) {
 
 #[cfg(test)]
 mod tests {
-    use hmm::spec::Backing;
-
     use super::*;
 
     const PAGES: u64 = 16 << 8;
@@ -330,6 +339,16 @@ mod tests {
             warnings,
             ["warning: the budget of 16 MiB was exceeded: 17 MiB were resident at the peak"]
         );
+    }
+
+    #[test]
+    fn what_is_in_files_is_not_called_ram() {
+        let text = |devices: &[&str]| {
+            let devices = devices.iter().map(|text| DeviceSpec::parse(text, 1 << 30).unwrap()).collect();
+            where_it_is(&RunConfig { ram_pages: PAGES, on_full: OnFull::Kill, devices, dmirror: false })
+        };
+        let (lz4, file) = ("lz4", "file:path=/tmp,cap=1G");
+        assert_eq!([text(&[lz4]), text(&[lz4, file]), text(&[file])], ["RAM", "RAM and files", "files"]);
     }
 
     #[test]

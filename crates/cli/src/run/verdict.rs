@@ -56,8 +56,8 @@ fn advice(kind: VerdictKind, config: &RunConfig) -> Option<String> {
         VerdictKind::DeviceFull => {
             let device = config.devices.first().map_or("lz4", |device| device.name());
             Some(format!(
-                "  give it more RAM (--ram), a larger device (--device {device}:cap=SIZE), or let the budget grow \
-                 (--on-full grow)"
+                "  give it more RAM (--ram), a larger device (--device {device}:cap=SIZE), one more \
+                 (--device file:path=DIRECTORY), or let the budget grow (--on-full grow)"
             ))
         }
         VerdictKind::AgentFailed | VerdictKind::KernelError => {

@@ -92,6 +92,41 @@ fn the_budget_may_grow_instead() {
 }
 
 #[test]
+fn what_does_not_fit_into_the_first_device_goes_to_the_second() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new("tiers");
+    let (file, figures) = (random_text(&dir, 600_000), dir.path().join("stats.json"));
+    let expected = finish(Command::new("sort").arg(&file));
+    let mut command = hmm(["run", "--ram", "16M", "--device", "lz4:cap=2M", "--device"]);
+    command.arg(format!("file:path={}", dir.path().display())).arg("--stats").arg(&figures);
+    let done = finish(command.args(sort(&file)));
+    assert_eq!((done.code(), done.stderr.as_str()), (0, ""));
+    assert!(done.stdout == expected.stdout, "the output differs");
+    let figures = stats(&figures);
+    let number = |name: &str| figures[name].as_u64().unwrap();
+    assert!(number("peak_resident_bytes") <= 16 * MIB, "{figures:#}");
+    assert!(number("device_bytes") > 8 * MIB, "more than the first takes: {figures:#}");
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.len() == 2, "more than the text and the figures: {left:?}");
+}
+
+#[test]
+fn a_directory_that_takes_no_file_is_told() {
+    if !can_run() {
+        return;
+    }
+    let done = finish(&mut hmm(["run", "--ram", "16M", "--device", "file:path=/proc,cap=64M", "--", "true"]));
+    assert_eq!(done.code(), 125, "{done:?}");
+    assert!(done.stderr.contains("cannot make a file in /proc"), "{}", done.stderr);
+    let done = finish(&mut hmm(["run", "--ram", "16M", "--device", "file:path=/no/where", "--", "true"]));
+    assert_eq!(done.code(), 125, "{done:?}");
+    assert!(done.stderr.contains("option path: /no/where: No such file"), "{}", done.stderr);
+}
+
+#[test]
 fn processes_share_the_budget_and_give_it_back() {
     if !can_run() {
         return;

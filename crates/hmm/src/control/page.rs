@@ -14,11 +14,11 @@ use super::slot::Slot;
 use super::text::SharedText;
 use super::verdict::SharedVerdict;
 use super::{MAX_DEVICES, NR_SLOTS, OnFull, RunConfig};
-use crate::spec::DeviceSpec;
+use crate::spec::{DeviceSpec, MAX_SPEC_BYTES};
 
 /// "hmm-ctrl", to be changed with every change of the layout that the size does not show.
 const MAGIC: u64 = u64::from_be_bytes(*b"hmm-ctrl");
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 const PAGE_BYTES: usize = size_of::<Page>();
 
 /// Everything that is shared. Valid whatever its bytes are: it has only atomic integers.
@@ -46,7 +46,8 @@ struct SharedConfig {
     /// Not 0: there are HMM test devices.
     dmirror: AtomicU32,
     nr_devices: AtomicU32,
-    devices: [SharedText<8>; MAX_DEVICES],
+    /// [`MAX_SPEC_BYTES`] each.
+    devices: [SharedText<{ MAX_SPEC_BYTES / 8 }>; MAX_DEVICES],
 }
 
 impl Page {
@@ -124,7 +125,7 @@ impl SharedConfig {
 
     fn load(&self) -> RunConfig {
         let nr_devices = self.nr_devices.load(Ordering::Relaxed) as usize;
-        let specs = self.devices.iter().take(nr_devices).map(SharedText::load::<64>);
+        let specs = self.devices.iter().take(nr_devices).map(SharedText::load::<MAX_SPEC_BYTES>);
         RunConfig {
             ram_pages: self.ram_pages.load(Ordering::Relaxed),
             on_full: if self.grow.load(Ordering::Relaxed) == 0 { OnFull::Kill } else { OnFull::Grow },

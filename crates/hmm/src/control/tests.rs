@@ -101,7 +101,7 @@ fn other_files_are_refused() {
 #[test]
 fn more_devices_than_fit_are_refused() {
     let mut config = config();
-    config.devices = vec![config.devices[0]; MAX_DEVICES + 1];
+    config.devices = vec![config.devices[0].clone(); MAX_DEVICES + 1];
     assert!(matches!(Control::create(&config), Err(ControlError::TooManyDevices { given: 5 })));
 }
 

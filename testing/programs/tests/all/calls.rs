@@ -155,3 +155,30 @@ fn a_bare_fork_never_reads_wrong_bytes() {
         assert_eq!(managed.stdout(), wanted, "{rights}");
     }
 }
+
+/// A process whose pages are in a file cannot fork; a child that is forked when none are has a file of its own.
+#[test]
+fn memory_in_a_file_and_forks() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("filefork", &dir) else { return };
+    let job = Job::new(program).args(["64"]);
+    let alone = job.alone();
+    assert!(alone.status.success(), "{} {}", alone.status, alone.stderr);
+    let device = format!("file:path={},cap=256M", dir.path().display());
+    let managed = job.under(&Hmm::ram(16 * MIB).device(&device));
+    assert_healthy(&managed, 16 * MIB);
+    assert_eq!(managed.stdout(), alone.stdout().replace("away: done", "away: EAGAIN"));
+    assert_ne!(managed.stdout(), alone.stdout(), "nothing was in the file");
+    let stats = managed.stats();
+    assert!(stats.count("pgstore") * 4096 >= 64 * MIB, "hardly anything left: {stats}");
+    assert_eq!(
+        std::fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with(".hmm"))
+            .count(),
+        0
+    );
+}

@@ -1,0 +1,46 @@
+//! The agent's descriptors in the child of a fork: under the numbers that the engine knows, so that nothing of it has to change.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use hmm::runtime::Runtime;
+use hmm::uapi::Fd;
+use hmm::uapi::uffd::Userfaultfd;
+use rustix::event::EventfdFlags;
+
+use crate::devices;
+
+/// Gives every descriptor that the engine knows by its number a meaning in this process. The caller's descriptor table has
+/// none of those numbers.
+pub(crate) fn renew(runtime: &Runtime, uffd: Userfaultfd) -> Result<(), &'static str> {
+    let mm = runtime.engine().kernel();
+    let [alarm, help] = runtime.eventfds();
+    let files = devices::empty_files().ok_or("pages on a file")?;
+    let known = [mm.uffd().as_fd(), mm.pagemap().as_fd(), mm.maps().as_fd(), alarm, help];
+    let known: Vec<_> = known.into_iter().chain(files.iter().map(|file| file.as_fd())).collect();
+
+    let eventfd = || rustix::event::eventfd(0, EventfdFlags::NONBLOCK).map(Fd::from).map_err(|_| "eventfd");
+    let (alarm, help) = (eventfd()?, eventfd()?);
+    let pagemap = hmm::uapi::pagemap::Pagemap::open().map_err(|_| "pagemap")?;
+    let maps = hmm::uapi::maps::Maps::open().map_err(|_| "maps")?;
+    let others: Result<Vec<_>, _> = files.iter().map(|file| file.another_file()).collect();
+    let others = others.map_err(|_| "no file")?;
+    let new = [uffd.as_fd(), pagemap.as_fd(), maps.as_fd(), alarm.as_fd(), help.as_fd()];
+    let new = new.into_iter().chain(others.iter().map(|file| file.as_fd()));
+
+    // First above all of the numbers, then to them: they may be each other's.
+    let mut high = Vec::with_capacity(known.len());
+    for fd in new {
+        // SAFETY: makes a new descriptor.
+        high.push(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 256) });
+    }
+    drop((uffd, pagemap, maps, alarm, help, others));
+    for (high, number) in high.into_iter().zip(known) {
+        // SAFETY: the number is the engine's, or a device's, which owns it.
+        if unsafe { libc::dup3(high, number.as_raw_fd(), libc::O_CLOEXEC) } < 0 {
+            return Err("dup3");
+        }
+        // SAFETY: made above.
+        unsafe { libc::close(high) };
+    }
+    Ok(())
+}
