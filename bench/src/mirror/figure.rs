@@ -32,6 +32,10 @@ pub(crate) enum Figure {
     TwiceByWords,
     /// Work on twice the device's memory, page by page.
     TwiceByPages,
+    /// The same two, on pages that have to be on the device to be accessed.
+    TwiceMovedByWords,
+    /// See above.
+    TwiceMovedByPages,
 }
 
 /// Figures that one worker process measures together.
@@ -98,7 +102,7 @@ const MEMCPY: &str = "memcpy of the same bytes";
 
 impl Figure {
     /// All figures, in the order of the table.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::ToDevice4k,
         Self::ToSystem4k,
         Self::ToDeviceHuge,
@@ -113,6 +117,8 @@ impl Figure {
         Self::Fault,
         Self::TwiceByWords,
         Self::TwiceByPages,
+        Self::TwiceMovedByWords,
+        Self::TwiceMovedByPages,
     ];
 
     /// Who measures it.
@@ -124,7 +130,9 @@ impl Figure {
             Self::LoadInPlace | Self::LoadFrame => Group::Loads,
             Self::SumInPlace | Self::SumFrames | Self::CopyInPlace | Self::CopyFrames => Group::Slices,
             Self::Fault => Group::Faults,
-            Self::TwiceByWords | Self::TwiceByPages => Group::Twice,
+            Self::TwiceByWords | Self::TwiceByPages | Self::TwiceMovedByWords | Self::TwiceMovedByPages => {
+                Group::Twice
+            }
         }
     }
 
@@ -157,6 +165,8 @@ impl Figure {
             },
             Self::TwiceByWords => speed("change all words, twice the memory", "all of it fits", 0.5),
             Self::TwiceByPages => speed("change all pages, twice the memory", "all of it fits", 0.5),
+            Self::TwiceMovedByWords => speed("the same by words, all on the device", "all of it fits", 0.5),
+            Self::TwiceMovedByPages => speed("the same by pages, all on the device", "all of it fits", 0.5),
         }
     }
 }

@@ -256,19 +256,27 @@ fn add_one(soft: &Soft, memory: &mut Memory, by_words: bool) -> Result<f64> {
     })
 }
 
-/// Measures work in order on twice the device's memory, against the same work on a device that has room for all of it.
+/// Measures work in order on twice the device's memory, against the same work on a device that has room for all of it: as the
+/// device likes, which is that a part stays in system memory, and with the hint that all of it is to be on the device.
 ///
 /// # Errors
 /// Wrong bytes, or a device that did not have to evict.
 pub(crate) fn twice(nr_bytes: usize, rounds: u64) -> Result<Found> {
     let space = space()?;
     let mut found = Sampler::default();
-    for (figure, by_words) in [(Figure::TwiceByWords, true), (Figure::TwiceByPages, false)] {
+    for (figure, by_words, moved) in [
+        (Figure::TwiceByWords, true, false),
+        (Figure::TwiceByPages, false, false),
+        (Figure::TwiceMovedByWords, true, true),
+        (Figure::TwiceMovedByPages, false, true),
+    ] {
         let mut memory = Memory::filled(nr_bytes, PageKind::Small, 1)?;
         let mut added = 0;
         for _ in 0..rounds {
             // Twice, because the first pass brings what was never there.
             let mut second_pass = |soft: &Soft| {
+                let here = moved.then_some(Preferred::Device(soft.index()));
+                space.advise(memory.pages(), Advice::Preferred(here));
                 add_one(soft, &mut memory, by_words)?;
                 add_one(soft, &mut memory, by_words)
             };

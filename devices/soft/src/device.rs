@@ -7,6 +7,7 @@ use hmm_core::addr::{PageRange, Vpn};
 use hmm_core::notifier::{Notifier, Owner};
 use hmm_device::{Device, DevicePfn};
 
+use crate::ahead::Ahead;
 use crate::buffer::{BATCH, Buffer, Fault};
 use crate::dropped::Dropped;
 use crate::error::{DeviceFault, Why};
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) peers: Arc<Peers>,
     pub(crate) buffer: Buffer,
     pub(crate) service: Service,
+    pub(crate) ahead: Ahead,
     pub(crate) stats: Arc<Stats>,
 }
 

@@ -24,10 +24,10 @@ use crate::table::{Entry, Table};
 /// Times that a range is read again because it changed, before its faults are left to be raised again.
 const MAX_COLLISIONS: usize = 64;
 
-/// Enters a run of pages. Those of `batch` are faulted in.
-pub(crate) fn map(device: &Shared, run: PageRange, batch: &[Fault]) {
+/// Enters a run of pages. Those of `batch` are faulted in, and those of `stay` may be written in place.
+pub(crate) fn map(device: &Shared, run: PageRange, batch: &[Fault], stay: &[PageRange]) {
     let faults = faults_in(batch, run);
-    let Err(error) = try_map(device, run, faults) else { return };
+    let Err(error) = try_map(device, run, faults, stay) else { return };
     if let [fault] = faults
         && run.nr_pages() == 1
     {
@@ -44,11 +44,16 @@ pub(crate) fn map(device: &Shared, run: PageRange, batch: &[Fault]) {
     }
     // One page must not fail the others.
     for fault in faults {
-        map(device, PageRange::new(fault.page, 1), std::slice::from_ref(fault));
+        map(device, PageRange::new(fault.page, 1), std::slice::from_ref(fault), stay);
     }
 }
 
-fn try_map(device: &Shared, mut run: PageRange, faults: &[Fault]) -> Result<(), FaultError> {
+fn try_map(
+    device: &Shared,
+    mut run: PageRange,
+    faults: &[Fault],
+    stay: &[PageRange],
+) -> Result<(), FaultError> {
     let mut found = [Found::None; BLOCK_PAGES];
     for _ in 0..MAX_COLLISIONS {
         let nr_pages = usize::try_from(run.nr_pages()).unwrap_or(0);
@@ -80,7 +85,7 @@ fn try_map(device: &Shared, mut run: PageRange, faults: &[Fault]) -> Result<(), 
             run = block.pages();
             continue;
         }
-        let entered = entries(device, run, wants, found);
+        let entered = entries(device, run, wants, found, stay);
         let huge = is_huge.then_some(block);
         if let Ok(in_place) = device.notifier.install(seq, |table| enter(device, table, run, &entered, huge))
         {
@@ -116,7 +121,13 @@ pub(crate) fn recall(device: &Shared, run: PageRange, wants: &[Want], found: &[F
 
 /// What was found, and whether the entry for it may be written to if the page may be. Else a write is a fault, which may
 /// migrate the page.
-fn entries(device: &Shared, run: PageRange, wants: &[Want], found: &[Found]) -> Vec<(Found, bool)> {
+fn entries(
+    device: &Shared,
+    run: PageRange,
+    wants: &[Want],
+    found: &[Found],
+    stay: &[PageRange],
+) -> Vec<(Found, bool)> {
     let mut hint = device.host.hint(run.start);
     let entry = |((page, want), found): ((Vpn, &Want), &Found)| {
         if !hint.1.contains(page) {
@@ -127,6 +138,7 @@ fn entries(device: &Shared, run: PageRange, wants: &[Want], found: &[Found]) -> 
             Want::Write => true,
             Want::Read | Want::Look => {
                 decide(hint.0, device.index, true, device.copies_reads) == Action::InPlace
+                    || stay.iter().any(|range| range.contains(page))
             }
         };
         (*found, may_write)

@@ -30,15 +30,15 @@ impl Mask {
     }
 }
 
-/// The pages to bring for a fault at `index` of a block of which `resident` are on the device.
-pub(crate) fn grow(resident: &Mask, index: usize) -> Range<usize> {
+/// The pages to bring for a fault at `index` of a block of which `resident` are on the device: 64 KiB or at most so many.
+pub(crate) fn grow(resident: &Mask, index: usize, most_pages: usize) -> Range<usize> {
     let aligned = |len: usize| index / len * len..(index / len + 1) * len;
     let unit = aligned(UNIT_PAGES);
     let mut best = unit.clone();
     let mut len = UNIT_PAGES * 2;
     // What is resident in the unit counts once.
     let brought = UNIT_PAGES - resident.count(unit);
-    while len <= BLOCK_PAGES {
+    while len <= most_pages.min(BLOCK_PAGES) {
         let range = aligned(len);
         if (resident.count(range.clone()) + brought) * 100 > len * THRESHOLD_PERCENT {
             best = range;
@@ -60,19 +60,20 @@ mod tests {
 
     #[test]
     fn a_lone_fault_brings_64_kib() {
-        assert_eq!(grow(&Mask::default(), 0), 0..16);
-        assert_eq!(grow(&Mask::default(), 511), 496..512);
+        assert_eq!(grow(&Mask::default(), 0, 512), 0..16);
+        assert_eq!(grow(&Mask::default(), 511, 512), 496..512);
     }
 
     #[test]
     fn density_brings_more() {
         // 16 of 32 are half, which is not enough; 17 are.
-        assert_eq!(grow(&mask(0..16), 16), 0..32);
-        assert_eq!(grow(&mask(0..1), 16), 0..32);
-        assert_eq!(grow(&mask(64..80), 0), 0..16);
+        assert_eq!(grow(&mask(0..16), 16, 512), 0..32);
+        assert_eq!(grow(&mask(0..1), 16, 512), 0..32);
+        assert_eq!(grow(&mask(64..80), 0, 512), 0..16);
         // More than half of the block: all of it, though the near parts are empty.
-        assert_eq!(grow(&mask(256..512), 0), 0..512);
+        assert_eq!(grow(&mask(256..512), 0, 512), 0..512);
+        assert_eq!(grow(&mask(256..512), 0, 300), 0..16, "not more than there is room for");
         // Resident pages of the unit itself are not counted twice.
-        assert_eq!(grow(&mask(0..15), 15), 0..16);
+        assert_eq!(grow(&mask(0..15), 15, 512), 0..16);
     }
 }

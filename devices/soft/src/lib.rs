@@ -38,7 +38,8 @@
 //! What is only read stays where it is and is mapped read-only, in place; what is read mostly is copied (`duplicate`); what is
 //! written migrates; hints of the program and pages that bounce change that (`policy`, `thrash`). A fault brings 64 KiB, more
 //! where the device has most of a block or faults come in order, and all of a huge page (`grow`, `service`), which has one
-//! entry (`enter`, `table`, `tlb`). When the memory is full, what came first is evicted (`room`).
+//! entry (`enter`, `table`, `tlb`). When the memory is full something is evicted (`room`), and what would come back too soon is
+//! not brought (`gone`). While units compute, what streams come to is brought (`ahead`).
 //!
 //! # What others wait for
 //!
@@ -48,6 +49,7 @@
 //!
 //! Everything that callbacks touch is made inside of hmm's private heap, or between guard pages (`own`).
 
+mod ahead;
 mod buffer;
 mod device;
 mod dropped;
@@ -55,6 +57,7 @@ mod duplicate;
 mod enter;
 mod error;
 mod frames;
+mod gone;
 mod grow;
 mod host;
 mod memory;

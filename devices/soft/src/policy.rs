@@ -3,6 +3,7 @@
 //! | hint | read | write |
 //! |---|---|---|
 //! | the page bounces | in place | in place |
+//! | it comes back too soon (`gone`), and no hint says where it is to be | in place | in place |
 //! | read mostly | copy | migrate |
 //! | prefers this device | migrate | migrate |
 //! | prefers another place, or accessed by this device | in place | in place |
@@ -23,10 +24,18 @@ use hmm_core::hints::{Hint, Preferred};
 pub(crate) enum Action {
     /// Access it where the CPU does.
     InPlace,
+    /// As `InPlace`, and writes, too: it would be on the device if there were room.
+    Stay,
     /// Bring it to the device.
     Migrate,
     /// Make a copy on the device.
     Copy,
+}
+
+/// Whether what is to migrate may stay where it is if there is no room for it: nobody has said that it has to come, and the
+/// device reaches system memory as well as its own.
+pub(crate) fn may_stay(hint: Hint, copies_reads: bool) -> bool {
+    hint.preferred.is_none() && !hint.read_mostly && !copies_reads
 }
 
 /// What the hints say.

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!     drop duplicates
-//!     for each page: what do the hints say?          policy, thrash
-//!       to be migrated: how much around it?          grow, streams
+//!     for each page: what do the hints say?          policy, thrash, gone
+//!       to be migrated: how much around it?          grow, streams; what comes next: ahead
 //!     make room; migrate                             room
 //!     for each run of pages:
 //!       again: seq = read_begin
@@ -21,6 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hmm_core::addr::{BLOCK_PAGES, PageRange, Vpn};
+use hmm_core::hints::Hint;
 use hmm_core::stream::Streams;
 
 use crate::buffer::{BATCH, Fault, drop_duplicates};
@@ -29,7 +30,7 @@ use crate::duplicate::{duplicate, faults_in, is_served};
 use crate::enter::map;
 use crate::grow::{UNIT_PAGES, grow};
 use crate::host::{Found, Want};
-use crate::policy::{Action, decide};
+use crate::policy::{Action, decide, may_stay};
 use crate::room::Room;
 use crate::thrash::Thrash;
 
@@ -54,6 +55,8 @@ pub(crate) struct State {
 struct Window {
     range: PageRange,
     action: Action,
+    /// What the hints say.
+    wanted: Action,
 }
 
 impl Service {
@@ -61,7 +64,8 @@ impl Service {
         // At most a quarter of the memory at once.
         let most_pages = (nr_frames / 4).clamp(1, BLOCK_PAGES);
         let streams = Streams::new(u32::try_from(most_pages).unwrap_or(u32::MAX));
-        let state = State { thrash: Thrash::new(), room: Room::new(), streams, start: Instant::now() };
+        let room = Room::new(nr_frames, most_pages);
+        let state = State { thrash: Thrash::new(), room, streams, start: Instant::now() };
         Self { most_pages, state: Mutex::new(state) }
     }
 
@@ -95,7 +99,7 @@ pub(crate) fn serve(device: &Shared, mut batch: Vec<Fault>) {
                 let faults = faults_in(&batch, window.range);
                 duplicate(device, &mut state, window.range, faults);
             }
-            Action::InPlace => {}
+            Action::InPlace | Action::Stay => {}
         }
     }
     // Copies have their entries already.
@@ -105,8 +109,10 @@ pub(crate) fn serve(device: &Shared, mut batch: Vec<Fault>) {
             && faults_in(&batch, window.range).iter().all(|fault| is_served(&table, fault))
     };
     windows.retain(|window| !is_done(window));
+    let stays = |window: &Window| (window.action == Action::Stay).then_some(window.range);
+    let stay: Vec<_> = windows.iter().filter_map(stays).collect();
     for run in runs(&windows) {
-        map(device, run, &batch);
+        map(device, run, &batch, &stay);
     }
 }
 
@@ -122,38 +128,71 @@ fn drop_served(device: &Shared, batch: &mut Vec<Fault>) {
 
 /// What is to be done for the faults of a batch, in order of addresses.
 fn plan(device: &Shared, state: &mut State, batch: &[Fault]) -> Vec<Window> {
-    let now = state.now();
     let mut windows: Vec<Window> = Vec::new();
     for fault in batch {
         let (hint, extent) = device.host.hint(fault.page);
-        let mut action = decide(hint, device.index, fault.write, device.copies_reads);
-        let is_planned = |last: &Window| last.action == action && last.range.contains(fault.page);
+        let action = decide(hint, device.index, fault.write, device.copies_reads);
+        let is_planned = |last: &Window| last.wanted == action && last.range.contains(fault.page);
         if action != Action::InPlace && windows.last().is_some_and(is_planned) {
             continue;
         }
-        if action != Action::InPlace && state.thrash.comes(fault.page, now) {
-            device.stats.bounced.add(1);
-            action = Action::InPlace;
-        }
-        let range = match action {
-            Action::Migrate | Action::Copy => bringing(device, state, fault.page, extent, now),
-            Action::InPlace => around(fault.page, UNIT_PAGES).intersect(extent),
-        };
-        windows.push(Window { range, action });
+        windows.push(window_of(device, state, *fault, action, (hint, extent)));
     }
     windows
 }
 
+/// What is to be done for a fault for which the hints say `action`.
+fn window_of(
+    device: &Shared,
+    state: &mut State,
+    fault: Fault,
+    action: Action,
+    (hint, extent): (Hint, PageRange),
+) -> Window {
+    let now = state.now();
+    let near = around(fault.page, UNIT_PAGES).intersect(extent);
+    if action == Action::InPlace {
+        return Window { range: near, action, wanted: action };
+    }
+    let wanted = action;
+    if let Some(range) = here(device, fault.page, extent) {
+        // It was brought ahead.
+        let hit = state.streams.fault(fault.page, 16);
+        state.streams.expect(hit, range.end);
+        if hit.sequential {
+            expect(device, fault, range);
+        }
+        return Window { range, action: Action::InPlace, wanted };
+    }
+    if state.thrash.comes(fault.page, now) {
+        device.stats.bounced.add(1);
+        // That is said of this page only.
+        return Window { range: near, action: Action::InPlace, wanted: Action::InPlace };
+    }
+    if let Some(range) = crowded(device, state, fault.page, action, hint) {
+        device.stats.crowded.add(1);
+        return Window { range: range.intersect(extent), action: Action::Stay, wanted };
+    }
+    Window { range: bringing(device, state, fault, extent), action, wanted }
+}
+
+/// What may stay in system memory with a page, for which there is no room but that of others which are wanted as soon.
+fn crowded(device: &Shared, state: &State, page: Vpn, action: Action, hint: Hint) -> Option<PageRange> {
+    let range = state.room.gone.too_soon(page)?;
+    let is_full = (device.memory.nr_free() as u64) < range.nr_pages();
+    (action == Action::Migrate && may_stay(hint, device.copies_reads) && is_full).then_some(range)
+}
+
 /// What to bring along with a page: nothing of another block, and all of a huge page.
-fn bringing(device: &Shared, state: &mut State, page: Vpn, extent: PageRange, now: Duration) -> PageRange {
-    let block = page.block();
+fn bringing(device: &Shared, state: &mut State, fault: Fault, extent: PageRange) -> PageRange {
+    let (page, block, now) = (fault.page, fault.page.block(), state.now());
     let hit = state.streams.fault(page, 16);
-    let mut range = if is_huge(device, page) {
+    let mut range = if device.service.most_pages == BLOCK_PAGES && look(device, PageRange::new(page, 1)).1 {
         block.pages()
     } else if hit.sequential {
         PageRange::new(page, hit.window as u64).intersect(block.pages())
     } else {
-        let grown = grow(&device.notifier.table().frames_of(block), page.index());
+        let grown = grow(&device.notifier.table().frames_of(block), page.index(), device.service.most_pages);
         PageRange { start: block.page(grown.start), end: block.page(grown.end) }
     };
     range = device.host.clip(page, range.intersect(extent));
@@ -166,18 +205,59 @@ fn bringing(device: &Shared, state: &mut State, page: Vpn, extent: PageRange, no
         range.start = before.add(1);
     }
     state.streams.expect(hit, range.end);
+    if hit.sequential && hit.window == BLOCK_PAGES {
+        expect(device, fault, range);
+    }
     range
 }
 
-/// Whether a page is part of a huge page, which should not be taken apart, and for which there is room.
-fn is_huge(device: &Shared, page: Vpn) -> bool {
-    if device.service.most_pages < BLOCK_PAGES {
-        return false;
+/// Has the block behind a range brought that a stream has come to.
+fn expect(device: &Shared, fault: Fault, range: PageRange) {
+    if range.end.index() == 0 && device.service.most_pages == BLOCK_PAGES {
+        device.ahead.expect(Fault { page: range.end, ..fault });
     }
-    let (range, wants, mut found) = (PageRange::new(page, 1), [Want::Look], [Found::None]);
+}
+
+/// Brings the block that a stream comes to next, as its fault would, and makes room for it.
+pub(crate) fn bring_ahead(device: &Shared, next: Fault) {
+    let mut state = device.service.lock();
+    let (hint, extent) = device.host.hint(next.page);
+    let action = decide(hint, device.index, next.write, device.copies_reads);
+    let stays = state.thrash.stays(next.page, state.now());
+    if action != Action::Migrate || stays || crowded(device, &state, next.page, action, hint).is_some() {
+        return;
+    }
+    let previous = Vpn(next.page.0.saturating_sub(1));
+    // Of the mapping that the stream is in.
+    let range = PageRange { start: previous, end: next.page.block().pages().end };
+    let mut range = device.host.clip(previous, range).intersect(extent);
+    range.start = range.start.max(next.page);
+    if !range.is_empty() && here(device, next.page, range).is_none() {
+        let nr = bring(device, &mut state, range);
+        device.stats.ahead.add(nr);
+    }
+}
+
+/// The pages of this device's memory that a page is one of, as far as they are in its block and in a range.
+fn here(device: &Shared, page: Vpn, range: PageRange) -> Option<PageRange> {
+    let is_here = |found: &Found| matches!(found, Found::Frame { device: of, .. } if *of == device.index);
+    let (found, _) = look(device, PageRange::new(page, 1));
+    is_here(&found[0]).then(|| {
+        let range = PageRange { start: page, end: range.end }.intersect(page.block().pages());
+        let nr = look(device, range).0.iter().take_while(|found| is_here(found)).count();
+        PageRange::new(page, nr.max(1) as u64)
+    })
+}
+
+/// Where pages of a block are, and whether some are part of a huge page: that should not be taken apart.
+fn look(device: &Shared, range: PageRange) -> ([Found; BLOCK_PAGES], bool) {
+    let (wants, mut found) = ([Want::Look; BLOCK_PAGES], [Found::None; BLOCK_PAGES]);
+    let nr = usize::try_from(range.nr_pages()).unwrap_or(0);
     let seq = device.notifier.read_begin();
-    // If it changes just now the page is brought as a small one, as it may well be by then.
-    device.host.range_fault(&device.notifier, seq, device.owner, range, &wants, &mut found) == Ok(true)
+    let looked =
+        device.host.range_fault(&device.notifier, seq, device.owner, range, &wants[..nr], &mut found[..nr]);
+    // What changes just now is dealt with as if it were nowhere, and small, as it may well be by then.
+    looked.map_or(([Found::None; BLOCK_PAGES], false), |is_huge| (found, is_huge))
 }
 
 fn around(page: Vpn, nr_pages: usize) -> PageRange {
@@ -198,6 +278,7 @@ pub(crate) fn bring(device: &Shared, state: &mut State, range: PageRange) -> usi
     device.stats.migrated.add(migrated.saturating_sub(from_peers));
     device.stats.from_peers.add(from_peers);
     if migrated > 0 {
+        state.room.gone.comes_back(range.start);
         state.room.came(range);
     }
     migrated

@@ -11,6 +11,7 @@ use hmm_core::hints::Hint;
 use hmm_core::notifier::Owner;
 use hmm_device::Device as _;
 
+use crate::ahead::Ahead;
 use crate::buffer::Buffer;
 use crate::device::{Peers, Shared};
 use crate::dropped::Dropped;
@@ -136,6 +137,7 @@ impl Builder {
         let index = self.host.add(Arc::clone(&memory) as _, owner).map_err(BuildError::Host)?;
         peers.write().unwrap_or_else(PoisonError::into_inner).push((index, Arc::clone(&memory)));
         let service = Service::new(nr_frames);
+        let ahead = Ahead::default();
         let host = self.host;
         let buffer = Buffer::default();
         let copies_reads = self.copies_reads;
@@ -151,6 +153,7 @@ impl Builder {
             peers,
             buffer,
             service,
+            ahead,
             stats,
         };
         Ok(Soft { shared: Arc::new(shared), trap, launching: Mutex::new(()) })
@@ -207,14 +210,21 @@ impl Soft {
                 first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
             }
         };
-        let nr_units = self.shared.cores.len();
+        let ahead = &self.shared.ahead;
         std::thread::scope(|scope| {
-            for id in 0..nr_units {
-                let run = &run;
-                let thread = std::thread::Builder::new().name(format!("hmm-unit-{id}"));
-                thread.spawn_scoped(scope, move || run(id)).map_err(LaunchError::Thread)?;
-            }
-            Ok::<_, LaunchError>(())
+            let _ended = ahead.until_dropped();
+            // Without a helper pages are brought when units fault.
+            let _helper = named("hmm-ahead").spawn_scoped(scope, || {
+                self.shared.host.enter();
+                ahead.run(&self.shared);
+            });
+            let run = &run;
+            let units: Vec<_> = (0..self.shared.cores.len())
+                .map(|id| named(&format!("hmm-unit-{id}")).spawn_scoped(scope, move || run(id)))
+                .collect::<Result<_, _>>()
+                .map_err(LaunchError::Thread)?;
+            let panicked = units.into_iter().filter_map(|unit| unit.join().err()).next();
+            panicked.map_or(Ok::<_, LaunchError>(()), |why| std::panic::resume_unwind(why))
         })?;
         let fault = first.into_inner().unwrap_or_else(PoisonError::into_inner);
         fault.map_or(Ok(()), |fault| Err(fault.into()))
@@ -290,6 +300,10 @@ impl Drop for Soft {
         let mut peers = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner);
         peers.retain(|(index, _)| *index != self.shared.index);
     }
+}
+
+fn named(name: &str) -> std::thread::Builder {
+    std::thread::Builder::new().name(name.to_owned())
 }
 
 fn pages_of(addr: u64, nr_bytes: usize) -> PageRange {

@@ -64,6 +64,10 @@ stats! {
     evicted,
     /// Faults that would have migrated a page, which bounced, and stayed in system memory.
     bounced,
+    /// Faults that would have brought back what had just left for lack of room, and were served where the pages are.
+    crowded,
+    /// Pages that were brought ahead of the units.
+    ahead,
     /// Times that the device had to start reading a range again, because it changed meanwhile.
     collisions,
     /// Times that somebody waited for units to let go of frames.

@@ -92,23 +92,33 @@ impl Core {
     pub(crate) fn enter(&self, addr: u64, size: usize, write: bool) -> Option<Place> {
         self.hazard.store(addr, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
-        let entry = &self.tlb[index_of(addr)];
-        let large = &self.large[large_index_of(addr)];
-        let offset = match entry.look(addr, size, write, PAGE_MASK) {
-            None => large.look(addr, size, write, BLOCK_MASK),
-            found => found,
-        };
-        match offset {
-            Some(offset) if offset != 0 => {
-                #[expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
-                let at = addr.wrapping_add(offset) as usize;
-                Some(Place::Frame(std::ptr::with_exposed_provenance_mut(at)))
-            }
-            other => {
+        match self.tlb[index_of(addr)].look(addr, size, write, PAGE_MASK) {
+            Some(offset) => self.place(addr, offset),
+            None => self.enter_large(addr, size, write),
+        }
+    }
+
+    /// The same for huge pages, in an access window. Not inlined, so that the code of each access stays small.
+    #[inline(never)]
+    fn enter_large(&self, addr: u64, size: usize, write: bool) -> Option<Place> {
+        match self.large[large_index_of(addr)].look(addr, size, write, BLOCK_MASK) {
+            Some(offset) => self.place(addr, offset),
+            None => {
                 self.leave();
-                other.map(|_| Place::System)
+                None
             }
         }
+    }
+
+    #[inline(always)]
+    fn place(&self, addr: u64, offset: u64) -> Option<Place> {
+        if offset != 0 {
+            #[expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
+            let at = addr.wrapping_add(offset) as usize;
+            return Some(Place::Frame(std::ptr::with_exposed_provenance_mut(at)));
+        }
+        self.leave();
+        Some(Place::System)
     }
 
     /// Ends the access window.

@@ -5,6 +5,7 @@
 mod common;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use common::{PAGE, map, soft, space, unmap, watched};
 use hmm::core::hints::{Advice, Preferred};
@@ -20,6 +21,13 @@ static ALLOCATOR: hmm::Heap = hmm::Heap;
 
 const HUGE: usize = 2 << 20;
 const HUGE_PAGES: u64 = 512;
+
+/// Runs a test while no other of this file maps and unmaps: what changes at that moment does not migrate.
+fn one_at_a_time(test: impl FnOnce()) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    watched(test);
+}
 
 /// Memory of huge pages between others of nobody's; a word for each page is used.
 struct Huge {
@@ -100,7 +108,7 @@ fn add_one(soft: &Soft, huge: &Huge) {
 
 #[test]
 fn they_come_and_go_as_one() {
-    watched(|| {
+    one_at_a_time(|| {
         let Some(huge) = Huge::new(4) else { return };
         let space = space();
         let soft = device(&space, 8, &Group::new());
@@ -122,7 +130,7 @@ fn they_come_and_go_as_one() {
 
 #[test]
 fn more_than_fits_leaves_and_comes_back_as_one() {
-    watched(|| {
+    one_at_a_time(|| {
         let Some(huge) = Huge::new(8) else { return };
         let space = space();
         let soft = device(&space, 4, &Group::new());
@@ -143,7 +151,7 @@ fn more_than_fits_leaves_and_comes_back_as_one() {
 
 #[test]
 fn the_program_takes_parts_of_them() {
-    watched(|| {
+    one_at_a_time(|| {
         let Some(huge) = Huge::new(2) else { return };
         let space = space();
         let soft = device(&space, 8, &Group::new());
@@ -176,7 +184,7 @@ fn the_program_takes_parts_of_them() {
 
 #[test]
 fn unmapping_protecting_and_copies_take_them_apart() {
-    watched(|| {
+    one_at_a_time(|| {
         let Some(huge) = Huge::new(1) else { return };
         let space = space();
         let soft = device(&space, 8, &Group::new());
@@ -218,7 +226,7 @@ fn unmapping_protecting_and_copies_take_them_apart() {
 
 #[test]
 fn small_pages_are_none() {
-    watched(|| {
+    one_at_a_time(|| {
         let space = space();
         let soft = soft(&space, 4096);
         // Of three blocks in a row at least two are whole, and get frames side by side.
@@ -245,7 +253,7 @@ fn small_pages_are_none() {
 
 #[test]
 fn devices_of_a_group_copy_them_directly() {
-    watched(|| {
+    one_at_a_time(|| {
         let Some(huge) = Huge::new(2) else { return };
         let space = space();
         let group = Group::new();

@@ -1,67 +1,18 @@
-//! The device on the real kernel: memory that comes and goes, threads that work at the same time, devices that end.
+//! The device on the real kernel: threads that work at the same time, devices that end.
 
 #![expect(clippy::tests_outside_test_module, reason = "integration test")]
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{PAGE, map, soft, space, unmap, watched};
 use hmm::core::hints::{Advice, Preferred};
-use hmm_soft::{DeviceFault, Group, LaunchError, Ptr, Unit, Why};
+use hmm_soft::{Group, Ptr, Unit};
 
 /// The program's allocator, so that the device may have any pointer.
 #[global_allocator]
 static ALLOCATOR: hmm::Heap = hmm::Heap;
-
-#[test]
-fn memory_that_is_unmapped_during_a_kernel_is_a_fault_and_no_crash() {
-    watched(|| {
-        let space = space();
-        let soft = soft(&space, 256);
-        let nr_pages = 64;
-        let mut faults = 0;
-        for round in 0..40 {
-            let at = map(nr_pages);
-            let started = AtomicBool::new(false);
-            let result = std::thread::scope(|scope| {
-                scope.spawn(|| {
-                    while !started.load(Ordering::Acquire) {
-                        std::hint::spin_loop();
-                    }
-                    unmap(at, nr_pages);
-                });
-                let kernel = |unit: &Unit<'_>| -> Result<(), DeviceFault> {
-                    for pass in 0.. {
-                        for page in 0..nr_pages {
-                            let word = Ptr::<u64>::new(at + (page * PAGE) as u64);
-                            match round % 4 {
-                                // In place, migrated, as a slice, atomically.
-                                0 => unit.load(word).map(|_| ())?,
-                                1 => unit.store(word, 1)?,
-                                2 => unit.chunks(word, 512, |_, _| {})?,
-                                _ => unit.fetch_add(word, 1).map(|_| ())?,
-                            }
-                        }
-                        started.store(pass > 0, Ordering::Release);
-                    }
-                    Ok(())
-                };
-                // SAFETY: nobody else accesses the memory; that it is unmapped is what this is about.
-                unsafe { soft.launch(kernel) }
-            });
-            match result {
-                Err(LaunchError::Fault(fault)) => {
-                    assert!(matches!(fault.why, Why::NoMapping | Why::Vanished), "{fault}");
-                    faults += 1;
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(faults, 40);
-        println!("{:?}", soft.stats());
-    });
-}
 
 #[test]
 fn no_count_is_lost_between_the_cpu_and_two_devices() {
@@ -105,24 +56,45 @@ fn no_count_is_lost_between_the_cpu_and_two_devices() {
 }
 
 #[test]
-fn what_was_unmapped_keeps_nothing_from_leaving() {
+fn no_count_is_lost_on_more_than_fits() {
     watched(|| {
         let space = space();
-        let soft = soft(&space, 256);
-        let at = map(64);
-        // SAFETY: nobody else accesses the memory.
-        let result = unsafe {
-            soft.launch(|unit| {
-                (0..64).try_for_each(|page| unit.store(Ptr::new(at + page * PAGE as u64), page))
-            })
-        };
-        result.unwrap();
-        assert_eq!(soft.resident_pages(), 64);
-        unmap(at + 7 * PAGE as u64, 3);
-        assert_eq!(soft.evict(at, 64 * PAGE), 61);
-        assert_eq!(soft.resident_pages(), 0);
-        unmap(at, 64);
+        let soft = hmm_soft::Soft::builder(&space).unwrap().memory(8 << 20).units(2).build().unwrap();
+        let nr_pages = 4 * 2048 / 2;
+        let at = map(nr_pages);
+        let word = |page: usize| at + (page * PAGE) as u64;
+        let here = Preferred::Device(soft.index());
+        for moved in [None, Some(here)] {
+            let pages = hmm::core::addr::PageRange::of_bytes(at, word(nr_pages));
+            space.advise(pages, Advice::Preferred(moved));
+            let kernel = |unit: &Unit<'_>| {
+                for _ in 0..3 {
+                    for page in unit.share(nr_pages) {
+                        unit.fetch_add(Ptr::<u64>::new(word(page)), 1)?;
+                    }
+                }
+                Ok(())
+            };
+            std::thread::scope(|scope| {
+                // SAFETY: everybody accesses the words atomically.
+                scope.spawn(|| unsafe { soft.launch(kernel) }.unwrap());
+                (0..3 * nr_pages).for_each(|round| {
+                    cpu_word(word(round * 61 % nr_pages)).fetch_add(1, Ordering::Relaxed);
+                });
+            });
+            println!("{:?}", soft.stats());
+        }
+        let wrong = (0..nr_pages).find(|page| cpu_word(word(*page)).load(Ordering::Relaxed) != 12);
+        assert_eq!(wrong, None);
+        assert!(soft.stats().evicted > 0, "{:?}", soft.stats());
+        unmap(at, nr_pages);
     });
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "addresses have 64 bits here")]
+fn cpu_word<'a>(at: u64) -> &'a AtomicU64 {
+    // SAFETY: an aligned word of the test's memory, accessed atomically by everybody.
+    unsafe { AtomicU64::from_ptr(std::ptr::with_exposed_provenance_mut(at as usize)) }
 }
 
 #[test]
