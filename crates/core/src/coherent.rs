@@ -230,28 +230,40 @@ impl<K: Kernel> Engine<K> {
             let is_copy = |states: &States, index: usize| {
                 is_shared(states.get(index)) && seen[index - part.start].cpu == Mapped::Writable
             };
-            if !part.clone().any(|index| is_copy(&block.lock(), index)) {
-                continue;
-            }
             noticed |= self.turn_to_system(id, part.clone(), is_copy);
         }
         noticed
     }
 
     /// Those of the block's pages in `part` that are mapped from frames, and that `is_meant` says so of, are system memory from
-    /// now on, and their frames are free. Returns whether there were any.
+    /// now on, and their frames are free. Drivers hear of these, and of no page between them. Returns whether there were any.
     fn turn_to_system(
         &self,
         id: BlockId,
         part: Range<usize>,
         is_meant: impl Fn(&States, usize) -> bool,
     ) -> bool {
-        let range = PageRange { start: id.page(part.start), end: id.page(part.end) };
+        let mut meant = PageSet::EMPTY;
+        {
+            let states = self.table.block(id).lock();
+            part.filter(|index| is_meant(&states, *index)).for_each(|index| meant.insert(index));
+        }
+        // Each of them, whatever came of those before.
+        meant.runs().filter(|run| self.run_to_system(id, run.clone(), &is_meant)).count() > 0
+    }
+
+    fn run_to_system(
+        &self,
+        id: BlockId,
+        run: Range<usize>,
+        is_meant: &impl Fn(&States, usize) -> bool,
+    ) -> bool {
+        let range = PageRange { start: id.page(run.start), end: id.page(run.end) };
         let change = self.notifiers.invalidate(Change { range, cause: Cause::Clear, owner: None });
         let gate = self.gate();
         let mut states = self.table.block(id).lock();
         let mut any = false;
-        for index in part {
+        for index in run {
             if let PageState::Coherent { frame, .. } = states.get(index)
                 && is_meant(&states, index)
             {
@@ -272,14 +284,7 @@ impl<K: Kernel> Engine<K> {
     /// memory as it is: the device is going away.
     pub(crate) fn keep_frames(&self, device: DeviceId) {
         let is_there = |states: &States, index: usize| matches!(states.get(index), PageState::Coherent { frame, .. } if frame.device == device.number());
-        for (id, block, part) in self.table.used_blocks(PageRange { start: Vpn(0), end: END }) {
-            let any = |part: Range<usize>| {
-                let states = block.lock();
-                part.into_iter().any(|index| is_there(&states, index))
-            };
-            if !any(part.clone()) {
-                continue;
-            }
+        for (id, _, part) in self.table.used_blocks(PageRange { start: Vpn(0), end: END }) {
             self.turn_to_system(id, part, is_there);
         }
     }
