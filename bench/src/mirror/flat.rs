@@ -1,8 +1,10 @@
-//! A device whose memory is one block of RAM, touched beforehand: the copy of the bytes is all that it costs.
+//! A device whose memory is RAM of small or huge pages, touched beforehand: the copy of the bytes is all that it costs.
 //!
 //! A lock for each 2 MiB, taken once for each run of frames that lie side by side.
 
+use super::memory::{Memory, PageKind};
 use crate::data::PAGE_BYTES;
+use anyhow::Result;
 use hmm::device::{
     Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, MemKind, Store, Transfer, Usage,
 };
@@ -21,7 +23,7 @@ enum State {
 
 #[derive(Debug)]
 struct Chunk {
-    bytes: Vec<u8>,
+    memory: Memory,
     states: Vec<State>,
 }
 
@@ -50,16 +52,21 @@ fn runs(frames: &[DevicePfn]) -> impl Iterator<Item = (usize, usize, usize)> {
 
 impl Flat {
     /// A device of at least so many frames, all touched.
-    pub(crate) fn new(nr_pages: usize) -> Self {
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(crate) fn new(nr_pages: usize, kind: PageKind) -> Result<Self> {
         let _inside = Inside::enter();
         let nr_chunks = nr_pages.div_ceil(CHUNK_PAGES);
-        let chunk =
-            || Chunk { bytes: vec![1; CHUNK_PAGES * PAGE_BYTES], states: vec![State::Free; CHUNK_PAGES] };
+        let chunk = |_| {
+            let memory = Memory::filled(CHUNK_PAGES * PAGE_BYTES, kind, 1)?;
+            Ok(Mutex::new(Chunk { memory, states: vec![State::Free; CHUNK_PAGES] }))
+        };
         let nr_frames = u32::try_from(nr_chunks * CHUNK_PAGES).unwrap_or(u32::MAX);
-        Self {
-            chunks: (0..nr_chunks).map(|_| Mutex::new(chunk())).collect(),
+        Ok(Self {
+            chunks: (0..nr_chunks).map(chunk).collect::<Result<_>>()?,
             free: Mutex::new((0..nr_frames).rev().map(DevicePfn).collect()),
-        }
+        })
     }
 
     /// Calls `copy` with the bytes of each run of frames that are in state `from`, and leaves them in state `to`.
@@ -78,7 +85,10 @@ impl Flat {
             if chunk.states[first..first + nr].iter().any(|state| *state != from) {
                 return Transfer::stopped(done, DeviceError::Unsupported);
             }
-            copy(done * PAGE_BYTES, &mut chunk.bytes[first * PAGE_BYTES..(first + nr) * PAGE_BYTES]);
+            copy(
+                done * PAGE_BYTES,
+                &mut chunk.memory.bytes_mut()[first * PAGE_BYTES..(first + nr) * PAGE_BYTES],
+            );
             chunk.states[first..first + nr].fill(to);
             done += nr;
         }
@@ -166,6 +176,6 @@ mod tests {
 
     #[test]
     fn conforms() {
-        hmm::device::conformance::check(|| Flat::new(1024));
+        hmm::device::conformance::check(|| Flat::new(1024, PageKind::Small).unwrap());
     }
 }

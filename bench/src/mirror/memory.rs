@@ -97,6 +97,12 @@ impl Memory {
         unsafe { std::slice::from_raw_parts_mut(self.start().cast(), self.nr_bytes / 8) }
     }
 
+    /// Its bytes.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `words_mut`.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.nr_bytes) }
+    }
+
     /// Bytes in it.
     pub(crate) const fn len(&self) -> usize {
         self.nr_bytes

@@ -32,7 +32,7 @@ fn blocks(range: PageRange) -> impl Iterator<Item = PageRange> {
 impl Driver {
     fn new(nr_pages: usize, kind: PageKind) -> Result<Self> {
         let space = space()?;
-        let device = Arc::new(Flat::new(nr_pages));
+        let device = Arc::new(Flat::new(nr_pages, kind)?);
         let id = space.add_device(Arc::clone(&device) as _, MINE)?;
         Ok(Self { space, device, id, compound: kind == PageKind::Huge })
     }
