@@ -17,6 +17,8 @@ impl std::fmt::Debug for PageSet {
 impl PageSet {
     /// The empty set.
     pub const EMPTY: Self = Self([0; WORDS]);
+    /// All pages of a block.
+    pub const FULL: Self = Self([u64::MAX; WORDS]);
 
     /// Whether the page is in the set.
     pub const fn contains(&self, index: usize) -> bool {

@@ -146,6 +146,10 @@ pub trait Kernel: Send + Sync {
     /// Which pages of a block are there. Asked under the block's lock, so that no registered hole is filled meanwhile.
     fn present(&self, block: BlockId) -> PageSet;
 
+    /// Whether the program changes its mappings, and the events for that are not read yet: where a page is cannot be told.
+    /// Asked after [`present`](Self::present), under the gate, in which no event is read, it says whether that was true.
+    fn is_changing(&self) -> bool;
+
     /// Which slots of a bay hold a page.
     fn scan_bay(&self, bay: Bay) -> BayScan;
 

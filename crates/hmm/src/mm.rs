@@ -331,6 +331,10 @@ impl Kernel for Mm {
         Self::present(self, block)
     }
 
+    fn is_changing(&self) -> bool {
+        self.files.uffd.is_changing()
+    }
+
     fn scan_bay(&self, bay: Bay) -> BayScan {
         self.scan(self.slot_range(SlotRun { start: bay.slot(0), len: BLOCK_PAGES }))
     }

@@ -293,6 +293,10 @@ impl Kernel for SimKernel {
         crate::runtime::present(&self.0.lock(), block)
     }
 
+    fn is_changing(&self) -> bool {
+        self.0.lock().events.is_changing()
+    }
+
     fn scan_bay(&self, bay: Bay) -> BayScan {
         self.0.lock().slots.scan(bay)
     }

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use hmm_device::DevicePfn;
 
-use crate::addr::{BLOCK_PAGES, PageRange, Slot, SlotRun};
+use crate::addr::{BLOCK_PAGES, BlockId, PageRange, Slot, SlotRun};
 use crate::bits::PageSet;
 use crate::driver::huge::split;
 use crate::driver::{Collected, Committed, Destination, Entry, Migration, Source};
@@ -63,8 +63,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
         for chunk in self.entries.chunk_by_mut(same_block) {
             let id = chunk[0].page.block();
             let mut states = engine.table.block(id).lock();
-            let present =
-                if chunk.iter().any(fills_hole) { engine.kernel.present(id) } else { PageSet::EMPTY };
+            let present = if chunk.iter().any(fills_hole) { engine.filled(id) } else { PageSet::EMPTY };
             if chunk[0].compound {
                 chunk[0].migrated = engine.commit_huge(&mut states, &chunk[0], ticket, &present);
                 if chunk[0].migrated || !chunk[0].has_destination() {
@@ -120,6 +119,13 @@ fn same_block(a: &Entry, b: &Entry) -> bool {
 }
 
 impl<K: Kernel> Engine<K> {
+    /// Which pages of the block are no holes. All, while that cannot be told: a page that was mapped unknown to us may be on
+    /// its way to another place, and a frame of zeroes would be its home there.
+    fn filled(&self, id: BlockId) -> PageSet {
+        let present = self.kernel.present(id);
+        if self.kernel.is_changing() { PageSet::FULL } else { present }
+    }
+
     /// Gives one page its new home. False: it was overtaken, or has nowhere to go.
     fn commit_page(
         &self,

@@ -122,6 +122,23 @@ fn a_hole_that_is_unmapped_does_not_migrate() {
     world.verify();
 }
 
+/// A page that is there unknown to the engine goes along with its mapping. At its old place there is nothing then.
+#[test]
+fn no_hole_migrates_while_mappings_move() {
+    let world = Fixture::new();
+    let mut migration = world.setup(Span::new(100, 8), Select::SYSTEM, &world.one);
+    migration.store(world.one.id).expect("is its driver's");
+    // Nobody reads its event yet.
+    world.world.start(&Op::Remap { from: 100, to: 300, len: 8, keep_source: true });
+    let migration = migration.pages();
+    assert_eq!(migration.nr_migrated(), 0);
+    migration.finalize();
+    assert_eq!(world.one.nr_used(), 0, "the frames are free");
+    while crate::runtime::pump(&world.world.shared(), world.engine()) {}
+    world.scan(Span::new(300, 8));
+    world.verify();
+}
+
 #[test]
 fn a_hole_that_was_touched_and_evicted_does_not_migrate() {
     let world = Fixture::new();
