@@ -4,6 +4,7 @@ mod cargo;
 mod ci;
 mod interleavings;
 mod oracle;
+mod sanitize;
 mod test;
 mod tidy;
 
@@ -15,6 +16,7 @@ usage: cargo xtask COMMAND
   test [ARGS]    all tests, with a count of those that could not run here and why; ARGS go to cargo test
   interleavings  the parts that work without locks between them, in all orders (loom) or very many (shuttle)
   tidy           the rules of the source tree that no compiler checks
+  sanitize KIND  the tests under AddressSanitizer (address) or ThreadSanitizer (thread); the rest goes to cargo test
   oracle         compares our HMM test device with Linux's own, in a virtual machine; --help says how
   ci             everything that must hold before a change is taken: tidy, format, lints, documentation, tests";
 
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         Some("interleavings") if rest.is_empty() => interleavings::run(),
         Some("tidy") if rest.is_empty() => tidy::run(),
         Some("oracle") => oracle::run(&rest),
+        Some("sanitize") => sanitize::run(&rest),
         Some("ci") if rest.is_empty() => ci::run(),
         _ => {
             eprintln!("{USAGE}");

@@ -1,0 +1,111 @@
+//! The tests under AddressSanitizer or ThreadSanitizer, by hand: a run of all takes longer than CI has.
+//!
+//! Rust and the C code of lz4 are instrumented. AddressSanitizer works with the standard library as it is delivered.
+//! ThreadSanitizer does not: it has to see what locks and reference counts order. So the standard library is built, too,
+//! for which its source is needed (`rustup component add rust-src`).
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::cargo::cargo;
+
+/// Packages whose tests run under a sanitizer.
+const PACKAGES: [&str; 11] = [
+    "hmm-capi",
+    "hmm-conformance",
+    "hmm-core",
+    "hmm-device",
+    "hmm-file",
+    "hmm",
+    "hmm-lz4",
+    "hmm-model",
+    "hmm-sim",
+    "hmm-soft",
+    "hmm-uapi",
+];
+
+/// Packages whose tests do not, and why.
+const LEFT_OUT: [(&str, &str); 6] = [
+    (
+        "hmm-agent",
+        "it is preloaded into a program that has no sanitizer's runtime, and would manage its shadow",
+    ),
+    ("hmm-cli", "its tests run programs with the agent in them"),
+    ("hmm-programs", "as hmm-cli"),
+    ("hmm-bench", "its tests measure, and set up the kernel's swap"),
+    ("hmm-dmirror", "its tests are with the agent's"),
+    ("xtask", "it has no threads, and no memory of its own making"),
+];
+
+/// A sanitizer.
+struct Sanitizer {
+    /// As compilers call it.
+    name: &'static str,
+    /// Whether the standard library has to be instrumented as well.
+    builds_std: bool,
+    /// Settings of its runtime.
+    options: (&'static str, &'static str),
+}
+
+const SANITIZERS: [Sanitizer; 2] = [
+    // Tests leave address spaces and their threads behind by design, and raise signals: what is lost is poisoned.
+    Sanitizer {
+        name: "address",
+        builds_std: false,
+        options: ("ASAN_OPTIONS", "detect_leaks=0:handle_sigbus=0:handle_segv=0"),
+    },
+    Sanitizer {
+        name: "thread",
+        builds_std: true,
+        options: ("TSAN_OPTIONS", "halt_on_error=1:handle_sigbus=0:handle_segv=0"),
+    },
+];
+
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let name = args.first().map(String::as_str);
+    let Some(sanitizer) = SANITIZERS.iter().find(|sanitizer| Some(sanitizer.name) == name) else {
+        bail!("say which: `cargo xtask sanitize address` or `cargo xtask sanitize thread`");
+    };
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let ask = |args: &[&str]| {
+        let output = Command::new(&rustc).args(args).output().context("cannot start rustc")?;
+        ensure!(output.status.success(), "rustc {args:?} failed");
+        String::from_utf8(output.stdout).context("rustc says what is no text")
+    };
+    let host = ask(&["-vV"])?;
+    let host = host.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    let flag = format!("-Zsanitizer={}", sanitizer.name);
+    let c_flag = format!("-fsanitize={} -fno-omit-frame-pointer", sanitizer.name);
+    let mut command = cargo()?;
+    command.args(["test", "--locked", "--no-fail-fast", "--tests", "--target", host]);
+    command.args(["--target-dir", &format!("target/{}", sanitizer.name)]);
+    if sanitizer.builds_std {
+        let sysroot = ask(&["--print", "sysroot"])?;
+        let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/Cargo.lock");
+        ensure!(
+            source.exists(),
+            "the standard library's source is needed, and {} is not there: `rustup component add rust-src`",
+            source.display()
+        );
+        command.arg("-Zbuild-std");
+    }
+    let rest = &args[1..];
+    if !rest.iter().take_while(|arg| *arg != "--").any(|arg| arg == "-p" || arg == "--package") {
+        LEFT_OUT.iter().for_each(|(package, why)| eprintln!("xtask: left out: {package}: {why}"));
+        command.args(PACKAGES.iter().flat_map(|package| ["-p", package]));
+    }
+    command.args(rest);
+    // Options of compilers that are no nightlies, which these have to be for.
+    command.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", flag);
+    command.env(format!("CFLAGS_{}", host.replace('-', "_")), c_flag);
+    // With `abort` cargo builds the standard library twice, of which rustc takes the wrong one.
+    command.env("CARGO_PROFILE_DEV_PANIC", "unwind");
+    let (variable, options) = sanitizer.options;
+    let options = std::env::var(variable).map_or(options.to_owned(), |more| format!("{options}:{more}"));
+    command.env(variable, options);
+    let status = command.status().context("cannot start cargo")?;
+    ensure!(status.success(), "tests failed under the {} sanitizer ({status})", sanitizer.name);
+    Ok(())
+}
