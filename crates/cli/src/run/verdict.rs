@@ -104,8 +104,8 @@ mod tests {
             "sort[7] was ended: there is no room left for its memory\n\
              \x20 lz4 refused page 17\n\
              \x20 resident 512 MiB of a budget of 512 MiB; away 2 GiB, in 1 GiB of at most 1 GiB on lz4\n\
-             \x20 give it more RAM (--ram), a larger device (--device lz4:cap=SIZE), or let the budget grow \
-             (--on-full grow)"
+             \x20 give it more RAM (--ram), a larger device (--device lz4:cap=SIZE), one more \
+             (--device file:path=DIRECTORY), or let the budget grow (--on-full grow)"
         );
     }
 
