@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 
-const ROWS: [&str; 14] = [
+const ROWS: [&str; 16] = [
     "to-device4k",
     "to-system4k",
     "to-device-huge",
@@ -27,6 +27,8 @@ const ROWS: [&str; 14] = [
     "fault",
     "twice-by-words",
     "twice-by-pages",
+    "twice-moved-by-words",
+    "twice-moved-by-pages",
 ];
 
 fn bench(args: &[&str]) -> Output {
