@@ -50,7 +50,7 @@ pub fn many_at_once(make: Make, watched: &Watched) {
             outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
     });
-    assert!(nr_moved.load(Ordering::Relaxed) > NR_PAGES, "pages have moved meanwhile");
+    assert!(nr_moved.load(Ordering::Relaxed) > 0, "pages have moved meanwhile");
     drop(maps);
     ground.finish();
 }
