@@ -1,5 +1,6 @@
 //! The device fails.
 
+use hmm::core::addr::BLOCK_PAGES;
 use hmm::core::mirror::{RangeError, Request};
 use hmm::core::state::PageState;
 use hmm::device::DeviceError;
@@ -17,25 +18,25 @@ use crate::watchdog::Watched;
 pub fn stores_fail_in_turn(make: Make, watched: &Watched) {
     let (ground, map) = (Ground::new(make, watched), Map::filled(150, SEED));
     ground.watch(map.pages());
+    // A store ends with its block, which may be soon. A fault behind the end of the first one would not come.
+    let in_first = BLOCK_PAGES - map.pages().start.index();
     let errors = [DeviceError::OutOfMemory, DeviceError::Io, DeviceError::Lost, DeviceError::Unsupported];
     for (number, error) in errors.into_iter().enumerate() {
-        let mut nr_failed = 0;
         for call in 0..4 {
-            let done = (number + call) % 3 * 5;
+            let done = ((number + call) % 3 * 5).min(in_first - 1);
             let when = When::Nth(ground.next_call(Verb::Store) + call as u64);
             ground.fail(Verb::Store, when, Fault::Stop { done, why: error });
             let nr_injected = ground.device.inner().injected();
             let went = ground.driver.to_device(map.pages());
             let is_injected = ground.device.inner().injected() > nr_injected;
             assert_eq!(went < 150, is_injected, "{went} went, {error:?} in store {call}");
-            nr_failed += usize::from(is_injected);
+            assert!(is_injected || call > 0, "there is at least one store");
             assert_eq!(ground.driver.nr_on_device(map.pages()), went);
             assert_eq!(ground.device.nr_live(), went, "no frame is left over");
             ground.mend();
             assert_eq!(ground.driver.to_system(map.pages()), went);
             map.expect(0..150, SEED, &format!("{error:?} in store {call}"));
         }
-        assert!(nr_failed > 0, "no store failed by {error:?}");
     }
     drop(map);
     ground.finish();

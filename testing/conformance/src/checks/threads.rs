@@ -42,7 +42,10 @@ pub fn many_at_once(make: Make, watched: &Watched) {
         let writers: Vec<_> = maps
             .iter()
             .zip(0u64..)
-            .map(|(map, number)| scope.spawn(move || write_and_read(map, number)))
+            .map(|(map, number)| {
+                let is_enough = || nr_moved.load(Ordering::Relaxed) > NR_PAGES;
+                scope.spawn(move || write_and_read(map, number, &is_enough))
+            })
             .collect();
         let outcomes: Vec<_> = writers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
         is_over.store(true, Ordering::Relaxed);
@@ -50,15 +53,18 @@ pub fn many_at_once(make: Make, watched: &Watched) {
             outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
     });
-    assert!(nr_moved.load(Ordering::Relaxed) > 0, "pages have moved meanwhile");
+    assert!(nr_moved.load(Ordering::Relaxed) > NR_PAGES, "pages have moved meanwhile");
     drop(maps);
     ground.finish();
 }
 
-fn write_and_read(map: &Map, number: u64) {
+/// For so many rounds, and on until it is enough.
+fn write_and_read(map: &Map, number: u64, is_enough: &dyn Fn() -> bool) {
     let mut rng = Rng::new(SEED + 1).fork(number);
     let mut seeds = [number; NR_PAGES];
-    for _ in 0..NR_ROUNDS {
+    let mut nr_rounds = 0;
+    while nr_rounds < NR_ROUNDS || !is_enough() {
+        nr_rounds += 1;
         for _ in 0..8 {
             let page = rng.below(NR_PAGES);
             seeds[page] = rng.bits();
