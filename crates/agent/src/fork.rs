@@ -224,7 +224,8 @@ extern "C" fn child() {
         return;
     }
     let end_fd = CHILD_END.load(Ordering::Relaxed);
-    if Runtime::was_busy() {
+    // A fault that was served meanwhile may have taken pages to a file.
+    if Runtime::was_busy() || devices::empty_files().is_none() {
         let useless = [CHILD_USELESS];
         // SAFETY: sends a byte.
         unsafe { libc::send(end_fd, useless.as_ptr().cast(), 1, 0) };
@@ -412,7 +413,8 @@ fn prepare_engine(runtime: &Runtime) -> bool {
         answer();
         runtime.serve_once(&mut |child| runtime.poison_child(&child));
     };
-    let possible = are_files_empty(runtime) && reserve::fill(runtime, on_full, &mut &serve);
+    // In this order: what leaves for the child may go to a file.
+    let possible = reserve::fill(runtime, on_full, &mut &serve) && are_files_empty(runtime);
     if !possible {
         runtime.thaw();
     }

@@ -216,37 +216,36 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Calls `each` for every page whose bytes are not in the program.
+    /// Calls `each` for every page whose bytes are not in the program. It must not call the engine.
     pub fn for_each_absent(&self, each: &mut dyn FnMut(Vpn)) {
-        let everything = crate::addr::PageRange { start: Vpn(0), end: crate::table::END };
-        for (id, block, part) in self.table.used_blocks(everything) {
-            let states = block.lock();
-            for index in part {
-                match states.get(index) {
-                    PageState::None
-                    | PageState::System { .. }
-                    | PageState::Coherent { .. }
-                    | PageState::Dropped { .. } => {}
-                    PageState::Fetching { .. }
-                    | PageState::Staged { .. }
-                    | PageState::Storing { .. }
-                    | PageState::Device { .. }
-                    | PageState::Exclusive { .. }
-                    | PageState::Poisoned => each(id.page(index)),
-                }
-            }
-        }
+        self.for_each_state(&mut |page, state| match state {
+            PageState::None
+            | PageState::System { .. }
+            | PageState::Coherent { .. }
+            | PageState::Dropped { .. } => {}
+            PageState::Fetching { .. }
+            | PageState::Staged { .. }
+            | PageState::Storing { .. }
+            | PageState::Device { .. }
+            | PageState::Exclusive { .. }
+            | PageState::Poisoned => each(page),
+        });
     }
 
     /// Calls `each` for every page whose only bytes are on the tier of that number. It must not call the engine.
     pub fn for_each_on(&self, tier: u8, each: &mut dyn FnMut(Vpn)) {
+        self.for_each_state(&mut |page, state| {
+            if matches!(state, PageState::Device { frame } if frame.device == tier) {
+                each(page);
+            }
+        });
+    }
+
+    fn for_each_state(&self, each: &mut dyn FnMut(Vpn, PageState)) {
         let everything = crate::addr::PageRange { start: Vpn(0), end: crate::table::END };
         for (id, block, part) in self.table.used_blocks(everything) {
             let states = block.lock();
-            part.filter(
-                |index| matches!(states.get(*index), PageState::Device { frame } if frame.device == tier),
-            )
-            .for_each(|index| each(id.page(index)));
+            part.for_each(|index| each(id.page(index), states.get(index)));
         }
     }
 

@@ -4,41 +4,40 @@
 //! a word (mprotect), so an extent is a guess that is corrected when the kernel refuses ([`set_vma`](Extents::set_vma)),
 //! but what is not in any extent is certainly not ours.
 
-use std::sync::{PoisonError, RwLock};
-
 use hmm_core::addr::{PageRange, Vpn};
 
+use crate::ranges::Ranges;
 use crate::unshared::Unshared;
-use crate::withhold::Withheld;
 
-/// A set of disjoint extents, sorted.
+/// One range for each extent.
 #[derive(Debug, Default)]
-pub struct Extents(RwLock<Vec<PageRange>>, Unshared, Withheld);
+pub struct Extents {
+    registered: Ranges,
+    /// What is known of forks and the pages.
+    unshared: Unshared,
+    /// What the program keeps from its children.
+    withheld: Ranges,
+}
 
 impl Extents {
     /// What is known of forks and the pages.
     pub(crate) const fn unshared(&self) -> &Unshared {
-        &self.1
+        &self.unshared
     }
 
-    /// What the program keeps from its children.
-    pub(crate) const fn withheld(&self) -> &Withheld {
-        &self.2
+    /// What the program keeps from its children, of registered memory.
+    pub(crate) const fn withheld(&self) -> &Ranges {
+        &self.withheld
     }
 
     /// The extent that holds the page.
     pub fn covering(&self, page: Vpn) -> Option<PageRange> {
-        let extents = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let after = extents.partition_point(|extent| extent.end <= page);
-        extents.get(after).copied().filter(|extent| extent.contains(page))
+        self.registered.covering(page)
     }
 
     /// The next part at or behind `from`, in front of `end`, that is in an extent.
     pub fn next_in(&self, from: Vpn, end: Vpn) -> Option<PageRange> {
-        let extents = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let after = extents.partition_point(|extent| extent.end <= from);
-        let part = extents.get(after)?.intersect(PageRange { start: from, end });
-        (!part.is_empty()).then_some(part)
+        self.registered.next_in(from, end)
     }
 
     /// The first part of the range that is in no extent.
@@ -56,49 +55,28 @@ impl Extents {
 
     /// The range is one mapping, all of it registered.
     pub fn set_vma(&self, range: PageRange) {
-        let mut extents = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        self.1.forget(range);
-        remove(&mut extents, range);
-        let at = extents.partition_point(|extent| extent.end <= range.start);
-        extents.insert(at, range);
+        self.unshared.forget(range);
+        self.registered.set(range);
     }
 
     /// The range is not registered any more.
     pub fn remove(&self, range: PageRange) {
-        let mut extents = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        self.1.forget(range);
-        self.2.end(range);
-        remove(&mut extents, range);
+        self.unshared.forget(range);
+        self.withheld.remove(range);
+        self.registered.remove(range);
     }
 
     /// What is registered of `from` has come to `to`. It also stays what it is: that it is gone another event tells, unless
     /// the mapping stays, too.
     pub fn moved(&self, from: PageRange, to: Vpn) {
-        self.2.moved(from, to);
-        let mut at = from.start;
-        while let Some(part) = self.next_in(at, from.end) {
-            at = part.end;
-            self.set_vma(PageRange::new(to.add(part.start.0 - from.start.0), part.nr_pages()));
-        }
+        self.withheld.for_moved(from, to, &mut |part| self.withheld.set(part));
+        self.registered.for_moved(from, to, &mut |part| self.set_vma(part));
     }
 
     /// Pages in all extents.
     pub fn nr_pages(&self) -> u64 {
-        let extents = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        extents.iter().map(|extent| extent.nr_pages()).sum()
+        self.registered.nr_pages()
     }
-}
-
-/// Takes the range out of a set of ranges.
-pub(crate) fn remove(extents: &mut Vec<PageRange>, range: PageRange) {
-    let first = extents.partition_point(|extent| extent.end <= range.start);
-    let last = extents.partition_point(|extent| extent.start < range.end);
-    if first >= last {
-        return;
-    }
-    let before = PageRange { start: extents[first].start, end: range.start };
-    let behind = PageRange { start: range.end, end: extents[last - 1].end };
-    extents.splice(first..last, [before, behind].into_iter().filter(|part| !part.is_empty()));
 }
 
 #[cfg(test)]

@@ -229,7 +229,10 @@ impl DeviceSpec {
             "file" => Self::parse_file(options),
             _ => return Err(SpecError::UnknownDevice(name.to_owned())),
         }?;
-        let range = if name == "lz4" { LZ4_BYTES } else { FILE_BYTES };
+        let range = match spec.backing {
+            Backing::Lz4 { .. } => LZ4_BYTES,
+            Backing::File { .. } => FILE_BYTES,
+        };
         let capacity_bytes = spec.capacity_bytes();
         if range.contains(&capacity_bytes) {
             Ok(spec)

@@ -8,48 +8,11 @@
 //! The kernel has one flag for that, ours and the program's: what the program keeps from its children is noted, and
 //! stays kept.
 
-use std::sync::{PoisonError, RwLock};
-
 use hmm_core::addr::{PageRange, Vpn};
 use hmm_uapi::mapping::Advice;
 use rustix::io::Errno;
 
-use crate::extents::remove;
 use crate::mm::{Mm, range_of};
-
-/// What the program itself keeps from its children, of registered memory.
-#[derive(Debug, Default)]
-pub(crate) struct Withheld(RwLock<Vec<PageRange>>);
-
-impl Withheld {
-    fn begin(&self, range: PageRange) {
-        let mut ranges = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        remove(&mut ranges, range);
-        let at = ranges.partition_point(|known| known.end <= range.start);
-        ranges.insert(at, range);
-    }
-
-    /// The program keeps the range no longer, or it is not registered any more.
-    pub(crate) fn end(&self, range: PageRange) {
-        remove(&mut self.0.write().unwrap_or_else(PoisonError::into_inner), range);
-    }
-
-    /// Mappings keep the flag when they move.
-    pub(crate) fn moved(&self, from: PageRange, to: Vpn) {
-        let mut at = from.start;
-        while let Some(part) = self.next_in(at, from.end) {
-            at = part.end;
-            self.begin(PageRange::new(to.add(part.start.0 - from.start.0), part.nr_pages()));
-        }
-    }
-
-    fn next_in(&self, from: Vpn, end: Vpn) -> Option<PageRange> {
-        let ranges = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let after = ranges.partition_point(|known| known.end <= from);
-        let part = ranges.get(after)?.intersect(PageRange { start: from, end });
-        (!part.is_empty()).then_some(part)
-    }
-}
 
 impl Mm {
     /// Keeps a range from children, before it is registered. Does nothing where forks are heard of.
@@ -103,9 +66,9 @@ impl Mm {
         {
             at = part.end;
             if withholds {
-                self.extents.withheld().begin(part);
+                self.extents.withheld().set(part);
             } else {
-                self.extents.withheld().end(part);
+                self.extents.withheld().remove(part);
                 let _ = self.withhold(part);
             }
         }
@@ -140,15 +103,15 @@ mod tests {
             kept
         };
         extents.set_vma(PageRange::new(Vpn(10), 20));
-        extents.withheld().begin(PageRange::new(Vpn(12), 6));
-        extents.withheld().begin(PageRange::new(Vpn(16), 4));
+        extents.withheld().set(PageRange::new(Vpn(12), 6));
+        extents.withheld().set(PageRange::new(Vpn(16), 4));
         assert_eq!(kept(), [(12, 16), (16, 20)]);
         extents.moved(PageRange::new(Vpn(14), 10), Vpn(104));
         assert_eq!(kept(), [(12, 16), (16, 20), (104, 106), (106, 110)]);
         extents.remove(PageRange::new(Vpn(14), 10));
         assert_eq!(kept(), [(12, 14), (104, 106), (106, 110)]);
         extents.set_vma(PageRange::new(Vpn(100), 20));
-        extents.withheld().end(PageRange::new(Vpn(105), 2));
+        extents.withheld().remove(PageRange::new(Vpn(105), 2));
         assert_eq!(kept(), [(12, 14), (104, 105), (107, 110)]);
     }
 }
