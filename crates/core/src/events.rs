@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError, RwLockWriteGuard};
 
 use crate::addr::{PageRange, SlotRun, Vpn};
+use crate::bits::PageSet;
 use crate::engine::Engine;
 use crate::fetch::Moved;
 use crate::kernel::Kernel;
@@ -99,6 +100,22 @@ impl<K: Kernel> Events<'_, K> {
     /// Other memory has come to the range, or its memory is not ours any more: nothing that is known of it is true.
     pub fn replaced(&self, range: PageRange) {
         self.forget(range, Cause::Clear);
+    }
+
+    /// The range becomes ours as it is. What is known of a page there is of memory that has gone untold. A page of which
+    /// nothing is known has not changed: drivers keep their entries for it.
+    pub fn joined(&self, range: PageRange) {
+        for (id, block, part) in self.engine.table.used_blocks(range) {
+            let mut known = PageSet::EMPTY;
+            {
+                let states = block.lock();
+                part.filter(|index| states.get(*index) != PageState::None)
+                    .for_each(|index| known.insert(index));
+            }
+            for run in known.runs() {
+                self.replaced(PageRange { start: id.page(run.start), end: id.page(run.end) });
+            }
+        }
     }
 
     /// The program unmapped the range.

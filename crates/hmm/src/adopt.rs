@@ -206,7 +206,7 @@ fn register_next(engine: &Engine<Mm>, rest: PageRange) -> Step {
     if !is_manageable(&vma) {
         return Step::Refused(gap);
     }
-    events.replaced(gap);
+    events.joined(gap);
     if mm.withhold(gap).is_err() {
         return Step::Refused(gap);
     }

@@ -324,6 +324,26 @@ static void coherent(void)
 	printf("coherent\n");
 }
 
+/* What does not change keeps its entry: of a mapping whose first pages migrate, and between those of a device that closes. */
+static void entries(void)
+{
+	int fd = open_device(2), other = open_device(1);
+	unsigned char *mem = memory(PROT_READ | PROT_WRITE), *buffer = memory(PROT_READ | PROT_WRITE);
+	struct command out;
+	fill(mem, 5);
+	CHECK(run(other, READ_PAGES, mem, buffer, PAGES, &out) == 0 && out.faults == 1);
+	CHECK(run(fd, TO_DEVICE, mem, buffer, 1, &out) == 0);
+	CHECK(run(other, READ_PAGES, mem + PAGE, buffer, PAGES - 1, &out) == 0 && out.faults == 0);
+	CHECK(run(fd, TO_DEVICE, mem + 2 * PAGE, buffer, 1, &out) == 0);
+	CHECK(run(other, READ_PAGES, mem, buffer, PAGES, &out) == 0);
+	CHECK(close(fd) == 0);
+	CHECK(run(other, READ_PAGES, mem + PAGE, buffer, 1, &out) == 0 && out.faults == 0);
+	CHECK(run(other, READ_PAGES, mem, buffer, PAGES, &out) == 0 && out.faults > 0);
+	check_filled(buffer, 5);
+	CHECK(close(other) == 0);
+	printf("entries\n");
+}
+
 /* A private mapping of a file has the file's bytes, keeps what is written to it, and its pages migrate. */
 static void file(void)
 {
@@ -372,6 +392,8 @@ int main(int argc, char **argv)
 			exclusive();
 		else if (strcmp(argv[i], "coherent") == 0)
 			coherent();
+		else if (strcmp(argv[i], "entries") == 0)
+			entries();
 		else if (strcmp(argv[i], "file") == 0)
 			file();
 		else if (strcmp(argv[i], "closed_private") == 0)

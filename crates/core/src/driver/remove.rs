@@ -39,10 +39,10 @@ pub enum RemoveError {
 const EVERYTHING: PageRange = PageRange { start: Vpn(0), end: END };
 
 impl<K: Kernel> Migration<'_, K, Collected> {
-    /// Collects those of a block's pages in `found` that are still wanted. Gives the reason for which mapped ones were left.
+    /// Collects those pages of a block's run that are still wanted. Gives the reason for which mapped ones were left.
     fn collect_found(
         &mut self,
-        found: &PageSet,
+        run: Range<usize>,
         change: Change,
         select: Select,
         is_wanted: &dyn Fn(&States, usize) -> Option<Frame>,
@@ -52,9 +52,11 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         let _change = engine.notifiers.invalidate(change);
         let _gate = engine.gate();
         let mut states = engine.table.block(id).lock();
-        let wanted = wanted_of(&states, found, is_wanted);
+        let mut wanted = PageSet::EMPTY;
+        let still = run.clone().filter(|index| is_wanted(&states, *index).is_some());
+        still.for_each(|index| wanted.insert(index));
         let stop = engine.unmap_frames(&mut states, id, &wanted);
-        let is_whole = found.len() == BLOCK_PAGES && self.entries.is_empty();
+        let is_whole = run.len() == BLOCK_PAGES && self.entries.is_empty();
         if let Some(first) = states.large_run()
             && is_whole
             && select.contains(Select::COMPOUND)
@@ -63,7 +65,7 @@ impl<K: Kernel> Migration<'_, K, Collected> {
             self.take_large_run(&mut states, id, first);
             return stop;
         }
-        for index in found.runs().flatten() {
+        for index in run {
             if let (PageState::Device { frame }, Some(_)) = (states.get(index), is_wanted(&states, index)) {
                 states.set(index, PageState::Fetching { ticket: self.ticket, frame });
                 let source = engine.source_of(frame);
@@ -74,23 +76,11 @@ impl<K: Kernel> Migration<'_, K, Collected> {
     }
 }
 
-/// The pages of `found` that are still wanted.
-fn wanted_of(
-    states: &States,
-    found: &PageSet,
-    is_wanted: &dyn Fn(&States, usize) -> Option<Frame>,
-) -> PageSet {
-    let mut wanted = PageSet::EMPTY;
-    let still = found.runs().flatten().filter(|index| is_wanted(states, *index).is_some());
-    still.for_each(|index| wanted.insert(index));
-    wanted
-}
-
 impl<K: Kernel> Engine<K> {
     /// Collects pages by the frames that they are in, at most [`MAX_PAGES`]: to empty a part of a device without knowing
     /// the pages' addresses. The entries are in the order of addresses. With [`Select::COMPOUND`] a huge page all of whose
-    /// frames are meant has one entry; of the others it does not matter what is selected. Each block with such pages is
-    /// invalidated with [`Cause::Migrate`] and the device's owner.
+    /// frames are meant has one entry; of the others it does not matter what is selected. Such pages are invalidated
+    /// with [`Cause::Migrate`] and the device's owner.
     ///
     /// # Errors
     /// [`SetupError::NotYours`].
@@ -147,11 +137,15 @@ impl<K: Kernel> Engine<K> {
             if found.is_empty() {
                 continue;
             }
-            let change = Change { range: id.pages(), cause, owner: on_behalf_of };
-            if migration.collect_found(&found, change, select, &is_wanted) == Some(Stop::Busy) {
-                // Shared by a fork: a write makes it the program's own.
-                self.kernel.unshare(id.pages());
-                migration.collect_found(&found, change, select, &is_wanted);
+            // Drivers hear of these pages, and of none between them.
+            for run in found.runs() {
+                let pages = PageRange { start: id.page(run.start), end: id.page(run.end) };
+                let change = Change { range: pages, cause, owner: on_behalf_of };
+                if migration.collect_found(run.clone(), change, select, &is_wanted) == Some(Stop::Busy) {
+                    // Shared by a fork: a write makes it the program's own.
+                    self.kernel.unshare(pages);
+                    migration.collect_found(run, change, select, &is_wanted);
+                }
             }
         }
         migration

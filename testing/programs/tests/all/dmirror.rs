@@ -56,6 +56,11 @@ fn coherent_devices() {
 }
 
 #[test]
+fn what_does_not_change_keeps_its_entry() {
+    holds("entries", &["entries"]);
+}
+
+#[test]
 fn private_mappings_of_files() {
     holds("file", &["file"]);
 }
