@@ -44,7 +44,7 @@ pub struct Config {
     pub low_pages: u64,
     /// Reclaim stops when this many pages are free.
     pub high_pages: u64,
-    /// How pages come home.
+    /// How pages come home but for those that come alone, which are copied.
     pub home_by: HomeBy,
     /// Largest run that a stream is fetched ahead by, in pages; 0 means 1.
     pub max_window: u32,

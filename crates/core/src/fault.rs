@@ -8,6 +8,7 @@ use crate::kernel::{Kernel, Stop};
 use crate::reclaim::Reclaimed;
 use crate::staging::Left;
 use crate::state::{Frame, PageState};
+use crate::stream::Hit;
 use crate::table::{States, covers};
 
 /// How a fault ended.
@@ -148,29 +149,39 @@ impl<K: Kernel> Engine<K> {
         step
     }
 
-    /// Zeroes as much of the range as there is memory for, `page` among it.
+    /// Zeroes as much of the range as there is memory for, `page` among it: of fresh memory, or of stock if that gives more.
     fn zero(&self, states: &mut States, page: Vpn, range: PageRange) -> Step {
         let free = usize::try_from(self.kernel.ledger().free()).unwrap_or(usize::MAX);
+        let cleared = cut_around(range, page, MAX_CLEAR);
+        if free < range_len(cleared)
+            && self.staging.nr_stock() > free
+            && let Some(run) = self.staging.take_stock(range_len(cleared))
+        {
+            return self.zero_stock(states, page, cleared, run);
+        }
         let range = cut_around(range, page, free.max(1));
         let nr_pages = range_len(range);
-        let progress = if self.try_charge(nr_pages) {
+        if self.try_charge(nr_pages) {
             let progress = self.kernel.zero_home(range);
             self.uncharge(nr_pages - progress.done);
-            progress
-        } else {
-            let range = cut_around(range, page, MAX_CLEAR);
-            let Some(run) = self.staging.take_stock(range_len(range)) else { return Step::NeedMemory };
-            let range = cut_around(range, page, run.len);
-            let used = SlotRun { start: run.start, len: range_len(range) };
-            self.kernel.with_slots_mut(used, &mut |bytes| bytes.fill(0));
-            let mapped = self.give_home(used, range);
-            self.staging.put(SlotRun { start: run.start, len: mapped.done }, mapped.left);
-            self.staging
-                .put(SlotRun { start: run.start.add(mapped.done), len: run.len - mapped.done }, Left::Memory);
-            let done = mapped.done;
-            return self.zeroed(states, page, range, done, mapped.stop);
-        };
-        self.zeroed(states, page, range, progress.done, progress.stop)
+            return self.zeroed(states, page, range, progress.done, progress.stop);
+        }
+        match self.staging.take_stock(nr_pages) {
+            Some(run) => self.zero_stock(states, page, range, run),
+            None => Step::NeedMemory,
+        }
+    }
+
+    /// Clears stock, and gives it to the range's pages, as far as it goes.
+    fn zero_stock(&self, states: &mut States, page: Vpn, range: PageRange, run: SlotRun) -> Step {
+        let range = cut_around(range, page, run.len);
+        let used = SlotRun { start: run.start, len: range_len(range) };
+        self.kernel.with_slots_mut(used, &mut |bytes| bytes.fill(0));
+        let mapped = self.give_home(self.config.home_by, used, range);
+        self.staging.put(SlotRun { start: run.start, len: mapped.done }, mapped.left);
+        let rest = SlotRun { start: run.start.add(mapped.done), len: run.len - mapped.done };
+        self.staging.put(rest, Left::Memory);
+        self.zeroed(states, page, range, mapped.done, mapped.stop)
     }
 
     fn zeroed(
@@ -266,7 +277,7 @@ impl<K: Kernel> Engine<K> {
         let nr_pages = nr_pages.min(window.max(page.index() + 1 - start));
         let run = SlotRun { start: first_slot, len: nr_pages };
         let range = PageRange::new(block.page(start), nr_pages as u64);
-        let mapped = self.give_home(run, range);
+        let mapped = self.give_home(self.way_home(Some(hit)), run, range);
         for index in start..start + mapped.done {
             let PageState::Staged { copy, .. } = states.get(index) else { continue };
             states.set(index, PageState::System { copy });
@@ -337,9 +348,17 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Gives the pages in slots to the program, by move or by copy, whichever is set and possible: copies need memory,
-    /// moves a writable mapping.
-    pub(crate) fn give_home(&self, run: SlotRun, range: PageRange) -> Mapped {
+    /// How pages come home that a fault asked for. A stray comes alone: a copy of one page costs less than a flush of other
+    /// CPUs' TLBs, which in a virtual machine may have to wake them. What leaves in its place leaves a block at a time, with
+    /// one flush for all.
+    pub(crate) fn way_home(&self, hit: Option<Hit>) -> HomeBy {
+        let is_stray = hit.is_some_and(|hit| !hit.sequential);
+        if is_stray { HomeBy::Copy } else { self.config.home_by }
+    }
+
+    /// Gives the pages in slots to the program, by move or by copy, as is wanted and possible: copies need memory, moves a
+    /// writable mapping.
+    pub(crate) fn give_home(&self, by: HomeBy, run: SlotRun, range: PageRange) -> Mapped {
         let copy = || {
             if !self.charge_for_copy(run.len) {
                 return Mapped { done: 0, stop: Some(Stop::NoMemory), left: Left::Memory };
@@ -350,7 +369,7 @@ impl<K: Kernel> Engine<K> {
         };
         // Copies are small pages.
         let is_huge = run.len == BLOCK_PAGES && self.staging.is_huge(run.start.bay());
-        if self.config.home_by == HomeBy::Copy && !is_huge {
+        if by == HomeBy::Copy && !is_huge {
             let mapped = copy();
             if mapped.done > 0 || mapped.stop != Some(Stop::NoMemory) {
                 return mapped;

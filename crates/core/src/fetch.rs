@@ -220,7 +220,7 @@ impl<K: Kernel> Engine<K> {
     /// Maps a run of fetched pages. Returns how far it came, and why not further.
     fn map_run(&self, states: &mut States, fetch: &Fetch, run: PageRange) -> (Vpn, Option<Stop>) {
         let slots = SlotRun { start: fetch.slot_of(run.start), len: run.end.index_after(run.start) };
-        let mapped = self.give_home(slots, run);
+        let mapped = self.give_home(self.way_home(fetch.hit), slots, run);
         let keep = self.keeps_copy(fetch.device);
         let mut gone = [DevicePfn::default(); FETCH_PAGES];
         let mut nr_gone = 0;

@@ -61,6 +61,11 @@ impl<K: Kernel> Engine<K> {
         !self.jobs.lock().is_empty()
     }
 
+    /// Whether faults are strays now: most of the last belonged to no stream.
+    pub fn is_stray(&self) -> bool {
+        self.streams.is_stray()
+    }
+
     /// Fetches ahead, one transfer. Returns whether there was something to do.
     pub fn read_ahead(&self) -> bool {
         let Some(job) = self.jobs.lock().pop_front() else { return false };

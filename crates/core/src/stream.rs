@@ -11,6 +11,10 @@ use crate::addr::Vpn;
 const NR_STREAMS: usize = 16;
 /// How far behind the expected page a fault still belongs to the stream.
 const SLACK_PAGES: u64 = 8;
+/// Strays that are remembered. A fault of a stream makes as many of them forgotten as [`STRAYS_A_HIT`] says, because random
+/// faults hit a stream by chance now and then.
+const MAX_STRAYS: u32 = 64;
+const STRAYS_A_HIT: u32 = 16;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Stream {
@@ -23,6 +27,7 @@ struct Stream {
 struct Inner {
     streams: [Stream; NR_STREAMS],
     clock: u64,
+    strays: u32,
 }
 
 /// The streams of a program.
@@ -64,8 +69,18 @@ impl Streams {
                 (oldest, initial.min(max_window))
             }
         };
+        inner.strays = match hit {
+            Some(_) => inner.strays.saturating_sub(STRAYS_A_HIT),
+            None => (inner.strays + 1).min(MAX_STRAYS),
+        };
         inner.streams[id] = Stream { next: page.0 + 1, window, last_used: clock };
         Hit { window: window as usize, sequential: hit.is_some(), id }
+    }
+
+    /// Whether faults are strays now: most of the last belonged to no stream.
+    pub fn is_stray(&self) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.strays >= MAX_STRAYS / 2
     }
 
     /// Everything up to `next` was brought: there the stream is expected again.
@@ -86,6 +101,20 @@ mod tests {
             assert!(streams.fault(Vpn(7), 16).window >= 1);
             assert_eq!(streams.fault(Vpn(8), 16).window, max_window.max(1) as usize);
         }
+    }
+
+    #[test]
+    fn strays_are_told_from_streams_and_from_chance() {
+        let streams = Streams::new(16);
+        let stray = |number: u64| streams.fault(Vpn(number * 1000), 1);
+        (1..32).for_each(|number| assert!(!stray(number).sequential && !streams.is_stray()));
+        (32..100).for_each(|number| assert!(!stray(number).sequential));
+        assert!(streams.is_stray());
+        assert!(streams.fault(Vpn(99_001), 1).sequential && streams.is_stray(), "once is chance");
+        for page in 99_002..99_005 {
+            assert!(streams.fault(Vpn(page), 1).sequential);
+        }
+        assert!(!streams.is_stray());
     }
 
     #[test]

@@ -34,6 +34,7 @@ mod migrating;
 pub mod mirror;
 pub mod mm;
 mod moves;
+mod place;
 mod ranges;
 pub mod runtime;
 mod space;

@@ -38,8 +38,8 @@ impl Runtime {
             if let Ok(messages) = mm.uffd().read_events(buffer) {
                 for message in messages {
                     match message {
-                        Event::Fault { addr, access, .. } if nr_faults < MAX_EVENTS => {
-                            faults[nr_faults] = Touch { page: Vpn::of_addr(addr), access };
+                        Event::Fault { addr, access, tid } if nr_faults < MAX_EVENTS => {
+                            faults[nr_faults] = Touch { page: Vpn::of_addr(addr), access, tid };
                             nr_faults += 1;
                         }
                         // It faults again.

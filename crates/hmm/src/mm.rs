@@ -82,6 +82,7 @@ pub fn features() -> hmm_uapi::uffd::Features {
         | Features::PAGEFAULT_FLAG_WP
         | Features::POISON
         | Features::MOVE
+        | Features::THREAD_ID
 }
 
 impl Mm {

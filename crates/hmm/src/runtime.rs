@@ -26,6 +26,7 @@ use rustix::time::Timespec;
 use crate::adopt::discover;
 use crate::control::OnFull;
 use crate::mm::Mm;
+use crate::place::{Follower, Place};
 use crate::waits::Waits;
 use hmm_core::addr::PageRange;
 
@@ -66,6 +67,7 @@ pub struct Runtime {
     /// Readable while handlers shall look up from their work.
     alarm: OwnedFd,
     stopping: AtomicBool,
+    follower: Follower,
     /// Readable while a handler that sleeps shall help with read-ahead.
     help: OwnedFd,
     /// Pages that there was no memory for.
@@ -87,11 +89,13 @@ pub struct Runtime {
 pub(crate) struct Touch {
     pub(crate) page: Vpn,
     pub(crate) access: FaultAccess,
+    /// The thread, as its process numbers it.
+    pub(crate) tid: u32,
 }
 
 impl Touch {
     /// What an array of them begins with.
-    pub(crate) const NONE: Self = Self { page: Vpn(0), access: FaultAccess::Write };
+    pub(crate) const NONE: Self = Self { page: Vpn(0), access: FaultAccess::Write, tid: 0 };
 }
 
 /// A fault that has to be tried again.
@@ -148,6 +152,7 @@ impl Runtime {
             alarm: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             help: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             waits: Waits::new(),
+            follower: Follower::default(),
             sleeping: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
             kicks: AtomicU32::new(0),
@@ -236,12 +241,18 @@ impl Runtime {
         let mut buffer = EventBuffer::new();
         let mut faults = [Touch::NONE; MAX_EVENTS];
         let mut retries = Retries::new();
+        let mut place = Place::new(&self.follower);
         while !self.stopping.load(Ordering::Relaxed) {
-            self.park_if_frozen();
+            if self.is_frozen() {
+                // A child of a fork begins without followers.
+                place.leave();
+                self.park_if_frozen();
+            }
             let nr_faults = self.read(&mut buffer, &mut faults, &mut |child| self.poison_child(&child));
             let now = Instant::now();
             for touch in &faults[..nr_faults] {
                 self.serve_fault(Pending { touch: *touch, since: now }, &mut retries);
+                place.served(touch.tid, self.engine.is_stray());
             }
             self.kick_if_low();
             if nr_faults > 0 {
@@ -287,7 +298,7 @@ impl Runtime {
     }
 
     pub(crate) fn serve_fault(&self, pending: Pending, retries: &mut Retries) {
-        let Touch { page, access } = pending.touch;
+        let Touch { page, access, .. } = pending.touch;
         let outcome = match access {
             FaultAccess::Read => self.engine.read_fault(page),
             FaultAccess::WriteProtect => self.engine.write_fault(page),

@@ -43,6 +43,20 @@ fn four_times_the_budget_keeps_every_byte() {
     });
 }
 
+/// When all memory is in use, what was taken out is given to new pages: as many at a time as before, not one.
+#[test]
+fn memory_is_filled_by_many_pages_a_fault() {
+    within(60, || {
+        let space = space(16 * MIB, Arc::new(Ram::new(64 * 1024)));
+        let mut region = space.alloc(128 * MIB).expect("allocates");
+        let before = space.stats().faults;
+        let words = region.as_mut_slice::<u64>();
+        words.iter_mut().enumerate().for_each(|(index, word)| *word = pattern(index, 0));
+        let faults = space.stats().faults - before;
+        assert!(faults < (128 * MIB / 4096 / 4) as u64, "{faults} faults for {} pages", 128 * MIB / 4096);
+    });
+}
+
 /// Pages that may not be written to cannot leave: what does not fit into the budget gets memory beyond it, and the budget is
 /// what it was when they can leave again.
 #[test]

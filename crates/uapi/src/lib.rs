@@ -24,6 +24,7 @@ pub mod pagemap;
 pub mod probe;
 pub mod process_vm;
 pub mod sys;
+pub mod tasks;
 pub mod thread;
 pub mod uffd;
 

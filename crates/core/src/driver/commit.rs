@@ -299,7 +299,7 @@ impl<K: Kernel> Engine<K> {
             let slots = SlotRun { start: slot.add(done), len: within };
             let pages = PageRange::new(first.page, within as u64);
             let protected = first.protect.then(|| self.give_home_protected(slots, pages)).flatten();
-            let mapped = protected.unwrap_or_else(|| self.give_home(slots, pages));
+            let mapped = protected.unwrap_or_else(|| self.give_home(self.config.home_by, slots, pages));
             for entry in &run[done..done + mapped.done] {
                 states.set(entry.page.index(), PageState::System { copy: entry.copy });
             }

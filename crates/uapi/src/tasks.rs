@@ -1,0 +1,63 @@
+//! Where the threads of this process run.
+
+use std::ffi::CStr;
+use std::io::Write;
+
+use rustix::fs::{Mode, OFlags};
+
+/// Field of a thread's `stat` that says where it ran last, counted from the one behind the name (the third).
+const PROCESSOR: usize = 39 - 3;
+/// Room for the text of a `stat`: 52 numbers of up to 20 digits.
+const STAT_BYTES: usize = 1200;
+
+/// The CPU that a thread of this process runs on, or ran on last; see `processor` in `proc_pid_stat(5)`.
+///
+/// `None` if it is not to be had: there is no such thread, or no procfs. Reading takes some microseconds, and
+/// neither allocates nor goes through libc.
+pub fn cpu_of(tid: u32) -> Option<usize> {
+    let mut path = [0u8; 40];
+    write!(&mut path[..], "/proc/self/task/{tid}/stat\0").ok()?;
+    let path = CStr::from_bytes_until_nul(&path).ok()?;
+    let stat = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut text = [0u8; STAT_BYTES];
+    let len = rustix::io::read(&stat, &mut text).ok()?;
+    processor(&text[..len])
+}
+
+/// The name is in parentheses, and may have any byte in it.
+fn processor(stat: &[u8]) -> Option<usize> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = stat[name_end + 1..].split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+    std::str::from_utf8(fields.nth(PROCESSOR)?).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::thread::CpuSet;
+
+    use super::*;
+    use crate::sys;
+
+    #[test]
+    fn a_thread_is_where_it_was_pinned() {
+        let allowed = sys::affinity(None).unwrap();
+        for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)) {
+            let seen = std::thread::spawn(move || {
+                // What looks like the end of a name, and fields behind it.
+                sys::set_thread_name(c"a) R 1 (b 7 7").unwrap();
+                let mut only = CpuSet::new();
+                only.set(cpu);
+                sys::set_affinity(None, &only).unwrap();
+                cpu_of(sys::gettid().unsigned_abs())
+            });
+            assert_eq!(seen.join().unwrap(), Some(cpu));
+        }
+    }
+
+    #[test]
+    fn threads_that_are_not_ours_are_nowhere() {
+        assert_eq!(cpu_of(1), None, "this process is not the first of the system");
+        assert_eq!(cpu_of(u32::MAX), None);
+        assert_eq!(processor(b"12 (name) R 1 2"), None);
+    }
+}
