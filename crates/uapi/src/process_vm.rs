@@ -4,7 +4,7 @@
 use linux_raw_sys::general as raw;
 use rustix::io::Errno;
 
-use crate::sys::IoVec;
+use crate::sys::{IoVec, gettid};
 use crate::syscall::syscall;
 
 /// Copies memory of the process (or thread) `pid` at `addr`. All of `to` is filled if it succeeds.
@@ -19,6 +19,21 @@ pub fn read(pid: i32, addr: u64, to: &mut [u8]) -> Result<(), Errno> {
         let remote = IoVec::new(addr, len - done);
         // SAFETY: the call writes to the rest of `to`, which is ours to write; what it reads it checks.
         unsafe { transfer(raw::__NR_process_vm_readv, pid, &local, &remote) }
+    })
+}
+
+/// Copies memory of this process at `addr`, as [`read`] does, but by accesses as the CPU's. What `read` does to a page that is
+/// shared with a child of a fork makes the kernel copy it.
+///
+/// # Errors
+/// `EFAULT`: not all of it can be read.
+pub fn read_own(addr: u64, to: &mut [u8]) -> Result<(), Errno> {
+    let (start, len) = (to.as_mut_ptr().expose_provenance(), to.len());
+    for_all(addr, len, |addr, done| {
+        let local = IoVec::new(addr, len - done);
+        let remote = IoVec::new(start + done, len - done);
+        // SAFETY: the call writes to the rest of `to`, which is ours to write; what it reads it checks.
+        unsafe { transfer(raw::__NR_process_vm_writev, gettid(), &local, &remote) }
     })
 }
 
@@ -73,11 +88,15 @@ mod tests {
     #[test]
     fn bytes_come_and_go_and_wrong_addresses_are_errors() {
         let mapping = Mapping::anonymous(3 * 4096).expect("memory");
-        let (start, pid) = (mapping.range().start, crate::sys::gettid());
+        let (start, pid) = (mapping.range().start, gettid());
         mapping.protect(2 * 4096, 4096).expect("it is ours");
         // SAFETY: nobody refers to the mapping.
         assert_eq!(unsafe { write(pid, start + 4000, &[7; 200]) }, Ok(()));
         let mut bytes = [0; 200];
+        assert_eq!(read_own(start + 4000, &mut bytes), Ok(()));
+        assert_eq!(bytes, [7; 200]);
+        assert_eq!(read_own(start + 2 * 4096 - 100, &mut bytes), Err(Errno::FAULT), "its end cannot be read");
+        bytes.fill(0);
         assert_eq!(read(pid, start + 4000, &mut bytes), Ok(()));
         assert_eq!(bytes, [7; 200]);
         assert_eq!(read(pid, start + 8100, &mut bytes), Err(Errno::FAULT), "the last bytes are protected");

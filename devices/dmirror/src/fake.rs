@@ -214,7 +214,7 @@ impl Space for Fake {
         let same =
             |page: &Page| (page.read, page.write, page.special) == (first.read, first.write, first.special);
         let end = (page.0..).find(|page| !pages.get(page).is_some_and(same))?;
-        Some(Vma { end: Vpn(end), readable: first.read, can_migrate: !first.special })
+        Some(Vma { end: Vpn(end), readable: first.read, writable: first.write, can_migrate: !first.special })
     }
 
     fn load(&self, page: Vpn, to: &mut [u8; PAGE_SIZE]) -> bool {
@@ -238,6 +238,10 @@ impl Space for Fake {
         assert!(matches!(page.home, Home::System(_)), "a stale entry");
         page.home = Home::System(Box::new(*from));
         true
+    }
+
+    fn touch(&self, page: Vpn) {
+        self.come_home(page);
     }
 
     fn migrate_to_device(

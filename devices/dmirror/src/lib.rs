@@ -17,6 +17,7 @@
 //! the CPU's, and as right as one whatever happens meanwhile.
 
 mod abi;
+mod fault;
 mod memory;
 mod migrate;
 mod mirror;

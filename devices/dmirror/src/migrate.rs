@@ -35,7 +35,7 @@ impl<S: Space> Mirror<S> {
             // A coherent frame is mapped in the program: that is where the device finds it, too.
             let place = match self.device.kind() {
                 MemKind::Private => Place::Frame(pfn),
-                MemKind::Coherent => Place::System,
+                MemKind::Coherent => Place::System { zero: false },
             };
             let entered = self.notifier.install_own(seq, |table| table.set(page, Entry { place, write }));
             collided |= entered.is_err();

@@ -18,9 +18,9 @@ use crate::space::{Kind, Request, Seen, Space};
 use crate::table::{Entry, Follow, Place, Table, owner_of};
 
 /// Pages that are faulted or looked at in one go.
-pub const BATCH_PAGES: usize = 32;
+pub const BATCH_PAGES: usize = 64;
 /// How long a range may go on changing under a fault.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 /// Pages of all the addresses that a program can have.
 const ALL_PAGES: u64 = 1 << (47 - PAGE_SHIFT);
 
@@ -192,16 +192,19 @@ impl<S: Space> Mirror<S> {
 
     fn load_page(&self, page: Vpn, to: &mut [u8; PAGE_SIZE]) -> Step {
         let table = self.notifier.table();
-        let loaded = match table.get(page).map(|entry| entry.place) {
+        let entry = table.get(page);
+        let loaded = match entry.map(|entry| entry.place) {
             None => false,
             Some(Place::Frame(pfn)) => self.memory.fetch(Fetch { frames: &[pfn], bytes: to }).stop.is_none(),
             Some(Place::Exclusive(addr)) => {
                 self.space.load_exclusive(addr, to);
                 true
             }
-            Some(Place::System) => {
+            Some(Place::System { zero }) => {
                 drop(table);
-                return self.by_address(page, self.space.load(page, to));
+                let may_be_another = entry.is_some_and(|entry| !entry.write);
+                let is_there = !(may_be_another && self.is_outdated(page, zero));
+                return self.by_address(page, is_there && self.space.load(page, to));
             }
         };
         if loaded { Step::Done } else { Step::Missing }
@@ -215,7 +218,7 @@ impl<S: Space> Mirror<S> {
                 .store(Store { frames: &[pfn], bytes: from, access: Access::Random })
                 .stop
                 .is_none(),
-            Some(Place::System) => {
+            Some(Place::System { .. }) => {
                 drop(table);
                 return self.by_address(page, self.space.store(page, from));
             }
@@ -224,50 +227,14 @@ impl<S: Space> Mirror<S> {
         if stored { Step::Done } else { Step::Missing }
     }
 
-    /// What an access by the program's address came to. If it was refused the mapping has changed, perhaps without a
-    /// word: the entry is worth nothing.
+    /// What an access by the program's address came to. If it was refused the mapping or the page has changed without a word:
+    /// the entry is worth nothing.
     fn by_address(&self, page: Vpn, done: bool) -> Step {
         if done {
             return Step::Done;
         }
         self.notifier.table().remove(PageRange::new(page, 1));
         Step::Missing
-    }
-
-    /// Gives every page of the range an entry.
-    pub(crate) fn fault(&self, range: PageRange, how: Request) -> Result<(), Failure> {
-        let mut seen = [Seen::default(); BATCH_PAGES];
-        let mut at = range.start;
-        while at < range.end {
-            let batch = PageRange::new(at, BATCH_PAGES as u64).intersect(range);
-            let len = usize::try_from(batch.nr_pages()).unwrap_or(BATCH_PAGES);
-            self.look(batch, how, &mut seen[..len], |table, seen| enter(table, batch, how, seen))??;
-            at = batch.end;
-        }
-        Ok(())
-    }
-
-    /// Looks at a batch and does something with what was seen, while that is certainly so.
-    fn look<R>(
-        &self,
-        batch: PageRange,
-        how: Request,
-        seen: &mut [Seen],
-        then: impl Fn(&mut Table, &[Seen]) -> R,
-    ) -> Result<R, Failure> {
-        let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
-            let seq = self.notifier.read_begin();
-            match self.space.range_fault(self.device, (&self.notifier, seq), batch, how, seen) {
-                Ok(()) => {}
-                Err(Failure::Busy) => continue,
-                Err(failure) => return Err(failure),
-            }
-            if let Ok(result) = self.notifier.install(seq, |table| then(table, seen)) {
-                return Ok(result);
-            }
-        }
-        Err(Failure::Busy)
     }
 
     fn snapshot(&self, range: PageRange, out: &mut Cmd, caller: &dyn Caller) -> Result<(), Failure> {
@@ -298,6 +265,11 @@ impl<S: Space> Mirror<S> {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
             // Now the page is in system memory, and nobody's: bringing it there in between would collide.
+            let mut seen = [Seen::default()];
+            self.look(PageRange::new(page, 1), Request::Snapshot, &mut seen, |_, _| ())?;
+            if matches!(seen[0].kind, Kind::Private(_)) {
+                self.space.touch(page);
+            }
             self.fault(PageRange::new(page, 1), Request::Write).map_err(|failure| match failure {
                 Failure::Permission => Failure::Fault,
                 Failure::Invalid
@@ -363,23 +335,6 @@ fn range_of(cmd: &Cmd) -> Result<PageRange, Failure> {
         return Err(Failure::Invalid);
     }
     Ok(PageRange { start: Vpn::of_addr(cmd.addr), end: Vpn::of_addr(end) })
-}
-
-/// Puts what was faulted into the table. A page that cannot be written though that was asked for is a quirk of device
-/// frames that are shared after a fork; Linux's device fails there, too.
-fn enter(table: &mut Table, batch: PageRange, how: Request, seen: &[Seen]) -> Result<(), Failure> {
-    for (page, seen) in batch.iter().zip(seen) {
-        let place = match seen.kind {
-            Kind::System { .. } | Kind::Coherent(_) => Place::System,
-            Kind::Private(pfn) => Place::Frame(pfn),
-            Kind::None | Kind::Error => return Err(Failure::Fault),
-        };
-        if how == Request::Write && !seen.write {
-            return Err(Failure::Fault);
-        }
-        table.set(page, Entry { place, write: seen.write });
-    }
-    Ok(())
 }
 
 fn snapshot_byte(device: Number, seen: Seen) -> u8 {

@@ -60,6 +60,8 @@ pub struct Vma {
     pub end: Vpn,
     /// Whether it may be read.
     pub readable: bool,
+    /// Whether it may be written to.
+    pub writable: bool,
     /// Whether its pages can migrate at all: those of huge page files and of devices cannot.
     pub can_migrate: bool,
 }
@@ -99,6 +101,9 @@ pub trait Space: Send + Sync + 'static {
 
     /// Writes a system page as the CPU would. False if it may not be written.
     fn store(&self, page: Vpn, from: &[u8; PAGE_SIZE]) -> bool;
+
+    /// Reads from a page, which comes home for it if it is in a private device's memory.
+    fn touch(&self, page: Vpn);
 
     /// Migrates pages of a range inside one mapping to the device.
     ///

@@ -14,7 +14,10 @@ use crate::abi::Number;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// At the program's address: system memory, or a coherent device's.
-    System,
+    System {
+        /// It was the kernel's page of zeroes.
+        zero: bool,
+    },
     /// In the device's own memory.
     Frame(DevicePfn),
     /// In system memory that only the device may use, at this address.
@@ -131,7 +134,7 @@ mod tests {
         let follow = Follow::new(Owner(1));
         let mut table = Table::default();
         for page in 8..14 {
-            table.set(Vpn(page), Entry { place: Place::System, write: false });
+            table.set(Vpn(page), Entry { place: Place::System { zero: false }, write: false });
         }
         assert_eq!(follow.invalidate(&mut table, &change(Cause::Unmap, Owner(1))), Pass::Done);
         let left: Vec<_> = (0..20).filter(|page| table.get(Vpn(*page)).is_some()).collect();

@@ -68,6 +68,32 @@ fn a_range_that_changes_meanwhile_is_looked_at_again() {
 }
 
 #[test]
+fn what_is_behind_a_fault_comes_home() {
+    let fake = program(6);
+    let mirror = open(&fake, 0);
+    (0..6).for_each(|index| fake.cpu_write(page(index), 3));
+    assert_eq!(run(&mirror, Command::MigrateToDevice, 0, 6), Ok((6, 0)));
+    assert_eq!(run(&mirror, Command::Read, 0, 6), Ok((6, 0)), "nothing has to be faulted");
+    fake.unmap(page(1));
+    fake.map(PageRange::new(page(1), 1));
+    fake.protect(page(4), true, false);
+    assert_eq!(run(&mirror, Command::Read, 0, 6), Ok((6, 1)));
+    let is_there: Vec<_> = (0..6).map(|index| fake.is_on(page(index)).is_some()).collect();
+    assert_eq!(is_there, [true, false, false, false, true, true], "up to the end of the mapping");
+}
+
+#[test]
+fn a_page_of_zeroes_that_was_written_to_is_another() {
+    let fake = program(2);
+    let mirror = open(&fake, 0);
+    assert_eq!(run(&mirror, Command::Read, 0, 2), Ok((2, 1)));
+    fake.cpu_write(page(0), 3);
+    assert_eq!(run(&mirror, Command::Read, 1, 1), Ok((1, 0)));
+    assert_eq!(run(&mirror, Command::Read, 0, 2), Ok((2, 1)), "nobody told of it");
+    assert_eq!(buffer(&fake, 2), [3, 0]);
+}
+
+#[test]
 fn writing_needs_permission() {
     let fake = program(2);
     let mirror = open(&fake, 0);

@@ -260,6 +260,11 @@ static void exclusive(void)
 	CHECK(mprotect(mem, PAGES * PAGE, PROT_READ) == 0);
 	CHECK(run(fd, CHECK_EXCLUSIVE, mem, buffer, PAGES, &out) == 0);
 	CHECK(run(fd, EXCLUSIVE, mem, buffer, 1, &out) == EFAULT);
+	/* Also of a page that is on the device, and can be read only there. */
+	CHECK(run(fd, TO_DEVICE, mem, buffer, 1, &out) == 0);
+	CHECK(mprotect(mem, PAGES * PAGE, PROT_READ | PROT_WRITE) == 0);
+	CHECK(run(fd, WRITE_PAGES, mem, buffer, 1, &out) == EFAULT);
+	CHECK(run(fd, EXCLUSIVE, mem, buffer, 1, &out) == 0 && out.copied == 1);
 	CHECK(close(fd) == 0);
 	printf("exclusive\n");
 }
@@ -344,6 +349,38 @@ static void entries(void)
 	printf("entries\n");
 }
 
+/* A device that reads what is shared with a child makes no copy of it; when the CPU has written, it faults the copy. */
+static void shared(void)
+{
+	int fd = open_device(0), coherent = open_device(2), go[2];
+	unsigned char *mem = memory(PROT_READ | PROT_WRITE), *buffer = memory(PROT_READ | PROT_WRITE);
+	struct command out;
+	fill(mem, 5);
+	CHECK(run(coherent, TO_DEVICE, mem + PAGE, buffer, 2, &out) == 0);
+	CHECK(pipe(go) == 0);
+	pid_t child = fork();
+	if (child == 0) {
+		char word;
+		CHECK(read(go[0], &word, 1) == 1);
+		check_filled(mem, 5);
+		_exit(0);
+	}
+	CHECK(child > 0);
+	CHECK(run(fd, READ_PAGES, mem, buffer, PAGES, &out) == 0 && out.faults == 1);
+	check_filled(buffer, 5);
+	check_seen(fd, mem, 1, 0x01);
+	check_seen(coherent, mem + PAGE, 2, 0x41);
+	check_seen(fd, mem + 3 * PAGE, PAGES - 3, 0x01);
+	/* It migrates for being written to first. */
+	CHECK(run(coherent, TO_SYSTEM, mem, buffer, 3, &out) == 0 && out.copied == 2);
+	mem[5 * PAGE] = 1;
+	CHECK(run(fd, READ_PAGES, mem + 5 * PAGE, buffer, 1, &out) == 0 && out.faults == 1 && buffer[0] == 1);
+	CHECK(run(fd, READ_PAGES, mem + 6 * PAGE, buffer, 1, &out) == 0 && out.faults == 0);
+	CHECK(write(go[1], "g", 1) == 1 && wait_for(child) == 0);
+	CHECK(close(fd) == 0 && close(coherent) == 0);
+	printf("shared\n");
+}
+
 /* A private mapping of a file has the file's bytes, keeps what is written to it, and its pages migrate. */
 static void file(void)
 {
@@ -394,6 +431,8 @@ int main(int argc, char **argv)
 			coherent();
 		else if (strcmp(argv[i], "entries") == 0)
 			entries();
+		else if (strcmp(argv[i], "shared") == 0)
+			shared();
 		else if (strcmp(argv[i], "file") == 0)
 			file();
 		else if (strcmp(argv[i], "closed_private") == 0)

@@ -5,6 +5,7 @@
 use hmm::core::addr::{PAGE_SIZE, PageRange, Vpn};
 use hmm::core::driver::{Entry, ExclusiveError, Select, Skip, Source};
 use hmm::core::kernel::Kernel;
+use hmm::core::state::PageState;
 use hmm::device::{Device, DevicePfn, MemKind};
 use hmm_dmirror::{Drain, Failure, Fill, Moved, Number, Space, owner_of};
 
@@ -99,12 +100,24 @@ impl EngineSpace {
         let engine = self.runtime.engine();
         let setup = engine.migrate_setup(range, select, owner_of(device));
         let mut migration = setup.map_err(|_range| Failure::Invalid)?;
-        if migration.entries().iter().any(is_busy) {
-            // Shared by a fork, most likely.
+        let busy: Vec<_> =
+            migration.entries().iter().filter(|entry| is_busy(entry)).map(Entry::page).collect();
+        if !busy.is_empty() {
+            // Shared by a fork, most likely. The write makes system pages of coherent ones: so they migrate.
+            let frame = |page: &Vpn| {
+                let PageState::Coherent { frame, .. } = engine.state(*page) else { return None };
+                Some((*page, frame.pfn))
+            };
+            let frames: Vec<_> = busy.iter().filter_map(frame).collect();
             drop(migration);
             engine.kernel().unshare(range);
             let setup = engine.migrate_setup(range, select, owner_of(device));
             migration = setup.map_err(|_range| Failure::Invalid)?;
+            let is_system = |page: Vpn| matches!(engine.state(page), PageState::System { .. });
+            frames
+                .into_iter()
+                .filter(|(page, _)| is_system(*page))
+                .for_each(|(page, pfn)| moved(page, pfn, true));
         }
         let mut no_memory = false;
         let mut bytes = Box::new([0; PAGE_SIZE]);

@@ -289,7 +289,8 @@ impl Process {
 
 impl Caller for Process {
     fn read(&self, addr: u64, to: &mut [u8]) -> bool {
-        process_vm::read(self.pid, addr, to).is_ok()
+        let is_own = self.pid == gettid();
+        if is_own { process_vm::read_own(addr, to) } else { process_vm::read(self.pid, addr, to) }.is_ok()
     }
 
     fn write(&self, addr: u64, from: &[u8]) -> bool {

@@ -116,17 +116,23 @@ impl Space for EngineSpace {
         Some(Vma {
             end: Vpn::of_addr(vma.end),
             readable: vma.perms.contains(Perms::READ),
+            writable: vma.perms.contains(Perms::WRITE),
             can_migrate: !is_special,
         })
     }
 
     fn load(&self, page: Vpn, to: &mut [u8; PAGE_SIZE]) -> bool {
-        process_vm::read(gettid(), page.addr(), to).is_ok()
+        process_vm::read_own(page.addr(), to).is_ok()
     }
 
     fn store(&self, page: Vpn, from: &[u8; PAGE_SIZE]) -> bool {
         // SAFETY: the program told its device to write there: as if it did so itself.
         unsafe { process_vm::write(gettid(), page.addr(), from) }.is_ok()
+    }
+
+    fn touch(&self, page: Vpn) {
+        // Who cannot read it hears of that when the page is faulted.
+        let _ = process_vm::read_own(page.addr(), &mut [0]);
     }
 
     fn migrate_to_device(

@@ -61,6 +61,11 @@ fn what_does_not_change_keeps_its_entry() {
 }
 
 #[test]
+fn what_is_shared_stays_so_while_devices_read() {
+    holds("shared", &["shared"]);
+}
+
+#[test]
 fn private_mappings_of_files() {
     holds("file", &["file"]);
 }
