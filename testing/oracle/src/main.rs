@@ -25,6 +25,7 @@
 
 mod child;
 mod dmirror;
+mod limit;
 mod log;
 mod op;
 mod region;

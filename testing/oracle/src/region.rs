@@ -100,6 +100,26 @@ impl Region {
         })
     }
 
+    /// The pages at the front of a range that may be written to.
+    pub(crate) fn writable_front(&self, range: Range) -> usize {
+        range.pages().take_while(|&page| self.may(page, true)).count()
+    }
+
+    /// The pages at the front of a range that are certainly in one mapping.
+    pub(crate) fn front_in_one(&self, range: Range) -> usize {
+        let mapping = |page: usize| self.pages[page].map(|page| page.mapping);
+        range.pages().take_while(|&page| mapping(page) == mapping(range.at)).count()
+    }
+
+    /// Runs of pages that are mapped.
+    pub(crate) fn mapped(&self) -> Vec<Range> {
+        let all: Vec<usize> = (0..self.pages.len()).collect();
+        let runs = all.chunk_by(|&a, &b| self.pages[a].is_some() == self.pages[b].is_some());
+        runs.filter(|run| self.pages[run[0]].is_some())
+            .map(|run| Range { at: run[0], n: run.len() })
+            .collect()
+    }
+
     /// Reads pages by the CPU; their digests, `None` for those that may not be read.
     pub(crate) fn read(&self, range: Range) -> String {
         let mut copy = vec![0; PAGE];
@@ -178,6 +198,17 @@ impl Region {
         check(unsafe { libc::munmap(Self::ptr(range.at).cast(), range.bytes()) })?;
         self.set(range, None);
         Ok(())
+    }
+
+    /// The first pages of a range of which all are to be changed to that protection, with the hole behind them if there is one.
+    /// `None` if nothing is to be changed.
+    pub(crate) fn first_to_protect(&self, range: Range, prot: Prot) -> Option<Range> {
+        let has_it = |page: usize| self.pages[page].is_some_and(|page| page.prot == prot);
+        let at = range.pages().find(|&page| !has_it(page))?;
+        let is_hole = |page: usize| self.pages[page].is_none();
+        let end = (at..range.at + range.n).find(|&page| has_it(page) || is_hole(page));
+        let end = end.map_or(range.at + range.n, |end| end + usize::from(is_hole(end)));
+        Some(Range { at, n: end - at })
     }
 
     /// Changes what may be done. `ENOMEM` if there is a hole; then the pages before it have changed.

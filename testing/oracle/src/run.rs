@@ -32,12 +32,16 @@ pub(crate) struct Options {
 pub(crate) struct Runner {
     options: Options,
     rng: Rng,
-    region: Region,
+    pub(crate) region: Region,
     world: World,
     /// With their numbers.
-    devices: Vec<(usize, Device)>,
-    child: Option<Child>,
-    who: &'static str,
+    pub(crate) devices: Vec<(usize, Device)>,
+    pub(crate) child: Option<Child>,
+    pub(crate) who: &'static str,
+    /// What each device said of all pages after the last step.
+    pub(crate) seen: Vec<Vec<u8>>,
+    /// Pages that may be exclusive.
+    pub(crate) exclusive: Vec<bool>,
     /// The CPU reads everything after each so many steps.
     read_all_every: usize,
     /// What devices and system calls copy from and to.
@@ -58,13 +62,15 @@ impl Runner {
         let read_all_every = rng.pick(&[1, 5, 17, usize::MAX]);
         let nr_pages = if options.huge { 2 * HUGE } else { NR_PAGES };
         let release = numbers.iter().all(|&number| number < FIRST_COHERENT);
-        let world = World { nr_pages, nr_devices: numbers.len(), huge: options.huge, release };
+        let world = World { nr_pages, nr_devices: numbers.len(), huge: options.huge, release, opens: true };
         let devices =
             numbers.into_iter().map(|number| Ok((number, open(number)?))).collect::<io::Result<_>>()?;
         let region = Region::new(nr_pages, options.huge)?;
         let buffer = vec![0; nr_pages * PAGE];
         let who = "parent";
-        Ok(Self { options, rng, region, world, devices, child: None, who, read_all_every, buffer })
+        let (seen, exclusive) = (Vec::new(), vec![false; nr_pages]);
+        let child = None;
+        Ok(Self { options, rng, region, world, devices, child, who, seen, exclusive, read_all_every, buffer })
     }
 
     /// Does the steps, ends the child if there is one, and reads everything.
@@ -88,6 +94,7 @@ impl Runner {
     }
 
     fn step(&mut self, step: usize, op: Op) -> io::Result<()> {
+        let op = self.limit(op);
         if self.options.trace {
             eprintln!("{step} {op:?}");
         }
@@ -111,14 +118,17 @@ impl Runner {
     }
 
     /// What the devices say of all pages.
-    fn snapshots(&self, line: &mut Line) {
+    fn snapshots(&mut self, line: &mut Line) {
         let nr_pages = self.world.nr_pages;
-        let mut bytes = vec![0; nr_pages];
+        self.seen.clear();
         for (number, device) in &self.devices {
+            let mut bytes = vec![0; nr_pages];
             let (result, _) = device.ask(Command::Snapshot, Region::addr(0), nr_pages, Some(&mut bytes));
             let shown = if result.is_ok() { log::snapshot(&bytes) } else { sys::name(&result) };
             line.add(&format!("s{number}"), shown);
+            self.seen.push(bytes);
         }
+        self.forget_shared();
     }
 
     fn command(&mut self, step: usize, command: Command, device: usize, range: Range, buffer: bool) -> Line {
@@ -134,6 +144,9 @@ impl Runner {
             line.add("ptr", 0);
         }
         let (result, cmd) = device.ask(command, Region::addr(range.at), range.n, given.as_deref_mut());
+        if command == Command::Exclusive && result.is_ok() {
+            self.exclusive[range.pages()].fill(true);
+        }
         line.add("ret", sys::name(&result));
         line.add_out("cpages", cmd.cpages);
         line.add_out("faults", cmd.faults);
@@ -199,6 +212,15 @@ impl Runner {
             Change::Advise(advice) => ("advise", Some(format!("{advice:?}"))),
         };
         let mut line = self.line(step, name);
+        let range = match change {
+            // A protection that changes nothing is not told to Linux's devices, but to ours.
+            Change::Protect(prot) => self.region.first_to_protect(range, prot),
+            Change::Map | Change::Unmap | Change::Remap { .. } | Change::Advise(_) => Some(range),
+        };
+        let Some(range) = range else {
+            line.add("ret", "not-tried");
+            return line;
+        };
         add_range(&mut line, range);
         if let Some(how) = how {
             line.add("to", how);
@@ -222,11 +244,17 @@ impl Runner {
         }
         let nr_steps = self.rng.below(MAX_CHILD_STEPS + 1);
         line.add("steps", nr_steps);
+        if nr_steps > 0 {
+            self.bring_home();
+        }
         match child::fork()? {
             Side::Child(link) => self.be_child(step, nr_steps, link),
             Side::Parent(child) => {
                 child.wait_until_ready();
                 self.child = Some(child);
+                if nr_steps > 0 {
+                    self.unshare();
+                }
                 Ok(line)
             }
         }
@@ -238,8 +266,9 @@ impl Runner {
         self.who = "child";
         let mut rng = Rng::new(self.options.seed ^ (step as u64) << 32);
         let mut all_well = true;
+        let world = World { opens: false, ..self.world };
         for _ in 0..nr_steps {
-            let op = self.world.choose(&mut rng);
+            let op = world.choose(&mut rng);
             all_well &= self.step(step, op).is_ok();
         }
         link.sleep();
@@ -253,7 +282,11 @@ impl Runner {
     fn end_child(&mut self, step: usize) -> Line {
         let mut line = self.line(step, "end-child");
         match self.child.take() {
-            Some(child) => line.add("status", child.end()),
+            Some(child) => {
+                self.bring_home();
+                self.unshare();
+                line.add("status", child.end());
+            }
             None => line.add("ret", "not-tried"),
         }
         line
