@@ -153,21 +153,20 @@ impl<K: Kernel> Engine<K> {
     fn zero(&self, states: &mut States, page: Vpn, range: PageRange) -> Step {
         let free = usize::try_from(self.kernel.ledger().free()).unwrap_or(usize::MAX);
         let cleared = cut_around(range, page, MAX_CLEAR);
-        if free < range_len(cleared)
-            && self.staging.nr_stock() > free
-            && let Some(run) = self.staging.take_stock(range_len(cleared))
-        {
-            return self.zero_stock(states, page, cleared, run);
+        let take_stock = || self.staging.take_stock(range_len(cleared));
+        let gives_more = free < range_len(cleared) && self.staging.nr_stock() > free;
+        let stock = gives_more.then(take_stock).flatten();
+        if stock.is_none() {
+            let range = cut_around(range, page, free.max(1));
+            let nr_pages = range_len(range);
+            if self.try_charge(nr_pages) {
+                let progress = self.kernel.zero_home(range);
+                self.uncharge(nr_pages - progress.done);
+                return self.zeroed(states, page, range, progress.done, progress.stop);
+            }
         }
-        let range = cut_around(range, page, free.max(1));
-        let nr_pages = range_len(range);
-        if self.try_charge(nr_pages) {
-            let progress = self.kernel.zero_home(range);
-            self.uncharge(nr_pages - progress.done);
-            return self.zeroed(states, page, range, progress.done, progress.stop);
-        }
-        match self.staging.take_stock(nr_pages) {
-            Some(run) => self.zero_stock(states, page, range, run),
+        match stock.or_else(take_stock) {
+            Some(run) => self.zero_stock(states, page, cleared, run),
             None => Step::NeedMemory,
         }
     }
@@ -350,7 +349,7 @@ impl<K: Kernel> Engine<K> {
 
     /// How pages come home that a fault asked for. A stray comes alone: a copy of one page costs less than a flush of other
     /// CPUs' TLBs, which in a virtual machine may have to wake them. What leaves in its place leaves a block at a time, with
-    /// one flush for all.
+    /// one flush for each run of pages.
     pub(crate) fn way_home(&self, hit: Option<Hit>) -> HomeBy {
         let is_stray = hit.is_some_and(|hit| !hit.sequential);
         if is_stray { HomeBy::Copy } else { self.config.home_by }
