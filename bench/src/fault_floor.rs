@@ -7,8 +7,8 @@ use crate::clock::{TickRate, ticks};
 use crate::data::PAGE_BYTES;
 use anyhow::{Context, Result, ensure};
 use hmm_uapi::uffd::{Access, CopyMode, Event, EventBuffer, Features, Modes};
-use hmm_uapi::{Errno, Mapping, Userfaultfd};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use hmm_uapi::{Errno, Mapping, Userfaultfd, sys};
+use rustix::thread::{CpuSet, sched_getaffinity};
 use std::thread;
 
 const NR_FAULTS: usize = 2000;
@@ -95,9 +95,7 @@ fn touch_all(memory: &Mapping, cpu: usize) -> Result<Vec<u64>> {
 }
 
 fn pin_to(cpu: usize) -> Result<()> {
-    let mut only = CpuSet::new();
-    only.set(cpu);
-    sched_setaffinity(None, &only).context("cannot choose the CPU to run on")
+    sys::pin_to(cpu).context("cannot choose the CPU to run on")
 }
 
 #[cfg(test)]

@@ -14,6 +14,14 @@ impl std::fmt::Debug for PageSet {
     }
 }
 
+impl FromIterator<usize> for PageSet {
+    fn from_iter<I: IntoIterator<Item = usize>>(pages: I) -> Self {
+        let mut set = Self::EMPTY;
+        pages.into_iter().for_each(|index| set.insert(index));
+        set
+    }
+}
+
 impl PageSet {
     /// The empty set.
     pub const EMPTY: Self = Self([0; WORDS]);

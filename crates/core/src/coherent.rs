@@ -243,11 +243,10 @@ impl<K: Kernel> Engine<K> {
         part: Range<usize>,
         is_meant: impl Fn(&States, usize) -> bool,
     ) -> bool {
-        let mut meant = PageSet::EMPTY;
-        {
+        let meant: PageSet = {
             let states = self.table.block(id).lock();
-            part.filter(|index| is_meant(&states, *index)).for_each(|index| meant.insert(index));
-        }
+            part.filter(|index| is_meant(&states, *index)).collect()
+        };
         // Each of them, whatever came of those before.
         meant.runs().filter(|run| self.run_to_system(id, run.clone(), &is_meant)).count() > 0
     }

@@ -106,12 +106,10 @@ impl<K: Kernel> Events<'_, K> {
     /// nothing is known has not changed: drivers keep their entries for it.
     pub fn joined(&self, range: PageRange) {
         for (id, block, part) in self.engine.table.used_blocks(range) {
-            let mut known = PageSet::EMPTY;
-            {
+            let known: PageSet = {
                 let states = block.lock();
-                part.filter(|index| states.get(*index) != PageState::None)
-                    .for_each(|index| known.insert(index));
-            }
+                part.filter(|index| states.get(*index) != PageState::None).collect()
+            };
             for run in known.runs() {
                 self.replaced(PageRange { start: id.page(run.start), end: id.page(run.end) });
             }

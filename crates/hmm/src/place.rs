@@ -66,9 +66,7 @@ impl<'f> Place<'f> {
             },
         };
         self.followed = Some(Followed { cpu, before });
-        let mut only = CpuSet::new();
-        only.set(cpu);
-        if sys::set_affinity(None, &only).is_err() {
+        if sys::pin_to(cpu).is_err() {
             self.leave();
         }
     }

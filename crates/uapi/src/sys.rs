@@ -72,6 +72,16 @@ pub fn set_affinity(tid: Option<i32>, cpus: &CpuSet) -> Result<(), Errno> {
     rustix::thread::sched_setaffinity(tid.and_then(Pid::from_raw), cpus)
 }
 
+/// Has the calling thread run on that CPU only.
+///
+/// # Errors
+/// `EINVAL`: it may not be used. `EPERM`.
+pub fn pin_to(cpu: usize) -> Result<(), Errno> {
+    let mut only = CpuSet::new();
+    only.set(cpu);
+    set_affinity(None, &only)
+}
+
 /// While it lives, the thread that made it takes no signals (but those that cannot be blocked).
 #[derive(Debug)]
 pub struct SignalsBlocked {

@@ -1,4 +1,4 @@
-//! Where the threads of this process run.
+//! What `/proc` says of threads.
 
 use std::ffi::CStr;
 use std::io::Write;
@@ -24,11 +24,19 @@ pub fn cpu_of(tid: u32) -> Option<usize> {
     processor(&text[..len])
 }
 
-/// The name is in parentheses, and may have any byte in it.
 fn processor(stat: &[u8]) -> Option<usize> {
-    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
-    let mut fields = stat[name_end + 1..].split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
-    std::str::from_utf8(fields.nth(PROCESSOR)?).ok()?.parse().ok()
+    let (_, mut fields) = split_stat(stat)?;
+    fields.nth(PROCESSOR)?.parse().ok()
+}
+
+/// The name of a thread, and the fields behind it: the state is the first, and the third of the line. `stat` is what
+/// `/proc/PID/stat` says, or its beginning. The name is in parentheses and may have any byte in it, parentheses, too: it ends at
+/// the last.
+pub fn split_stat(stat: &[u8]) -> Option<(&[u8], impl Iterator<Item = &str>)> {
+    let open = stat.iter().position(|byte| *byte == b'(')?;
+    let close = stat.iter().rposition(|byte| *byte == b')')?;
+    let behind = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
+    Some((stat.get(open + 1..close)?, behind.split_ascii_whitespace()))
 }
 
 #[cfg(test)]
@@ -45,9 +53,7 @@ mod tests {
             let seen = std::thread::spawn(move || {
                 // What looks like the end of a name, and fields behind it.
                 sys::set_thread_name(c"a) R 1 (b 7 7").unwrap();
-                let mut only = CpuSet::new();
-                only.set(cpu);
-                sys::set_affinity(None, &only).unwrap();
+                sys::pin_to(cpu).unwrap();
                 cpu_of(sys::gettid().unsigned_abs())
             });
             assert_eq!(seen.join().unwrap(), Some(cpu));

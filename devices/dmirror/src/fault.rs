@@ -32,9 +32,15 @@ impl<S: Space> Mirror<S> {
     /// Whether a page that was entered read-only is not that page any more: the CPU has written to a page of zeroes or to one that
     /// was shared after a fork, for which the kernel has made another. Nobody tells of that.
     pub(crate) fn is_outdated(&self, page: Vpn, was_zero: bool) -> bool {
+        self.snapshot_of(page)
+            .is_ok_and(|seen| seen.write || was_zero && seen.kind != Kind::System { zero: true })
+    }
+
+    /// What one page is now.
+    pub(crate) fn snapshot_of(&self, page: Vpn) -> Result<Seen, Failure> {
         let mut seen = [Seen::default()];
-        let looked = self.look(PageRange::new(page, 1), Request::Snapshot, &mut seen, |_, _| ());
-        looked.is_ok() && (seen[0].write || was_zero && seen[0].kind != Kind::System { zero: true })
+        self.look(PageRange::new(page, 1), Request::Snapshot, &mut seen, |_, _| ())?;
+        Ok(seen[0])
     }
 
     /// Looks at a batch and does something with what was seen, while that is certainly so.

@@ -265,9 +265,7 @@ impl<S: Space> Mirror<S> {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
             // Now the page is in system memory, and nobody's: bringing it there in between would collide.
-            let mut seen = [Seen::default()];
-            self.look(PageRange::new(page, 1), Request::Snapshot, &mut seen, |_, _| ())?;
-            if matches!(seen[0].kind, Kind::Private(_)) {
+            if matches!(self.snapshot_of(page)?.kind, Kind::Private(_)) {
                 self.space.touch(page);
             }
             self.fault(PageRange::new(page, 1), Request::Write).map_err(|failure| match failure {

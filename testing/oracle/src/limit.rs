@@ -83,8 +83,7 @@ impl Runner {
 
     /// A fault takes home what is behind it in the same mapping.
     fn faulted(&self, device: usize, range: Range) -> Range {
-        let is_private = |seen: &Vec<u8>| seen[range.pages()].iter().any(|byte| byte & KIND == PRIVATE);
-        if self.seen.get(device).is_some_and(is_private) {
+        if self.seen.get(device).is_some_and(|seen| has_private(seen, range)) {
             Range { n: self.region.front_in_one(range), ..range }
         } else {
             range
@@ -97,7 +96,7 @@ impl Runner {
 
     /// Whether a page is in the memory of a private device that is open.
     fn is_private(&self, range: Range) -> bool {
-        self.seen.iter().any(|seen| seen[range.pages()].iter().any(|byte| byte & KIND == PRIVATE))
+        self.seen.iter().any(|seen| has_private(seen, range))
     }
 
     /// Takes notice of pages that are not exclusive any more.
@@ -136,4 +135,9 @@ impl Runner {
             let _ = self.region.advise(run, libc::MADV_POPULATE_WRITE);
         }
     }
+}
+
+/// Whether a device has said of a page of the range that it is in its own private memory.
+fn has_private(seen: &[u8], range: Range) -> bool {
+    seen[range.pages()].iter().any(|byte| byte & KIND == PRIVATE)
 }

@@ -10,6 +10,7 @@
 
 use std::time::{Duration, Instant};
 
+use hmm_uapi::tasks::split_stat;
 use rustix::process::Pid;
 
 /// So long it has to be so: as a rule the kernel tells of the stop by then.
@@ -88,11 +89,10 @@ fn has_to_stop(status: &str) -> bool {
     pending & !(mask("SigIgn") | mask("SigCgt")) & STOPS != 0
 }
 
-/// What a thread does: the letter behind its name, which may hold anything.
+/// What a thread does: the letter behind its name.
 fn state(path: &str) -> Option<char> {
     let stat = std::fs::read(path).ok()?;
-    let behind = stat.iter().rposition(|byte| *byte == b')')?;
-    stat.get(behind + 2).copied().map(char::from)
+    split_stat(&stat)?.1.next()?.chars().next()
 }
 
 #[cfg(test)]

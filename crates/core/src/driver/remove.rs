@@ -52,9 +52,7 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         let _change = engine.notifiers.invalidate(change);
         let _gate = engine.gate();
         let mut states = engine.table.block(id).lock();
-        let mut wanted = PageSet::EMPTY;
-        let still = run.clone().filter(|index| is_wanted(&states, *index).is_some());
-        still.for_each(|index| wanted.insert(index));
+        let wanted = run.clone().filter(|index| is_wanted(&states, *index).is_some()).collect();
         let stop = engine.unmap_frames(&mut states, id, &wanted);
         let is_whole = run.len() == BLOCK_PAGES && self.entries.is_empty();
         if let Some(first) = states.large_run()
@@ -122,17 +120,13 @@ impl<K: Kernel> Engine<K> {
         };
         for (id, block, part) in self.table.used_blocks(range) {
             let room = MAX_PAGES - migration.entries.len();
-            let found = {
+            let found: PageSet = {
                 let states = block.lock();
                 if select.contains(Select::COMPOUND) && room < MAX_PAGES && states.large_run().is_some() {
                     // There is no room for all of it.
                     break;
                 }
-                let found = part.filter(|index| is_wanted(&states, *index).is_some());
-                found.take(room).fold(PageSet::EMPTY, |mut found, index| {
-                    found.insert(index);
-                    found
-                })
+                part.filter(|index| is_wanted(&states, *index).is_some()).take(room).collect()
             };
             if found.is_empty() {
                 continue;

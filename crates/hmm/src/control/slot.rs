@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
 use hmm_uapi::Errno;
+use hmm_uapi::tasks::split_stat;
 
 use super::text::{SharedText, Text};
 
@@ -75,12 +76,8 @@ fn path_of(pid: u32) -> Text<32> {
 /// Reads `/proc/PID/stat`: `PID (NAME) STATE` and numbers. A zombie has none of the memory that we account, so it counts
 /// as gone; unless it is only the first thread of a process whose other threads go on.
 fn parse_stat(pid: u32, stat: &[u8]) -> Option<(ProcessId, Text<16>)> {
-    // The name may hold blanks and brackets: it ends at the last one.
-    let open = stat.iter().position(|byte| *byte == b'(')?;
-    let close = stat.iter().rposition(|byte| *byte == b')')?;
-    let name = String::from_utf8_lossy(stat.get(open + 1..close)?);
-    let rest = str::from_utf8(stat.get(close + 1..)?).ok()?;
-    let mut fields = rest.split_ascii_whitespace();
+    let (name, mut fields) = split_stat(stat)?;
+    let name = String::from_utf8_lossy(name);
     let state = fields.next()?;
     // The 20th and 22nd field of the line.
     let nr_threads = fields.nth(16)?;
