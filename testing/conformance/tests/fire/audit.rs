@@ -6,6 +6,7 @@
 
 use std::sync::PoisonError;
 
+use hmm::core::driver::Select;
 use hmm::core::mirror::{Found, RangeFault};
 use hmm::core::state::PageState;
 use hmm_conformance::{Entry, Rng};
@@ -58,11 +59,20 @@ fn audit_pages(fire: &Fire, accelerator: &Accelerator, region: &Region, first: u
             }
             (Entry::Exclusive(_), state) => matches!(state, PageState::Exclusive { .. }),
             // The kernel itself moves pages about (compaction), and then it is not mapped for a moment.
-            (Entry::System { .. }, PageState::System { .. }) if pfn.found == Found::None => true,
-            (Entry::System { .. }, _) => matches!(pfn.found, Found::System { .. }),
+            (Entry::System { .. }, PageState::System { .. } | PageState::Coherent { .. })
+                if pfn.found == Found::None =>
+            {
+                true
+            }
+            // It has migrated to this device's frame, but could not be mapped at the end: the first access has it mapped.
+            (Entry::System { .. }, PageState::Device { frame }) if pfn.found == Found::None => {
+                driver.select() == Select::COHERENT && frame.device == driver.id().number()
+            }
+            (Entry::System { .. }, _) => matches!(pfn.found, Found::System { .. } | Found::Coherent(..)),
             (Entry::Frame(_), _) => false,
         };
         assert!(is_true, "{page:?} has the entry {entry:?}, and is {state:?}, {pfn:?}");
-        fire.report.count(Kind::Audited);
+        let is_coherent = matches!(pfn.found, Found::Coherent(..));
+        fire.report.count(if is_coherent { Kind::AuditedCoherent } else { Kind::Audited });
     }
 }

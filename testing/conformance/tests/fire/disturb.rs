@@ -24,7 +24,8 @@ pub(crate) fn move_pages(fire: &Fire, rng: &mut Rng) {
         let choice = rng.below(10);
         let (name, kind) = NAMES[choice];
         fire.report.now(name, index, first);
-        if is_left_out(name) {
+        let is_coherent = accelerator.driver.select() == Select::COHERENT;
+        if is_left_out(name) || is_coherent && is_left_out("coherent") {
             continue;
         }
         let working = accelerator.working.read().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -190,7 +191,7 @@ fn change(
 
 /// Looks at some pages, from either side.
 fn verify_some(fire: &Fire, region: &Region, rules: &Rules, rng: &mut Rng) {
-    let side = match rng.below(3) {
+    let side = match rng.below(1 + fire.accelerators.len()) {
         0 => Side::Cpu,
         unit => Side::Unit(unit - 1),
     };

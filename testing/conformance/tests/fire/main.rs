@@ -1,5 +1,5 @@
-//! Under fire: threads of the program and two devices read, write and do atomics on the same pages, while other threads
-//! migrate the pages, evict them, take them exclusively, discard, replace, move and protect them.
+//! Under fire: threads of the program and three devices, one of them coherent, read, write and do atomics on the same pages,
+//! while other threads migrate the pages, evict them, take them exclusively, discard, replace, move and protect them.
 //!
 //! Every access is checked against what a single memory could have given ([`region`]). Nothing is random but which thread
 //! comes first: the operations of each thread follow from the seed, which is printed.
@@ -25,6 +25,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hmm::AddressSpace;
 use hmm::core::notifier::Owner;
+use hmm::device::MemKind;
 use hmm::heap::{Heap, Inside};
 use hmm::lz4::{Lz4, Lz4Config};
 use hmm_conformance::{Counted, Driver, Rng, Watched, states, within};
@@ -39,9 +40,10 @@ static ALLOCATOR: Heap = Heap;
 
 /// Threads of the program that work.
 const NR_CPUS: u64 = 2;
-const NR_DRIVERS: u64 = 2;
+/// The devices. What is in the memory of a coherent one stays mapped in the program.
+const DEVICES: [MemKind; 3] = [MemKind::Private, MemKind::Private, MemKind::Coherent];
 /// Everybody who writes: two threads of the program, and a unit for each device.
-const NR_AGENTS: usize = 4;
+const NR_AGENTS: usize = 5;
 
 /// A driver and its device.
 struct Accelerator {
@@ -74,10 +76,11 @@ impl Drop for Ends<'_> {
 impl Fire {
     fn new(space: AddressSpace, sizes: &[usize], nr_frames: usize) -> Arc<Self> {
         let _inside = Inside::enter();
-        let accelerators = (0..NR_DRIVERS)
-            .map(|number| {
-                let vram = Arc::new(Counted::new(Vram::new(nr_frames)));
-                let driver = Driver::new(&space, Arc::clone(&vram) as _, Owner(number + 1));
+        let accelerators = (1..)
+            .zip(DEVICES)
+            .map(|(number, kind)| {
+                let vram = Arc::new(Counted::new(Vram::new(kind, nr_frames)));
+                let driver = Driver::new(&space, Arc::clone(&vram) as _, Owner(number));
                 Accelerator { driver, vram, working: std::sync::RwLock::default() }
             })
             .collect();
@@ -113,7 +116,7 @@ impl Fire {
             for cpu in 0..NR_CPUS {
                 start("cpu", cpu, |fire, number, rng| Agent::new(fire, number, Side::Cpu).work(rng));
             }
-            for unit in 0..NR_DRIVERS {
+            for unit in 0..DEVICES.len() as u64 {
                 start("unit", NR_CPUS + unit, |fire, number, rng| {
                     let accelerator = usize::try_from(number - NR_CPUS).unwrap_or(0);
                     Agent::new(fire, number, Side::Unit(accelerator)).work(rng);

@@ -39,6 +39,7 @@ kinds![
     Protected,
     Forked,
     Audited,
+    AuditedCoherent,
 ];
 
 /// What a thread is doing.
