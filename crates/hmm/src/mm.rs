@@ -22,6 +22,7 @@ use hmm_uapi::uffd::{Access, CopyMode, Modes, MoveMode, Outcome, Userfaultfd};
 use rustix::io::Errno;
 
 use crate::adopt::is_manageable;
+use crate::divided::by_mappings;
 use crate::extents::Extents;
 use crate::frames::{self, LentFrames};
 
@@ -226,6 +227,13 @@ impl Mm {
         stop
     }
 
+    fn copy_slots(&self, src: Slot, dst: PageRange, mode: CopyMode) -> Progress {
+        by_mappings(&self.files.maps, dst, |done, dst| {
+            let to = range_of(dst);
+            progress(self.files.uffd.copy(self.slot_addr(src.add(done)), to.start, to.len(), mode))
+        })
+    }
+
     /// The block's pages that are not holes.
     pub fn present(&self, id: BlockId) -> PageSet {
         self.scan(range_of(id.pages())).present
@@ -278,21 +286,23 @@ impl Kernel for Mm {
     }
 
     fn move_home(&self, src: Slot, dst: PageRange) -> Progress {
-        let progress = self.move_slots(src, dst);
-        if progress.stop != Some(Stop::Busy) {
-            return progress;
-        }
-        // Since a fork the slots are shared with the other process. A write that changes nothing gives us our own.
-        let rest = PageRange { start: dst.start.add(progress.done as u64), end: dst.end };
-        let slots = AddrRange::new(self.slot_addr(src.add(progress.done)), range_of(rest).len());
-        let _ = hmm_uapi::sys::populate_write(slots);
-        let more = self.move_slots(src.add(progress.done), rest);
-        Progress { done: progress.done + more.done, stop: more.stop }
+        by_mappings(&self.files.maps, dst, |done, dst| {
+            let src = src.add(done);
+            let progress = self.move_slots(src, dst);
+            if progress.stop != Some(Stop::Busy) {
+                return progress;
+            }
+            // Since a fork the slots are shared with the other process. A write that changes nothing gives us our own.
+            let rest = PageRange { start: dst.start.add(progress.done as u64), end: dst.end };
+            let slots = AddrRange::new(self.slot_addr(src.add(progress.done)), range_of(rest).len());
+            let _ = hmm_uapi::sys::populate_write(slots);
+            let more = self.move_slots(src.add(progress.done), rest);
+            Progress { done: progress.done + more.done, stop: more.stop }
+        })
     }
 
     fn copy_home(&self, src: Slot, dst: PageRange) -> Progress {
-        let to = range_of(dst);
-        progress(self.files.uffd.copy(self.slot_addr(src), to.start, to.len(), CopyMode::empty()))
+        self.copy_slots(src, dst, CopyMode::empty())
     }
 
     fn copy_home_protected(&self, src: Slot, dst: PageRange) -> Progress {
@@ -300,9 +310,7 @@ impl Kernel for Mm {
             // The kernel's own writes would fail rather than wait.
             return Progress { done: 0, stop: Some(Stop::Unsuited) };
         }
-        let to = range_of(dst);
-        let mode = CopyMode::WRITE_PROTECT;
-        progress(self.files.uffd.copy(self.slot_addr(src), to.start, to.len(), mode))
+        self.copy_slots(src, dst, CopyMode::WRITE_PROTECT)
     }
 
     fn unprotect(&self, dst: PageRange) -> Option<Stop> {
@@ -310,9 +318,11 @@ impl Kernel for Mm {
     }
 
     fn zero_home(&self, dst: PageRange) -> Progress {
-        let to = range_of(dst);
         let zeroes = self.zeroes.range().start;
-        progress(self.files.uffd.copy(zeroes, to.start, to.len(), CopyMode::empty()))
+        by_mappings(&self.files.maps, dst, |_, dst| {
+            let to = range_of(dst);
+            progress(self.files.uffd.copy(zeroes, to.start, to.len(), CopyMode::empty()))
+        })
     }
 
     fn zero_page_home(&self, dst: Vpn) -> Progress {
@@ -372,7 +382,9 @@ impl Kernel for Mm {
     }
 
     fn map_frames(&self, src: u64, dst: PageRange) -> Progress {
-        frames::map(&self.files.uffd, src, dst)
+        by_mappings(&self.files.maps, dst, |done, dst| {
+            frames::map(&self.files.uffd, src + (done * PAGE_SIZE) as u64, dst)
+        })
     }
 
     fn unmap_frames(&self, src: PageRange, dst: u64) -> Progress {

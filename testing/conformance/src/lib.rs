@@ -50,6 +50,7 @@ macro_rules! suite {
             moved_pages_keep_their_frames,
             unmapped_on_the_way_out,
             unmapped_on_the_way_home,
+            pages_of_a_divided_mapping,
             read_only_pages,
             other_owners_get_nothing,
             a_device_is_removed_in_use,

@@ -315,6 +315,10 @@ impl<K: Kernel> Engine<K> {
                 done += 1;
                 continue;
             }
+            // In front of it the mapping takes pages in another way.
+            if stop == Stop::Unsuited && mapped.done > 0 {
+                continue;
+            }
             for (offset, entry) in run.iter().enumerate().skip(done) {
                 let slot = slot.add(offset);
                 states.set(entry.page.index(), PageState::Staged { slot, copy: entry.copy });

@@ -122,3 +122,24 @@ pub fn read_only_pages(make: Make, watched: &Watched) {
     drop(map);
     ground.finish();
 }
+
+/// Pages of a mapping that mprotect has divided come home all the same, and are there before they are touched.
+///
+/// # Panics
+/// If not.
+pub fn pages_of_a_divided_mapping(make: Make, watched: &Watched) {
+    let (ground, map) = with_pages_on_device(make, watched, 60);
+    for (first, len, perms) in [(20, 3, Perms::READ), (30, 1, Perms::READ), (40, 10, Perms::READ)] {
+        // SAFETY: there are no references into the memory, and nobody writes to it.
+        unsafe { ground.space.protect(map.part(first, len), perms) }.expect("protects");
+    }
+    let nr_home = ground.driver.to_system(map.pages());
+    // What is in a coherent frame does not leave a read-only mapping.
+    assert_eq!(nr_home, if ground.comes_home() { 60 } else { 60 - 14 });
+    let found = ground.driver.look(map.pages());
+    let nr_system = found.iter().filter(|pfn| matches!(pfn.found, Found::System { .. })).count();
+    assert_eq!(nr_system, nr_home, "not mapped: {found:?}");
+    map.expect(0..60, SEED, "of a mapping that was divided");
+    drop(map);
+    ground.finish();
+}

@@ -22,8 +22,8 @@ use crate::ground::{Ground, Make};
 use crate::watchdog::{Watched, within};
 
 pub use events::{
-    a_new_mapping_reads_zero, discarded_pages_read_zero, moved_pages_keep_their_frames, read_only_pages,
-    unmapped_pages_free_their_frames,
+    a_new_mapping_reads_zero, discarded_pages_read_zero, moved_pages_keep_their_frames,
+    pages_of_a_divided_mapping, read_only_pages, unmapped_pages_free_their_frames,
 };
 pub use exclusive::{exclusive_pages_end_with_their_memory, exclusive_until_touched};
 pub use failing::{
