@@ -14,8 +14,12 @@
 //!
 //! The program's thread does not call the drivers itself: its stack may be away, and a fault on it, while it holds a lock
 //! that serving faults needs, would never be served. Where nobody watches all this costs one load.
+//!
+//! Of mprotect drivers hear where it changes something ([`changed_parts`]). Who looks at mappings that others are changing
+//! cannot tell: then all counts as changed.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use hmm::core::addr::PageRange;
 use hmm::core::notifier::{Cause, Changing};
@@ -24,6 +28,7 @@ use hmm::runtime::Runtime;
 use crate::MANAGED;
 use crate::control::runtime;
 use crate::mailbox::MAILBOX;
+use crate::protection::changed_parts;
 use crate::question::Question;
 
 /// Changes that can be under way at the same time; more wait for one to end.
@@ -35,7 +40,12 @@ struct Slot {
     start: AtomicU64,
     end: AtomicU64,
     cause: AtomicU32,
+    /// Of mprotect: its argument; else [`NONE`].
+    prot: AtomicI32,
 }
+
+/// No argument of mprotect.
+const NONE: c_int = -1;
 
 static SLOTS: [Slot; NR_SLOTS] = [const {
     Slot {
@@ -43,6 +53,7 @@ static SLOTS: [Slot; NR_SLOTS] = [const {
         start: AtomicU64::new(0),
         end: AtomicU64::new(0),
         cause: AtomicU32::new(0),
+        prot: AtomicI32::new(NONE),
     }
 }; NR_SLOTS];
 
@@ -57,6 +68,15 @@ pub(crate) fn is_watched() -> bool {
 
 /// Makes a change of the bytes from `start` (page aligned) on, of which drivers hear before.
 pub(crate) fn around<R>(start: usize, len: usize, cause: Cause, change: impl FnOnce() -> R) -> R {
+    announced(start, len, (cause, NONE), change)
+}
+
+/// The same for mprotect, with its last argument.
+pub(crate) fn around_mprotect<R>(start: usize, len: usize, prot: c_int, change: impl FnOnce() -> R) -> R {
+    announced(start, len, (Cause::ProtectVma, prot), change)
+}
+
+fn announced<R>(start: usize, len: usize, (cause, prot): (Cause, c_int), change: impl FnOnce() -> R) -> R {
     if len == 0 || !is_watched() || !MAILBOX.is_attended() {
         return change();
     }
@@ -65,6 +85,7 @@ pub(crate) fn around<R>(start: usize, len: usize, cause: Cause, change: impl FnO
     slot.end.store(start.saturating_add(len) as u64, Ordering::Relaxed);
     let number = CAUSES.iter().position(|this| *this == cause).unwrap_or(0);
     slot.cause.store(u32::try_from(number).unwrap_or(0), Ordering::Relaxed);
+    slot.prot.store(prot, Ordering::Relaxed);
     slot.question.ask();
     let result = change();
     slot.question.end();
@@ -78,23 +99,41 @@ impl Slot {
     }
 }
 
+/// A change that a thread of the program is making, and what drivers know of it.
+struct Change {
+    range: PageRange,
+    _told: Vec<Changing<'static>>,
+}
+
 /// The changes that are open: the control thread's.
 #[derive(Default)]
-pub(crate) struct Open([Option<Changing<'static>>; NR_SLOTS]);
+pub(crate) struct Open([Option<Change>; NR_SLOTS]);
 
 impl Open {
     /// Does what was asked for since the last time.
     pub(crate) fn serve(&mut self, runtime: &'static Runtime) {
-        for (slot, open) in SLOTS.iter().zip(&mut self.0) {
+        for (index, slot) in SLOTS.iter().enumerate() {
             if slot.question.is_asked() {
-                let cause = CAUSES[slot.cause.load(Ordering::Relaxed) as usize];
-                *open = Some(runtime.announce(slot.range(), cause));
+                self.0[index] = Some(self.begin(runtime, slot));
                 slot.question.answer();
             } else if slot.question.is_over() {
-                *open = None;
+                self.0[index] = None;
                 slot.question.free();
             }
         }
+    }
+
+    fn begin(&self, runtime: &'static Runtime, slot: &Slot) -> Change {
+        let range = slot.range();
+        let cause = CAUSES[slot.cause.load(Ordering::Relaxed) as usize];
+        let prot = slot.prot.load(Ordering::Relaxed);
+        let is_alone = self.0.iter().flatten().all(|other| other.range.intersect(range).is_empty());
+        let parts = if cause == Cause::ProtectVma && is_alone {
+            changed_parts(runtime.engine().kernel().maps(), range, prot)
+        } else {
+            vec![range]
+        };
+        Change { range, _told: parts.into_iter().map(|part| runtime.announce(part, cause)).collect() }
     }
 }
 

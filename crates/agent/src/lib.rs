@@ -28,6 +28,7 @@ mod interpose;
 mod mailbox;
 mod mappings;
 mod next;
+mod protection;
 mod question;
 mod relocate;
 mod reserve;

@@ -11,7 +11,7 @@ use hmm::core::notifier::Cause;
 use hmm::uapi::Errno;
 
 use crate::MANAGED;
-use crate::announce::around;
+use crate::announce::{around, around_mprotect};
 use crate::mailbox::MAILBOX;
 use crate::relocate::Call;
 
@@ -34,7 +34,7 @@ fn failed(errno: Errno) -> c_long {
 /// As of `mprotect(2)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mprotect(addr: *mut c_void, len: usize, prot: c_int) -> c_int {
-    around(addr.addr(), len, Cause::ProtectVma, || {
+    around_mprotect(addr.addr(), len, prot, || {
         // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
         status(unsafe { libc::syscall(libc::SYS_mprotect, addr, len, prot) })
     })

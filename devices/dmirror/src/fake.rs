@@ -186,6 +186,9 @@ impl Space for Fake {
         &self.notifiers
     }
 
+    // Its changes are told at once.
+    fn settle(&self) {}
+
     fn range_fault(
         &self,
         device: Number,

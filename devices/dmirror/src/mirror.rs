@@ -77,6 +77,11 @@ impl<S: Space> Mirror<S> {
         memory.remove_chunks();
     }
 
+    /// Has the mirror hear of every change of mappings that was made before: in front of a command.
+    pub fn settle(&self) {
+        self.space.settle();
+    }
+
     /// Which device it is.
     pub fn device(&self) -> Number {
         self.device
@@ -339,8 +344,9 @@ fn snapshot_byte(device: Number, seen: Seen) -> u8 {
     let kind = match seen.kind {
         Kind::Error => return snapshot::ERROR,
         Kind::None => return snapshot::NONE,
-        Kind::System { zero: true } => snapshot::ZERO,
-        Kind::System { zero: false } => 0,
+        // Linux's device knows the small page of zeroes; the huge one is a page like others to it.
+        Kind::System { zero: true } if seen.order == 0 => snapshot::ZERO,
+        Kind::System { .. } => 0,
         Kind::Private(_) => snapshot::PRIVATE_LOCAL,
         Kind::Coherent(owner) if owner == device => snapshot::COHERENT_LOCAL,
         Kind::Coherent(_) => snapshot::COHERENT_REMOTE,
@@ -351,4 +357,24 @@ fn snapshot_byte(device: Number, seen: Seen) -> u8 {
         _ => 0,
     };
     kind | size | if seen.write { snapshot::WRITE } else { snapshot::READ }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_those_of_linux() {
+        let device = |number| Number::new(number).expect("a device");
+        let byte = |kind, write, order| snapshot_byte(device(2), Seen { kind, write, order });
+        assert_eq!(byte(Kind::Error, false, 0), 0xff);
+        assert_eq!(byte(Kind::None, false, 0), 0);
+        assert_eq!(byte(Kind::System { zero: true }, false, 0), 0x11);
+        assert_eq!(byte(Kind::System { zero: true }, false, 9), 0x05, "the huge page of zeroes");
+        assert_eq!(byte(Kind::System { zero: false }, true, 9), 0x06);
+        assert_eq!(byte(Kind::System { zero: false }, true, 18), 0x0a);
+        assert_eq!(byte(Kind::Private(hmm_device::DevicePfn(1)), false, 0), 0x21);
+        assert_eq!(byte(Kind::Coherent(device(2)), true, 0), 0x42);
+        assert_eq!(byte(Kind::Coherent(device(3)), true, 0), 0x52);
+    }
 }

@@ -79,6 +79,9 @@ pub trait Space: Send + Sync + 'static {
     /// Who hears of changes.
     fn notifiers(&self) -> &Arc<Notifiers>;
 
+    /// Returns when whoever watches has heard of every change of mappings that was made before.
+    fn settle(&self);
+
     /// Looks at a range for a device, with its pages faulted in first if asked for: `seen` has one entry for each page.
     ///
     /// # Errors

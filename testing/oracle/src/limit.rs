@@ -39,6 +39,7 @@ impl Runner {
         }
         // From then on the page can be read only in Linux, until the CPU has written to it.
         if let Op::Change(range, Change::Protect(prot)) = op
+            && self.region.first_to_protect(range, prot).is_some()
             && (self.is_exclusive(range) || prot != Prot::Read && self.is_private(range))
         {
             return Op::CpuRead(range);

@@ -212,15 +212,6 @@ impl Runner {
             Change::Advise(advice) => ("advise", Some(format!("{advice:?}"))),
         };
         let mut line = self.line(step, name);
-        let range = match change {
-            // A protection that changes nothing is not told to Linux's devices, but to ours.
-            Change::Protect(prot) => self.region.first_to_protect(range, prot),
-            Change::Map | Change::Unmap | Change::Remap { .. } | Change::Advise(_) => Some(range),
-        };
-        let Some(range) = range else {
-            line.add("ret", "not-tried");
-            return line;
-        };
         add_range(&mut line, range);
         if let Some(how) = how {
             line.add("to", how);

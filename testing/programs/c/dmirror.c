@@ -345,8 +345,38 @@ static void entries(void)
 	CHECK(run(other, READ_PAGES, mem + PAGE, buffer, 1, &out) == 0 && out.faults == 0);
 	CHECK(run(other, READ_PAGES, mem, buffer, PAGES, &out) == 0 && out.faults > 0);
 	check_filled(buffer, 5);
+	/* An mprotect that changes nothing, or fails in front of it, is nothing to a device. */
+	unsigned char *some = memory(PROT_READ | PROT_WRITE);
+	fill(some, 5);
+	CHECK(mprotect(some, 2 * PAGE, PROT_READ) == 0 && munmap(some + 5 * PAGE, PAGE) == 0);
+	CHECK(run(other, READ_PAGES, some, buffer, 5, &out) == 0 && out.faults == 1);
+	CHECK(run(other, READ_PAGES, some + 6 * PAGE, buffer, PAGES - 6, &out) == 0 && out.faults == 1);
+	CHECK(mprotect(some, PAGE, PROT_READ) == 0);
+	CHECK(mprotect(some + 2 * PAGE, (PAGES - 2) * PAGE, PROT_READ | PROT_WRITE) == -1 && errno == ENOMEM);
+	CHECK(mprotect(some + 4 * PAGE, (PAGES - 4) * PAGE, PROT_READ) == -1 && errno == ENOMEM);
+	CHECK(run(other, READ_PAGES, some, buffer, 4, &out) == 0 && out.faults == 0);
+	CHECK(run(other, READ_PAGES, some + 6 * PAGE, buffer, PAGES - 6, &out) == 0 && out.faults == 0);
+	CHECK(run(other, READ_PAGES, some, buffer, 5, &out) == 0 && out.faults == 1);
+	CHECK(mprotect(some, 4 * PAGE, PROT_READ) == 0);
+	CHECK(run(other, READ_PAGES, some, buffer, 2, &out) == 0 && out.faults == 0);
+	CHECK(run(other, READ_PAGES, some, buffer, 4, &out) == 0 && out.faults == 1);
 	CHECK(close(other) == 0);
 	printf("entries\n");
+}
+
+/* What was unmapped before a command is gone when it is carried out. */
+static void replaced(void)
+{
+	int fd = open_device(0);
+	unsigned char *mem = memory(PROT_READ | PROT_WRITE), *buffer = memory(PROT_READ | PROT_WRITE);
+	struct command out;
+	for (int turn = 0; turn < 5000; turn++) {
+		CHECK(run(fd, TO_DEVICE, mem, buffer, 4, &out) == 0 && out.copied == 4);
+		CHECK(mmap(mem, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == mem);
+		check_seen(fd, mem, 4, 0);
+	}
+	CHECK(close(fd) == 0);
+	printf("replaced\n");
 }
 
 /* A device that reads what is shared with a child makes no copy of it; when the CPU has written, it faults the copy. */
@@ -431,6 +461,8 @@ int main(int argc, char **argv)
 			coherent();
 		else if (strcmp(argv[i], "entries") == 0)
 			entries();
+		else if (strcmp(argv[i], "replaced") == 0)
+			replaced();
 		else if (strcmp(argv[i], "shared") == 0)
 			shared();
 		else if (strcmp(argv[i], "file") == 0)

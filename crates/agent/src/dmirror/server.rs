@@ -267,6 +267,8 @@ fn ioctl(open: &Open, request: u32, addr: u64, pair: &OwnedFd) -> Result<(), i32
         return Err(FAULT);
     }
     let command = Command::of_request(request).ok_or(INVALID)?;
+    // What the program has unmapped or discarded before is gone for its devices.
+    open.mirror.settle();
     let out = open.mirror.command(command, Cmd::from_bytes(&bytes), &caller).map_err(|why| why.errno())?;
     if caller.write(addr, &out.to_bytes()) { Ok(()) } else { Err(FAULT) }
 }

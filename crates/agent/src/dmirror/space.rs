@@ -78,6 +78,10 @@ impl Space for EngineSpace {
         self.runtime.engine().notifiers()
     }
 
+    fn settle(&self) {
+        self.runtime.engine().settle();
+    }
+
     fn range_fault(
         &self,
         device: Number,

@@ -61,6 +61,11 @@ fn what_does_not_change_keeps_its_entry() {
 }
 
 #[test]
+fn what_was_unmapped_is_gone() {
+    holds("replaced", &["replaced"]);
+}
+
+#[test]
 fn what_is_shared_stays_so_while_devices_read() {
     holds("shared", &["shared"]);
 }
