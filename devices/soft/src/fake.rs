@@ -60,6 +60,8 @@ pub(crate) struct Fake {
     state: Mutex<State>,
     /// Called in the middle of a range fault.
     pub(crate) meanwhile: Mutex<Option<Meanwhile>>,
+    /// Called at the end of each range fault that succeeds: what was found is not copied or entered yet.
+    pub(crate) afterwards: Mutex<Option<Meanwhile>>,
 }
 
 pub(crate) struct Meanwhile(pub(crate) Box<dyn FnMut(&Fake) + Send>);
@@ -120,6 +122,11 @@ impl Fake {
     pub(crate) fn touch(&self, page: Vpn) -> *mut u8 {
         self.bring_home(PageRange::new(page, 1), |_| true);
         std::ptr::with_exposed_provenance_mut(page.addr() as usize)
+    }
+
+    /// Whether drivers are told before the program writes to the page.
+    pub(crate) fn is_protected(&self, page: Vpn) -> bool {
+        self.state.lock().unwrap().protected.contains(&page)
     }
 
     /// Which device has the page.
@@ -233,7 +240,13 @@ impl Host for Fake {
             (meanwhile.0)(self);
         }
         let is_huge = self.state.lock().unwrap().is_huge(range.start);
-        if notifier.check_retry(seq) { Err(FaultError::Busy) } else { Ok(is_huge) }
+        if notifier.check_retry(seq) {
+            return Err(FaultError::Busy);
+        }
+        if let Some(afterwards) = &mut *self.afterwards.lock().unwrap() {
+            (afterwards.0)(self);
+        }
+        Ok(is_huge)
     }
 
     fn protect(&self, _owner: Owner, range: PageRange) {

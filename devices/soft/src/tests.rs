@@ -354,6 +354,31 @@ fn hints_say_where_pages_are() {
 }
 
 #[test]
+fn a_copy_of_what_was_written_meanwhile_is_not_entered() {
+    let fake = Arc::new(Fake::default());
+    let (_mapping, pages) = fake.map(1, true);
+    let soft = device(&fake, 64, 1);
+    let (page, at) = (pages.start, word(pages.start, 0));
+    fake.hints.advise(pages, Advice::ReadMostly(true));
+    cpu_write(&fake, at, 1);
+    // When the page was found to be protected, the program writes to it, and it is not protected any more.
+    let writes = move |fake: &Fake| {
+        if fake.is_protected(page) {
+            cpu_write(fake, at, 2);
+        }
+    };
+    *fake.afterwards.lock().unwrap() = Some(Meanwhile(Box::new(writes)));
+    assert_eq!(run(&soft, |unit| unit.load(at)), Ok(2));
+    assert!(!fake.is_protected(page), "it was written to in the middle of all");
+    assert_eq!((soft.stats().duplicated, soft.stats().collisions), (0, 1));
+    // Nobody is told of this.
+    let place: *mut u64 = std::ptr::with_exposed_provenance_mut(usize::try_from(at.addr()).unwrap());
+    // SAFETY: the test's page, which no unit accesses now.
+    unsafe { place.write(3) };
+    assert_eq!(run(&soft, |unit| unit.load(at)), Ok(3), "a copy would have the old word");
+}
+
+#[test]
 fn a_page_that_bounces_stays() {
     let fake = Arc::new(Fake::default());
     let (_mapping, pages) = fake.map(1, true);

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use hmm_core::addr::{PAGE_SIZE, Vpn};
 use hmm_core::driver::{Collected, Migration, Select, Skip, Source};
+use hmm_core::kernel::Stop;
 use hmm_core::mirror::{Found, Pfn, RangeError, RangeFault, Request};
 use hmm_core::notifier::{Cause, Notifier, Owner};
 use hmm_core::state::PageState;
@@ -15,7 +16,7 @@ use super::{DATA, Scribe, range, vpn};
 use crate::device::{DeviceSetup, Frames, SimDevice};
 use crate::kernel::SimKernel;
 use crate::machine::Machine;
-use crate::memory::Held;
+use crate::memory::{Entry, Held, Whose, zeroes};
 use crate::setup::Setup;
 use crate::world::World;
 use crate::{check, runtime};
@@ -279,6 +280,56 @@ fn pages_that_went_without_a_word_free_their_frames() {
     assert_eq!(migration.pages().finalize(), 14);
     assert_eq!((world.nr_used(), world.nr_mapped(DATA)), (0, 0));
     world.verify();
+}
+
+/// The program has a page of zeroes, of which nobody has told, where one is about to be mapped.
+fn replace(world: &Fixture, page: u32) {
+    let shared = world.world.shared();
+    let mut machine = shared.lock();
+    assert!(machine.memory.is_hole(page));
+    machine.apply(&Op::DontNeed { span: Span::new(page, 1) });
+    machine.memory.put(page, Entry::Present { bytes: zeroes(), held: Held::No, of: Whose::System });
+    machine.strangers.insert(page);
+}
+
+/// The frame is free, its driver was told, and the program's page is charged.
+fn is_replaced(world: &Fixture, page: u32, (used, charged): (usize, u64)) {
+    assert_eq!(world.engine().state(vpn(page)), PageState::System { copy: None });
+    world.world.shared().lock().strangers.remove(&page);
+    assert!(world.is_told(Cause::Clear, page), "its driver may have an entry");
+    assert_eq!(world.nr_used(), used - 1, "its frame is nobody's");
+    assert_eq!(world.nr_charged(), charged + 1, "what was found is resident");
+    world.verify();
+    assert_eq!(world.nr_used(), used - 1);
+}
+
+#[test]
+fn a_page_of_the_programs_own_replaces_one_that_is_to_be_mapped() {
+    let world = Fixture::new();
+    let mut migration = world.setup(DATA, Select::SYSTEM, OWNER);
+    migration.store(world.id).expect("the device is its driver's");
+    let migration = migration.pages();
+    replace(&world, 3);
+    let before = (world.nr_used(), world.nr_charged());
+    let _ = world.is_told(Cause::Clear, 0);
+    assert_eq!(migration.finalize(), 16);
+    is_replaced(&world, 3, before);
+}
+
+#[test]
+fn a_page_of_the_programs_own_replaces_one_that_is_touched() {
+    let world = Fixture::new();
+    let mut migration = world.setup(DATA, Select::SYSTEM, OWNER);
+    migration.store(world.id).expect("the device is its driver's");
+    let migration = migration.pages();
+    // None of them can be mapped now.
+    world.world.shared().lock().kernel_plan.fail_next(1, Stop::Changing);
+    assert_eq!((migration.finalize(), world.nr_mapped(DATA)), (16, 0));
+    replace(&world, 3);
+    let before = (world.nr_used(), world.nr_charged());
+    let _ = world.is_told(Cause::Clear, 0);
+    assert_eq!(world.engine().fault(vpn(3)), Outcome::Done);
+    is_replaced(&world, 3, before);
 }
 
 #[test]
