@@ -48,7 +48,8 @@ use crate::books::SharedBooks;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
 use crate::{
-    MANAGED, announce, control, descriptors, devices, dmirror, fail, relocate, reserve, threads, withhold,
+    MANAGED, announce, control, descriptors, devices, dmirror, fail, inherit, relocate, reserve, threads,
+    withhold,
 };
 
 /// How a fork stands, for the thread that forks.
@@ -316,6 +317,7 @@ fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
     let mm = runtime.engine().kernel();
     let uffd = if mm.reports_forks() { received.ok_or("no userfaultfd came")? } else { open_own()? };
     descriptors::renew(runtime, uffd)?;
+    inherit::forget(runtime).map_err(|_| "smaps")?;
     if !mm.reports_forks() {
         mm.register_again().map_err(|_| "register")?;
         control::discover_all(runtime);

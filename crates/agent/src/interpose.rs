@@ -13,17 +13,20 @@ use std::ffi::{c_int, c_long, c_void};
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use hmm::core::notifier::Cause;
-use hmm::uapi::AddrRange;
+use hmm::uapi::{AddrRange, Errno};
 
 use crate::announce::around;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
-use crate::{MANAGED, bodies, brk, withhold};
+use crate::{MANAGED, bodies, brk, inherit, mappings, withhold};
 
 /// Blocks from here on may have a mapping of their own: glibc's smallest threshold is larger.
 const LARGE_BYTES: usize = 64 << 10;
 /// glibc's secondary heaps are aligned to their size, 64 MiB.
 const HEAP_SHIFT: u32 = 26;
+/// Of Linux 6.13.
+const MADV_GUARD_INSTALL: c_int = 102;
+const MADV_GUARD_REMOVE: c_int = 103;
 const NR_HEAPS: usize = 1 << (47 - HEAP_SHIFT);
 
 /// One bit for each 64 MiB of addresses in which a small block was seen.
@@ -221,13 +224,19 @@ pub unsafe extern "C" fn mmap64(
 }
 
 /// See `madvise(2)`. `MADV_FREE` becomes `MADV_DONTNEED`: it allows that the pages are gone at once, and what the kernel
-/// may or may not free later cannot be accounted for.
+/// may or may not free later cannot be accounted for. Guard pages there are none, as in Linux before 6.13: a verb that
+/// fills a hole fills a guard, too, and nobody would notice.
 ///
 /// # Safety
 /// As of `madvise(2)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
-    let lazy = advice == libc::MADV_FREE && MANAGED.load(Ordering::Relaxed);
+    let managed = MANAGED.load(Ordering::Relaxed);
+    if managed && matches!(advice, MADV_GUARD_INSTALL | MADV_GUARD_REMOVE) {
+        return mappings::failed(Errno::INVAL);
+    }
+    inherit::note(advice);
+    let lazy = advice == libc::MADV_FREE && managed;
     let advice = if lazy { libc::MADV_DONTNEED } else { advice };
     let advise = || {
         // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.

@@ -24,6 +24,7 @@ mod descriptors;
 mod devices;
 mod dmirror;
 mod fork;
+mod inherit;
 mod interpose;
 mod mailbox;
 mod mappings;

@@ -20,12 +20,12 @@ fn status(result: c_long) -> c_int {
 }
 
 /// What a system call gives that fails for that reason.
-fn failed(errno: Errno) -> c_long {
+pub(crate) fn failed<T: From<i8>>(errno: Errno) -> T {
     // SAFETY: gives this thread's errno.
     let place = unsafe { libc::__errno_location() };
     // SAFETY: valid as long as the thread lives.
     unsafe { place.write(errno.raw_os_error()) };
-    -1
+    T::from(-1)
 }
 
 /// See `mprotect(2)`.

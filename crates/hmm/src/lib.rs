@@ -29,6 +29,7 @@ mod frames;
 mod freeze;
 pub mod heap;
 pub mod hints;
+mod inherit;
 pub mod manage;
 mod messages;
 mod migrating;

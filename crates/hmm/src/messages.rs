@@ -110,6 +110,6 @@ impl Runtime {
     }
 }
 
-const fn pages_of(range: AddrRange) -> PageRange {
+pub(crate) const fn pages_of(range: AddrRange) -> PageRange {
     PageRange { start: Vpn::of_addr(range.start), end: Vpn::of_addr(range.end) }
 }

@@ -4,7 +4,10 @@
 //! each answer costs reading all of the text in front of it, and the size of huge pages is not told.
 
 mod query;
+mod smaps;
 mod text;
+
+pub use smaps::for_each_wiped_on_fork;
 
 use std::os::fd::{AsFd, BorrowedFd};
 

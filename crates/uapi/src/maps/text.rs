@@ -12,12 +12,12 @@ use crate::PAGE_BYTES;
 /// Bytes of a line that are kept: all but the rest of long names, which say nothing that matters here.
 const LINE_BYTES: usize = 256;
 /// Bytes of text read at once.
-const READ_BYTES: usize = 2048;
+pub(super) const READ_BYTES: usize = 2048;
 /// Where the kernel's half of the address space begins.
 const KERNEL_HALF: u64 = 1 << 63;
 
 pub(super) fn next_vma(fd: impl AsFd, addr: u64) -> Result<Option<Vma>, Errno> {
-    let mut line = Line { bytes: [0; LINE_BYTES], len: 0 };
+    let mut line = Line::new();
     let mut buffer = [MaybeUninit::uninit(); READ_BYTES];
     let mut offset = 0;
     loop {
@@ -42,20 +42,24 @@ pub(super) fn next_vma(fd: impl AsFd, addr: u64) -> Result<Option<Vma>, Errno> {
 }
 
 /// The beginning of a line.
-struct Line {
+pub(super) struct Line {
     bytes: [u8; LINE_BYTES],
     len: usize,
 }
 
 impl Line {
-    fn push(&mut self, byte: u8) {
+    pub(super) const fn new() -> Self {
+        Self { bytes: [0; LINE_BYTES], len: 0 }
+    }
+
+    pub(super) fn push(&mut self, byte: u8) {
         if let Some(place) = self.bytes.get_mut(self.len) {
             *place = byte;
             self.len += 1;
         }
     }
 
-    fn take(&mut self) -> &[u8] {
+    pub(super) fn take(&mut self) -> &[u8] {
         let len = std::mem::take(&mut self.len);
         self.bytes.get(..len).unwrap_or_default()
     }
@@ -95,7 +99,7 @@ fn parse_perms(text: &[u8]) -> Perms {
 }
 
 /// Reads a number and the byte behind it.
-fn number(text: &[u8], radix: u32, behind: u8) -> Option<(u64, &[u8])> {
+pub(super) fn number(text: &[u8], radix: u32, behind: u8) -> Option<(u64, &[u8])> {
     let digits = text.iter().position(|byte| *byte == behind)?;
     let value = text[..digits].iter().try_fold(0u64, |value, byte| {
         let digit = char::from(*byte).to_digit(radix)?;

@@ -77,6 +77,12 @@ fn forks_while_mappings_move() {
     check("forkmoves", &["64"], 16 * MIB);
 }
 
+/// What a child does not get, or gets as zeroes, the engine must not know there any more.
+#[test]
+fn what_is_kept_from_children() {
+    check("atfork", &["64"], 16 * MIB);
+}
+
 #[test]
 fn stacks_and_signal_stacks_that_are_away() {
     check("stacks", &["64"], 16 * MIB);
