@@ -29,6 +29,9 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     Demo(DemoArgs),
     Bench(hmm_bench::Args),
+    Torture(hmm_torture::Args),
+    #[command(name = hmm_torture::WorkerArgs::SUBCOMMAND, hide = true)]
+    TortureWorker(hmm_torture::WorkerArgs),
     #[command(name = hmm_bench::WorkerArgs::SUBCOMMAND, hide = true)]
     BenchWorker(hmm_bench::WorkerArgs),
     #[command(name = hmm_bench::MirrorWorkerArgs::SUBCOMMAND, hide = true)]

@@ -32,6 +32,12 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Demo(args) => demo::demo(&args),
+        Command::Torture(args) => {
+            hmm_torture::run(&args).map_err(|error| Failure::of_hmm(format_args!("{error:#}")))
+        }
+        Command::TortureWorker(args) => {
+            hmm_torture::worker(&args).map_err(|error| Failure::of_hmm(format_args!("{error:#}")))
+        }
         // With its causes.
         Command::Bench(args) => {
             hmm_bench::run(&args).map_err(|error| Failure::of_hmm(format_args!("{error:#}")))

@@ -44,18 +44,24 @@ pub struct Sample {
 /// Looks at a run now and then.
 #[derive(Debug)]
 pub struct Sampler {
+    interval: Duration,
     last: Instant,
     samples: Vec<Sample>,
 }
 
 impl Sampler {
     pub(crate) fn new() -> Self {
-        Self { last: Instant::now(), samples: Vec::new() }
+        Self::every(INTERVAL)
+    }
+
+    /// With so much time between two looks.
+    pub fn every(interval: Duration) -> Self {
+        Self { interval, last: Instant::now(), samples: Vec::new() }
     }
 
     /// Looks at the run whose front this is, if the time has come and the program runs.
-    pub(crate) fn look(&mut self, front: u32) {
-        if self.last.elapsed() < INTERVAL {
+    pub fn look(&mut self, front: u32) {
+        if self.last.elapsed() < self.interval {
             return;
         }
         self.last = Instant::now();
@@ -71,7 +77,8 @@ impl Sampler {
         programs.iter().for_each(|pid| procs::signal(*pid, Signal::CONT));
     }
 
-    pub(crate) fn finish(self) -> Vec<Sample> {
+    /// What was seen.
+    pub fn finish(self) -> Vec<Sample> {
         self.samples
     }
 }

@@ -10,7 +10,7 @@ pub struct Stats(Value);
 
 impl Stats {
     /// Reads it, if it was written: a run that could not start has none.
-    pub(crate) fn read(path: &Path) -> Option<Self> {
+    pub fn read(path: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(path).ok()?).ok().map(Self)
     }
 

@@ -1,0 +1,190 @@
+//! One round: a worker under `hmm run`, watched from outside.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use hmm_programs::sampler::Sampler;
+use hmm_programs::{Stats, TempDir, procs};
+
+use crate::args::{Args, WorkerArgs};
+use crate::line::{Done, Line};
+use crate::worker::finding::{FINDING, LOST};
+
+/// Between two looks at the memory.
+const LOOK: Duration = Duration::from_millis(150);
+/// Between two looks at the worker.
+const TICK: Duration = Duration::from_millis(20);
+const SIGKILL: i32 = 9;
+const SIGSEGV: i32 = 11;
+
+/// What came of a round.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// What the worker has done.
+    pub(crate) done: Done,
+    /// The most bytes that were seen to be resident, from outside.
+    pub(crate) peak_bytes: u64,
+    /// Looks at the memory.
+    pub(crate) nr_samples: u64,
+    /// Pages that were stored on devices.
+    pub(crate) nr_stored: u64,
+    /// What must not be.
+    pub(crate) findings: Vec<String>,
+}
+
+/// A worker that runs.
+struct Running {
+    child: Child,
+    lines: Receiver<Line>,
+    stderr: std::thread::JoinHandle<String>,
+}
+
+impl Running {
+    fn start(args: &Args, worker: &WorkerArgs, dir: &TempDir) -> Result<Self> {
+        let hmm = std::env::current_exe().context("cannot find this program's own file")?;
+        let mut words = args.prefix(&hmm, &dir.join("stats.json"));
+        words.push(hmm.into());
+        words.extend(worker.to_command_line().into_iter().map(Into::into));
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("cannot start the worker")?;
+        let (stdout, stderr) = child.stdout.take().zip(child.stderr.take()).context("no pipes")?;
+        let (sender, lines) = channel();
+        // Both end when all who could write have ended, children that outlive the worker among them.
+        std::thread::spawn(move || {
+            for text in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let Some(line) = Line::read(&text) else { continue };
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let stderr = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _partly = BufReader::new(stderr).read_to_end(&mut bytes);
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        Ok(Self { child, lines, stderr })
+    }
+}
+
+/// Whether each thread goes on.
+struct Watchdog {
+    patience: Duration,
+    threads: Vec<(u64, String, Instant)>,
+    heard: Instant,
+}
+
+impl Watchdog {
+    fn new(patience: Duration) -> Self {
+        Self { patience, threads: Vec::new(), heard: Instant::now() }
+    }
+
+    fn hear(&mut self, progress: Vec<(u64, String)>) {
+        let now = Instant::now();
+        self.heard = now;
+        self.threads.resize_with(progress.len(), || (u64::MAX, String::new(), now));
+        for ((nr_done, operation, since), (new_done, new_operation)) in self.threads.iter_mut().zip(progress)
+        {
+            if *nr_done != new_done || new_operation == "done" {
+                (*nr_done, *since) = (new_done, now);
+            }
+            *operation = new_operation;
+        }
+    }
+
+    /// Who does not.
+    fn complaint(&self) -> Option<String> {
+        if self.heard.elapsed() > self.patience {
+            let last: Vec<_> = self.threads.iter().map(|thread| thread.1.as_str()).collect();
+            return Some(format!("hang: not a word for {:?}; the threads' last: {last:?}", self.patience));
+        }
+        let (number, stuck) =
+            self.threads.iter().enumerate().find(|(_, thread)| thread.2.elapsed() > self.patience)?;
+        Some(format!("hang: thread {number} does '{}' since {:?}", stuck.1, self.patience))
+    }
+}
+
+/// Runs a worker to its end.
+///
+/// # Errors
+/// It could not be run.
+pub(crate) fn run(args: &Args, worker: &WorkerArgs, mut on_tick: impl FnMut(u64)) -> Result<Outcome> {
+    let dir = TempDir::new();
+    let mut running = Running::start(args, worker, &dir)?;
+    let mut watchdog = Watchdog::new(Duration::from_secs(args.patience));
+    let mut sampler = (!args.alone).then(|| Sampler::every(LOOK));
+    let mut outcome = Outcome::default();
+    let mut is_done = false;
+    let status = loop {
+        match running.lines.recv_timeout(TICK) {
+            Ok(Line::Progress(progress)) => {
+                on_tick(progress.iter().map(|(nr_done, _)| nr_done).sum());
+                watchdog.hear(progress);
+            }
+            Ok(Line::Done(done)) => (outcome.done, is_done) = (done, true),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TICK),
+        }
+        if let Some(status) = running.child.try_wait()? {
+            break status;
+        }
+        if let Some(complaint) = watchdog.complaint() {
+            let threads = procs::describe(running.child.id());
+            procs::kill_tree(running.child.id());
+            outcome.findings.push(format!("{complaint}\n{threads}"));
+            break running.child.wait()?;
+        }
+        if let Some(sampler) = &mut sampler {
+            sampler.look(running.child.id());
+        }
+    };
+    for line in running.lines.iter() {
+        if let Line::Done(done) = line {
+            (outcome.done, is_done) = (done, true);
+        }
+    }
+    let stderr = running.stderr.join().unwrap_or_default();
+    let stats = Stats::read(&dir.join("stats.json"));
+    judge_ending(&mut outcome, status, is_done, &stderr, args.may_lose());
+    for sample in sampler.map(Sampler::finish).unwrap_or_default() {
+        outcome.nr_samples += 1;
+        outcome.peak_bytes = outcome.peak_bytes.max(sample.managed + sample.staging);
+    }
+    if let Some(stats) = stats {
+        outcome.nr_stored = stats.count("pgstore");
+        judge_budget(&mut outcome, args.ram, &stats);
+    }
+    Ok(outcome)
+}
+
+fn judge_ending(outcome: &mut Outcome, status: ExitStatus, is_done: bool, stderr: &str, may_lose: bool) {
+    let hung = !outcome.findings.is_empty();
+    outcome.findings.extend(stderr.lines().filter_map(|line| line.strip_prefix(FINDING)).map(str::to_owned));
+    // Memory that it cannot do without was lost (its stack: SIGSEGV, because SIGBUS finds no room there), or what cannot leave
+    // any more fills the budget.
+    let signals = [Some(SIGKILL), Some(SIGSEGV)];
+    let is_lost = may_lose && (status.code() == Some(LOST) || signals.contains(&status.signal()));
+    let is_well = status.success() && is_done;
+    if outcome.findings.is_empty() && !is_well && !is_lost {
+        outcome.findings.push(format!("the worker ended by {status}: {}", stderr.trim()));
+    } else if hung {
+        outcome.findings.push(format!("it had said: {}", stderr.trim()));
+    }
+}
+
+fn judge_budget(outcome: &mut Outcome, ram: u64, stats: &Stats) {
+    // What was granted beyond the budget, because nothing could leave, is counted.
+    let granted = stats.count("overcharged") * 4096;
+    if outcome.peak_bytes > ram + granted {
+        outcome.findings.push(format!(
+            "the budget of {ram} bytes does not hold: {} bytes were resident, and {granted} granted beyond it",
+            outcome.peak_bytes
+        ));
+    }
+}

@@ -1,0 +1,68 @@
+//! `hmm torture`, shortly: with a seed that is always the same, with one by chance, and with a device that is lost.
+//!
+//! A test that fails prints the command that does the same again.
+
+#![expect(clippy::tests_outside_test_module, reason = "integration tests")]
+
+use std::process::Command;
+
+use hmm_programs::can_run;
+use hmm_programs::command::hmm_binary;
+
+/// Runs it, and gives what it reports.
+fn torture(args: &[&str]) -> serde_json::Value {
+    let output = Command::new(hmm_binary()).args(["torture", "--json"]).args(args).output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    // With the seed.
+    eprintln!("{text}");
+    assert!(output.status.success(), "{} {text} {}", output.status, String::from_utf8_lossy(&output.stderr));
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// It did something, and memory did not suffice.
+fn assert_at_work(report: &serde_json::Value) {
+    let count = |name: &str| report["done"][name].as_u64().expect(name);
+    assert!(count("nr_operations") > 100, "{report}");
+    assert!(count("nr_forks") > 0, "{report}");
+    assert!(report["pages_stored"].as_u64() > Some(1000), "{report}");
+    assert!(report["samples"].as_u64() > Some(0), "{report}");
+}
+
+/// What is expected of memory is what the kernel does by itself.
+#[test]
+fn the_kernel_alone_does_what_is_expected() {
+    let report = torture(&["--alone", "--seed", "1", "--minutes", "0.05"]);
+    assert!(report["done"]["nr_operations"].as_u64() > Some(100), "{report}");
+}
+
+#[test]
+fn a_program_does_whatever_it_likes() {
+    if can_run() {
+        assert_at_work(&torture(&["--seed", "6", "--minutes", "0.2", "--patience", "120"]));
+    }
+}
+
+#[test]
+fn a_program_does_something_else_each_time() {
+    if can_run() {
+        assert_at_work(&torture(&["--minutes", "0.2", "--patience", "120"]));
+    }
+}
+
+/// A page of a device that is lost is SIGBUS, or as it must be.
+#[test]
+fn a_lost_device_gives_no_wrong_bytes() {
+    if can_run() {
+        let report = torture(&[
+            "--seed",
+            "3",
+            "--minutes",
+            "0.05",
+            "--device",
+            "lz4:lost-after=150",
+            "--patience",
+            "120",
+        ]);
+        assert!(report["pages_stored"].as_u64() > Some(0), "{report}");
+    }
+}
