@@ -20,6 +20,7 @@
 
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hmm::core::addr::PageRange;
 use hmm::core::notifier::{Cause, Changing};
@@ -59,6 +60,40 @@ static SLOTS: [Slot; NR_SLOTS] = [const {
 
 /// The changes that a system call can make.
 const CAUSES: [Cause; 3] = [Cause::Unmap, Cause::Clear, Cause::ProtectVma];
+
+/// What the device thread holds still. Locked by it and by the control thread, for moments.
+static HELD: Mutex<Option<PageRange>> = Mutex::new(None);
+
+fn held() -> MutexGuard<'static, Option<PageRange>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn overlap(a: PageRange, b: PageRange) -> bool {
+    !a.intersect(b).is_empty()
+}
+
+/// As long as this lives, changes of a range that are announced wait.
+pub(crate) struct Still(());
+
+impl Still {
+    /// The device thread's. `None` while such a change is being made.
+    pub(crate) fn hold(range: PageRange) -> Option<Self> {
+        let mut held = held();
+        let is_made = |slot: &Slot| slot.question.is_answered() && overlap(slot.range(), range);
+        let is_changing = SLOTS.iter().any(is_made);
+        (!is_changing).then(|| {
+            *held = Some(range);
+            Self(())
+        })
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        *held() = None;
+        MAILBOX.poke();
+    }
+}
 
 /// Whether a driver watches anything.
 pub(crate) fn is_watched() -> bool {
@@ -114,6 +149,10 @@ impl Open {
     pub(crate) fn serve(&mut self, runtime: &'static Runtime) {
         for (index, slot) in SLOTS.iter().enumerate() {
             if slot.question.is_asked() {
+                let held = held();
+                if held.is_some_and(|held| overlap(held, slot.range())) {
+                    continue;
+                }
                 self.0[index] = Some(self.begin(runtime, slot));
                 slot.question.answer();
             } else if slot.question.is_over() {
@@ -127,7 +166,7 @@ impl Open {
         let range = slot.range();
         let cause = CAUSES[slot.cause.load(Ordering::Relaxed) as usize];
         let prot = slot.prot.load(Ordering::Relaxed);
-        let is_alone = self.0.iter().flatten().all(|other| other.range.intersect(range).is_empty());
+        let is_alone = self.0.iter().flatten().all(|other| !overlap(other.range, range));
         let parts = if cause == Cause::ProtectVma && is_alone {
             changed_parts(runtime.engine().kernel().maps(), range, prot)
         } else {

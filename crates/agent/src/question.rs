@@ -68,6 +68,10 @@ impl Question {
         futex_wake(&self.0, Scope::Private, 1);
     }
 
+    pub(crate) fn is_answered(&self) -> bool {
+        self.0.load(Ordering::Acquire) == ANSWERED
+    }
+
     /// Tells the control thread that what was asked for is done.
     pub(crate) fn end(&self) {
         self.0.store(OVER, Ordering::Release);

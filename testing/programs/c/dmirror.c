@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -364,6 +365,44 @@ static void entries(void)
 	printf("entries\n");
 }
 
+static unsigned char *toggled;
+static volatile int toggling;
+
+/* What it makes writable is so until it makes it read-only. */
+static void *toggle(void *unused)
+{
+	while (toggling) {
+		CHECK(mprotect(toggled, 4 * PAGE, PROT_READ | PROT_WRITE) == 0);
+		for (int page = 0; page < 4; page++)
+			toggled[page * PAGE]++;
+		CHECK(mprotect(toggled, 4 * PAGE, PROT_READ) == 0);
+	}
+	return unused;
+}
+
+/* A device that migrates read-only memory does not take away what the program allows itself meanwhile. */
+static void toggles(void)
+{
+	int fd = open_device(0);
+	unsigned char *buffer = memory(PROT_READ | PROT_WRITE);
+	struct command out;
+	pthread_t thread;
+	toggled = memory(PROT_READ | PROT_WRITE);
+	fill(toggled, 5);
+	toggling = 1;
+	CHECK(pthread_create(&thread, NULL, toggle, NULL) == 0);
+	for (int turn = 0; turn < 3000; turn++) {
+		run(fd, TO_DEVICE, toggled, buffer, 4, &out);
+		run(fd, TO_SYSTEM, toggled, buffer, 4, &out);
+	}
+	toggling = 0;
+	CHECK(pthread_join(thread, NULL) == 0);
+	for (int page = 1; page < 4; page++)
+		CHECK((unsigned char)(toggled[page * PAGE] - toggled[0]) == page);
+	CHECK(close(fd) == 0);
+	printf("toggles\n");
+}
+
 /* What was unmapped before a command is gone when it is carried out. */
 static void replaced(void)
 {
@@ -461,6 +500,8 @@ int main(int argc, char **argv)
 			coherent();
 		else if (strcmp(argv[i], "entries") == 0)
 			entries();
+		else if (strcmp(argv[i], "toggles") == 0)
+			toggles();
 		else if (strcmp(argv[i], "replaced") == 0)
 			replaced();
 		else if (strcmp(argv[i], "shared") == 0)

@@ -2,26 +2,43 @@
 //!
 //! The kernel moves pages out of writable mappings only. So a read-only one is made writable, and back again. Meanwhile a
 //! write of the program's that should have raised SIGSEGV would succeed: there is no better way, and no program that is
-//! right does so.
+//! right does so. What it does to the mapping itself waits ([`Still`]).
 
 use hmm::core::addr::PageRange;
 use hmm::runtime::Runtime;
 use hmm::uapi::maps::{Perms, Vma};
+
+use crate::announce::Still;
+
+/// Times that a change of the program's is waited for, by giving the CPU away.
+const MAX_WAITS: usize = 10_000;
 
 /// A range inside one mapping that was made writable, until this is dropped.
 pub(super) struct Writable {
     runtime: &'static Runtime,
     range: PageRange,
     perms: Perms,
+    /// Given up when the protection is what it was.
+    _still: Still,
 }
 
 impl Writable {
-    /// Makes the range writable if it is memory that can be managed and may only be read.
+    /// Makes the range writable if it is memory that can be managed and may only be read, and nobody is changing it.
     pub(super) fn make(runtime: &'static Runtime, range: PageRange) -> Option<Self> {
+        let still = (0..MAX_WAITS).find_map(|_| {
+            let still = Still::hold(range);
+            if still.is_none() {
+                std::thread::yield_now();
+            }
+            still
+        })?;
         let vma = vma(runtime, range).filter(hmm::adopt::is_manageable)?;
-        let read_only = vma.perms.contains(Perms::READ) && !vma.perms.contains(Perms::WRITE);
-        let this = Self { runtime, range, perms: vma.perms };
-        (read_only && this.protect(vma.perms | Perms::WRITE)).then_some(this)
+        let is_read_only = vma.perms.contains(Perms::READ) && !vma.perms.contains(Perms::WRITE);
+        if !is_read_only {
+            return None;
+        }
+        let this = Self { runtime, range, perms: vma.perms, _still: still };
+        this.protect(vma.perms | Perms::WRITE).then_some(this)
     }
 
     /// Whether the program may write to the range now.
@@ -39,7 +56,7 @@ impl Writable {
 
 impl Drop for Writable {
     fn drop(&mut self) {
-        // If the program has changed the mapping meanwhile, its own protection counts.
+        // If the program has changed the mapping by a system call of its own meanwhile, its own protection counts.
         if vma(self.runtime, self.range).is_some_and(|vma| vma.perms == self.perms | Perms::WRITE) {
             self.protect(self.perms);
         }

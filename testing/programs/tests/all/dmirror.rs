@@ -66,6 +66,11 @@ fn what_was_unmapped_is_gone() {
 }
 
 #[test]
+fn what_the_program_makes_writable_stays_so() {
+    holds("toggles", &["toggles"]);
+}
+
+#[test]
 fn what_is_shared_stays_so_while_devices_read() {
     holds("shared", &["shared"]);
 }
