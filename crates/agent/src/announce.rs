@@ -166,7 +166,9 @@ impl Open {
         let range = slot.range();
         let cause = CAUSES[slot.cause.load(Ordering::Relaxed) as usize];
         let prot = slot.prot.load(Ordering::Relaxed);
-        let is_alone = self.0.iter().flatten().all(|other| !overlap(other.range, range));
+        // Who has asked may have ended another one just before.
+        let mut others = self.0.iter().zip(&SLOTS).filter_map(|(other, slot)| Some((other.as_ref()?, slot)));
+        let is_alone = others.all(|(other, slot)| slot.question.is_over() || !overlap(other.range, range));
         let parts = if cause == Cause::ProtectVma && is_alone {
             changed_parts(runtime.engine().kernel().maps(), range, prot)
         } else {
