@@ -77,6 +77,12 @@ fn forks_while_mappings_move() {
     check("forkmoves", &["64"], 16 * MIB);
 }
 
+/// Each cell of operations times states: see `OPERATIONS.md`.
+#[test]
+fn states_and_operations() {
+    check("states", &["24"], 16 * MIB);
+}
+
 /// What a child does not get, or gets as zeroes, the engine must not know there any more.
 #[test]
 fn what_is_kept_from_children() {
