@@ -38,14 +38,14 @@ fn the_kernel_alone_does_what_is_expected() {
 #[test]
 fn a_program_does_whatever_it_likes() {
     if can_run() {
-        assert_at_work(&torture(&["--seed", "6", "--minutes", "0.2", "--patience", "120"]));
+        assert_at_work(&torture(&["--seed", "6", "--minutes", "0.2", "--ram", "48M", "--patience", "240"]));
     }
 }
 
 #[test]
 fn a_program_does_something_else_each_time() {
     if can_run() {
-        assert_at_work(&torture(&["--minutes", "0.2", "--patience", "120"]));
+        assert_at_work(&torture(&["--minutes", "0.2", "--ram", "48M", "--patience", "240"]));
     }
 }
 
