@@ -40,6 +40,8 @@ pub(crate) enum Step {
 const MAX_STEPS: usize = 32;
 /// Pages cleared at a time when there is no fresh memory; bounds the time a block is locked.
 const MAX_CLEAR: usize = 64;
+/// Pages that get their second chance together: 64 KiB, aligned.
+const CHANCE_PAGES: usize = 16;
 
 /// Result of giving staging slots to the program.
 pub(crate) struct Mapped {
@@ -236,16 +238,21 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// The page waits in staging: it goes back, and its neighbours with it when they are touched in order.
+    /// The page waits in staging: it goes back, and with it those that wait in the same [`CHANCE_PAGES`], or as many as its
+    /// stream says. They are in memory in any case; every fault that they save is a thread's sleep and its waking.
     fn second_chance(&self, states: &mut States, page: Vpn) -> Step {
         let PageState::Staged { slot, .. } = states.get(page.index()) else { return Step::Again };
         let hit = self.streams.fault(page, 1);
         let block = page.block();
+        // Where it may begin, and how many pages may come from `page` on.
         let (first, window) = if self.staging.is_huge(slot.bay()) && slot.index() == page.index() {
             (0, BLOCK_PAGES)
         } else {
             // Where nothing is bounded, pages wait because a device had them to itself: one touch ends that of one.
-            (page.index(), if self.config.zero_page { 1 } else { hit.window })
+            let chance = if self.config.zero_page { 1 } else { CHANCE_PAGES };
+            let first = page.index() / chance * chance;
+            let ahead = if self.config.zero_page { 1 } else { hit.window };
+            (first, ahead.max(first + chance - page.index()))
         };
         // Slots in the order of the pages: the page at `index` in the slot as far from `slot` as it is from `page`.
         let in_order = |index: usize| match states.get(index) {
@@ -273,7 +280,7 @@ impl<K: Kernel> Engine<K> {
         let last = extent.end.0.clamp(page.0 + 1, page.block().pages().end.0);
         let last = page.index() + usize::try_from(last - page.0).unwrap_or(1);
         let nr_pages = (start..last).take_while(|index| in_order(*index)).count();
-        let nr_pages = nr_pages.min(window.max(page.index() + 1 - start));
+        let nr_pages = nr_pages.min(page.index() - start + window);
         let run = SlotRun { start: first_slot, len: nr_pages };
         let range = PageRange::new(block.page(start), nr_pages as u64);
         let mapped = self.give_home(self.way_home(Some(hit)), run, range);

@@ -57,6 +57,29 @@ fn memory_is_filled_by_many_pages_a_fault() {
     });
 }
 
+/// What waits in staging comes back 64 KiB at a time, wherever it is touched: it is in memory, and waking a thread for each
+/// page is what takes the time.
+#[test]
+fn a_second_chance_is_that_of_the_neighbours_too() {
+    within(60, || {
+        let space = space(32 * MIB, Arc::new(Ram::new(64 * 1024)));
+        let mut region = space.alloc(2 * MIB).expect("allocates");
+        let words = region.as_mut_slice::<u64>();
+        words.iter_mut().enumerate().for_each(|(index, word)| *word = pattern(index, 0));
+        let nr_pages = 2 * MIB / 4096;
+        assert_eq!(space.evict(&region), nr_pages);
+        let before = space.stats();
+        // The pages in an order that is no stream.
+        for page in (0..nr_pages).map(|number| number * 163 % nr_pages) {
+            assert_eq!(region.as_slice::<u64>()[page * 512 + 7], pattern(page * 512 + 7, 0), "page {page}");
+        }
+        let after = space.stats();
+        assert_eq!(after.second_chances - before.second_chances, nr_pages as u64);
+        let faults = after.faults - before.faults;
+        assert!(faults <= (nr_pages / 16) as u64, "{faults} faults for {nr_pages} pages");
+    });
+}
+
 /// Pages that may not be written to cannot leave: what does not fit into the budget gets memory beyond it, and the budget is
 /// what it was when they can leave again.
 #[test]
