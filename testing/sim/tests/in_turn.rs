@@ -37,7 +37,7 @@ fn dones(nr_pages: usize) -> impl Iterator<Item = usize> {
 #[test]
 fn every_kernel_call_fails_in_turn() {
     let mut nr_runs = 0;
-    for (setup, ops, report) in programs(4) {
+    for (setup, ops, report) in programs(2) {
         for (call, made) in report.kernel_calls.iter().enumerate() {
             for (why, done) in
                 made.verb.stops().iter().flat_map(|why| dones(made.nr_pages).map(move |done| (*why, done)))
@@ -54,7 +54,7 @@ fn every_kernel_call_fails_in_turn() {
 #[test]
 fn every_device_call_fails_in_turn() {
     let mut nr_runs = 0;
-    for (setup, ops, report) in programs(6) {
+    for (setup, ops, report) in programs(3) {
         for (call, made) in report.device_calls.iter().enumerate() {
             for (why, done) in
                 made.verb.errors().iter().flat_map(|why| dones(made.nr_pages).map(move |done| (*why, done)))
