@@ -6,14 +6,14 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::addr::{BLOCK_PAGES, Bay, BlockId, PageRange, SlotRun};
+use crate::addr::{BLOCK_PAGES, Bay, BlockId, PageRange};
 use crate::bits::PageSet;
 use crate::engine::{Engine, HomeBy};
 use crate::fetch::FETCH_PAGES;
 use crate::kernel::{BayScan, Kernel, Stop};
 use crate::migrate::Migration;
 use crate::notifier::{Cause, Change};
-use crate::staging::Left;
+use crate::staging::{Left, Surplus, Which};
 use crate::state::PageState;
 use crate::table::States;
 
@@ -67,7 +67,7 @@ impl<K: Kernel> Engine<K> {
                 return;
             }
             // Some of it is stock.
-            let Some(surplus) = self.staging.take_surplus(true) else { return };
+            let Some(surplus) = self.staging.take_surplus(Which::Most) else { return };
             self.release(surplus);
         }
     }
@@ -95,8 +95,8 @@ impl<K: Kernel> Engine<K> {
         let own = self.stats().charged.load(Ordering::Relaxed);
         let goal = own - own / GIVE_SHARE;
         while self.stats().charged.load(Ordering::Relaxed) > goal {
-            match self.staging.take_surplus(true) {
-                Some(run) => self.release(run),
+            match self.staging.take_surplus(Which::Most) {
+                Some(surplus) => self.release(surplus),
                 None if self.reclaim() == Reclaimed::Progress => {}
                 None => return,
             }
@@ -115,8 +115,8 @@ impl<K: Kernel> Engine<K> {
             *idle = if idle.0 == now { (now, idle.1 + 1) } else { (now, 0) };
             idle.1 >= IDLE_CALLS
         };
-        while is_idle && let Some(run) = self.staging.take_surplus(true) {
-            self.release(run);
+        while is_idle && let Some(surplus) = self.staging.take_surplus(Which::Most) {
+            self.release(surplus);
         }
     }
 
@@ -169,7 +169,7 @@ impl<K: Kernel> Engine<K> {
             if let Some(bay) = self.staging.reserve_bay() {
                 return Some(bay);
             }
-            let surplus = self.staging.take_surplus(true)?;
+            let surplus = self.staging.take_surplus(Which::Least)?;
             self.release(surplus);
         }
     }
@@ -177,24 +177,26 @@ impl<K: Kernel> Engine<K> {
     /// Charges pages for a copy, giving stock back if need be.
     pub(crate) fn charge_for_copy(&self, nr_pages: usize) -> bool {
         while !self.try_charge(nr_pages) {
-            let Some(surplus) = self.staging.take_surplus(true) else { return false };
+            let Some(surplus) = self.staging.take_surplus(Which::Most) else { return false };
             self.release(surplus);
         }
         true
     }
 
-    pub(crate) fn release(&self, run: SlotRun) {
-        self.kernel.release(run);
-        self.staging.put(run, Left::Nothing);
-        self.uncharge(run.len);
+    pub(crate) fn release(&self, surplus: Surplus) {
+        self.kernel.release(surplus.run);
+        self.staging.put(surplus.run, Left::Nothing);
+        self.uncharge(surplus.nr_stock);
     }
 
     /// Gives back stock that nobody will use.
     fn trim(&self) {
         loop {
-            let any = self.config.home_by == HomeBy::Copy && self.staging.nr_stock() > COPY_STOCK_PAGES;
-            let Some(run) = self.staging.take_surplus(any) else { return };
-            self.release(run);
+            let by_copy = self.config.home_by == HomeBy::Copy || self.streams.is_stray();
+            let is_much = by_copy && self.staging.nr_stock() > COPY_STOCK_PAGES;
+            let which = if is_much { Which::Most } else { Which::Done };
+            let Some(surplus) = self.staging.take_surplus(which) else { return };
+            self.release(surplus);
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use crate::engine::Engine;
 use crate::kernel::Kernel;
+use crate::staging::Which;
 
 impl<K: Kernel> Engine<K> {
     /// Sets up to so many pages aside, as far as memory is free. Returns how many.
@@ -21,7 +22,7 @@ impl<K: Kernel> Engine<K> {
             if got == pages {
                 return got;
             }
-            let Some(stock) = self.staging.take_surplus(true) else { return got };
+            let Some(stock) = self.staging.take_surplus(Which::Most) else { return got };
             self.release(stock);
         }
     }

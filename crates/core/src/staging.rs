@@ -13,6 +13,7 @@
 //! freed in the kernel. Memory of a huge page is never lent in parts: taking one page out of it costs a split.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -59,6 +60,43 @@ impl BayState {
     fn is_empty(&self) -> bool {
         self.blank.len() == BLOCK_PAGES && !self.reserved
     }
+
+    /// The stretch of stock and blank slots with the most stock, from stock to stock, and how much that is.
+    fn longest_stretch(&self) -> Option<(Range<usize>, usize)> {
+        let mut best: Option<(Range<usize>, usize)> = None;
+        let mut current: Option<(Range<usize>, usize)> = None;
+        for run in self.stock.runs() {
+            let joined = current
+                .filter(|(before, _)| (before.end..run.start).all(|index| self.blank.contains(index)))
+                .map(|(before, stock)| (before.start..run.end, stock + run.len()));
+            let stretch = joined.unwrap_or((run.clone(), run.len()));
+            if best.as_ref().is_none_or(|(_, most)| stretch.1 > *most) {
+                best = Some(stretch.clone());
+            }
+            current = Some(stretch);
+        }
+        best
+    }
+}
+
+/// Where surplus is taken from, if no huge bay is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// From nowhere.
+    Done,
+    /// The bay that is nearest to being empty.
+    Least,
+    /// The bay with the most to give.
+    Most,
+}
+
+/// Slots without meaning, to be given back to the system.
+#[derive(Debug)]
+#[must_use = "its memory is charged until it is released"]
+pub(crate) struct Surplus {
+    pub(crate) run: SlotRun,
+    /// Slots of it with memory.
+    pub(crate) nr_stock: usize,
 }
 
 #[derive(Debug)]
@@ -181,7 +219,7 @@ impl Staging {
 
     /// Takes the blank slots at `part` of a bay, as places for pages that a driver migrates; bays that are in use anyway
     /// come first. End with [`lend_part`](Self::lend_part).
-    pub(crate) fn reserve_part(&self, part: std::ops::Range<usize>) -> Option<Bay> {
+    pub(crate) fn reserve_part(&self, part: Range<usize>) -> Option<Bay> {
         let mut inner = self.lock();
         let fits = |bay: &BayState| {
             !bay.reserved && !bay.huge && bay.blank.next_outside(part.start).is_none_or(|out| out >= part.end)
@@ -202,7 +240,7 @@ impl Staging {
     pub(crate) fn lend_part(
         &self,
         bay: Bay,
-        part: std::ops::Range<usize>,
+        part: Range<usize>,
         filled: &PageSet,
         huge: bool,
         first_page: Vpn,
@@ -328,23 +366,33 @@ impl Staging {
         }
     }
 
-    /// Takes stock out, to be given back to the system: all of a huge bay that is done, else of the bay with the least
-    /// of it when `any` is set. End with [`put`](Self::put) and [`Left::Nothing`].
-    pub(crate) fn take_surplus(&self, any: bool) -> Option<SlotRun> {
+    /// Takes stock out, to be given back to the system. End with [`put`](Self::put) and [`Left::Nothing`].
+    ///
+    /// All of it in one stretch, which may go over blank slots: what giving back costs is a call of its own, and a division
+    /// of the mapping, however long the stretch is.
+    pub(crate) fn take_surplus(&self, which: Which) -> Option<Surplus> {
         let mut inner = self.lock();
-        let with_stock = || inner.bays.iter().enumerate().filter(|(_, bay)| !bay.stock.is_empty());
+        let with_stock =
+            || inner.bays.iter().enumerate().filter(|(_, bay)| !bay.stock.is_empty() && !bay.reserved);
         let done = with_stock().find(|(_, bay)| bay.huge && bay.staged.is_empty());
-        let (number, _) = done.or_else(|| {
-            with_stock().filter(|(_, bay)| any && !bay.huge).min_by_key(|(_, bay)| bay.stock.len())
+        let small = || with_stock().filter(|(_, bay)| !bay.huge);
+        let (number, _) = done.or_else(|| match which {
+            Which::Done => None,
+            Which::Least => small().min_by_key(|(_, bay)| bay.stock.len()),
+            Which::Most => small().max_by_key(|(_, bay)| bay.stock.len()),
         })?;
         let bay = &mut inner.bays[number];
-        let first = bay.stock.runs().next()?;
-        first.clone().for_each(|index| bay.stock.remove(index));
+        let (stretch, nr_stock) = bay.longest_stretch()?;
+        for index in stretch.clone() {
+            bay.stock.remove(index);
+            bay.blank.remove(index);
+        }
         if bay.stock.is_empty() && bay.staged.is_empty() {
             bay.huge = false;
         }
-        self.nr_stock.fetch_sub(first.len(), Ordering::Relaxed);
-        Some(SlotRun { start: bay_number(number).slot(first.start), len: first.len() })
+        self.nr_stock.fetch_sub(nr_stock, Ordering::Relaxed);
+        let run = SlotRun { start: bay_number(number).slot(stretch.start), len: stretch.len() };
+        Some(Surplus { run, nr_stock })
     }
 }
 
@@ -383,6 +431,51 @@ const fn bay_number(number: usize) -> Bay {
     Bay(number as u32)
 }
 
-fn indices(run: SlotRun) -> std::ops::Range<usize> {
+fn indices(run: SlotRun) -> Range<usize> {
     run.start.index()..run.start.index() + run.len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A bay that got these pages, all of which went on.
+    fn stored(staging: &Staging, pages: impl IntoIterator<Item = usize>) -> Bay {
+        let bay = staging.reserve_bay().unwrap();
+        let mut set = PageSet::EMPTY;
+        pages.into_iter().for_each(|index| set.insert(index));
+        staging.load(bay, set, false, Vpn(0));
+        for run in set.runs() {
+            staging.unstage(SlotRun { start: bay.slot(run.start), len: run.len() }, Left::Memory);
+        }
+        bay
+    }
+
+    #[test]
+    fn scattered_stock_is_given_back_in_one_stretch() {
+        let staging = Staging::new(2);
+        let bay = stored(&staging, (0..BLOCK_PAGES).filter(|index| index % 3 == 1));
+        let surplus = staging.take_surplus(Which::Most).unwrap();
+        assert_eq!((surplus.run.start, surplus.run.len), (bay.slot(1), 511));
+        assert_eq!(surplus.nr_stock, 171);
+        assert_eq!(staging.nr_stock(), 0);
+        assert!(staging.reserve_part(2..3).is_none_or(|other| other != bay), "blank slots of it are taken");
+        staging.put(surplus.run, Left::Nothing);
+        assert!(staging.lock().bay(bay).is_empty());
+    }
+
+    #[test]
+    fn a_stretch_ends_at_what_is_in_use() {
+        let staging = Staging::new(2);
+        let bay = stored(&staging, (0..100).filter(|index| index % 2 == 0));
+        staging.stage(bay.slot(30), Vpn(30));
+        staging.lock().bay(bay).stock.remove(30);
+        let surplus = staging.take_surplus(Which::Most).unwrap();
+        assert_eq!((surplus.run.start, surplus.run.len, surplus.nr_stock), (bay.slot(32), 67, 34));
+        staging.put(surplus.run, Left::Nothing);
+        let rest = staging.take_surplus(Which::Least).unwrap();
+        assert_eq!((rest.run.start, rest.run.len, rest.nr_stock), (bay.slot(0), 29, 15));
+        staging.put(rest.run, Left::Nothing);
+        assert!(staging.take_surplus(Which::Most).is_none());
+    }
 }

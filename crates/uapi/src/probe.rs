@@ -276,7 +276,9 @@ fn idle_cpus_of(driver: &str, poll_ns: Option<&str>, file: &str) -> Fact {
             "a virtual machine's, halted at once: waking one takes many times as long as serving a fault",
             format!("`echo 200000 > {file}` has them wait for so many nanoseconds"),
         ),
-        ("haltpoll", Some(poll_ns)) => Fact::ok(NAME, format!("wait for up to {poll_ns} ns before they halt")),
+        ("haltpoll", Some(poll_ns)) => {
+            Fact::ok(NAME, format!("wait for up to {poll_ns} ns before they halt"))
+        }
         (driver, _) => Fact::ok(NAME, format!("driver: {driver}")),
     }
 }

@@ -9,6 +9,7 @@ use crate::engine::Engine;
 use crate::kernel::{Kernel, Stop};
 use crate::notifier::{Cause, Change, Owner};
 use crate::reclaim::Reclaimed;
+use crate::staging::Which;
 use crate::state::{Frame, PageState};
 use crate::table::{States, covers};
 
@@ -77,7 +78,7 @@ impl<K: Kernel> Engine<K> {
             if let Some(bay) = self.staging.reserve_part(part.clone()) {
                 return Some(bay);
             }
-            if let Some(surplus) = self.staging.take_surplus(true) {
+            if let Some(surplus) = self.staging.take_surplus(Which::Least) {
                 self.release(surplus);
             } else if self.store() != Reclaimed::Progress {
                 return None;
