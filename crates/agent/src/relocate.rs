@@ -10,6 +10,10 @@
 //! go there one after the other. What can stay in its place, and what is one piece that goes to a place of the program's
 //! choice, is left to the kernel.
 //!
+//! Locked memory (mlock) moves first, and grows then: the kernel touches what is new of it before the move's event can be
+//! read, and until that is read it refuses every verb. In between, the place to grow to is nobody's: who takes it has the call
+//! fail with `ENOMEM`, and the memory is where it was.
+//!
 //! Which pieces there are, and what is known, the control thread says, because it has the descriptors and may take the
 //! locks. The calls are made by the program's thread: they wait for events, which that thread may have to read.
 
@@ -20,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hmm::adopt::is_manageable;
 use hmm::core::addr::PageRange;
 use hmm::runtime::Runtime;
+use hmm::uapi::tasks::has_locked_memory;
 use hmm::uapi::{AddrRange, Errno};
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 use rustix::time::Timespec;
@@ -50,6 +55,8 @@ struct Slot {
     last_start: AtomicU64,
     /// Out: nothing is known at the place.
     is_free: AtomicBool,
+    /// Out: the process has locked memory.
+    has_locked: AtomicBool,
 }
 
 static SLOTS: [Slot; NR_SLOTS] = [const {
@@ -62,6 +69,7 @@ static SLOTS: [Slot; NR_SLOTS] = [const {
         first_end: AtomicU64::new(0),
         last_start: AtomicU64::new(0),
         is_free: AtomicBool::new(false),
+        has_locked: AtomicBool::new(false),
     }
 }; NR_SLOTS];
 
@@ -72,6 +80,8 @@ struct Pieces {
     first_end: usize,
     /// Where the last one starts.
     last_start: usize,
+    /// Some memory of the process is locked: this may be.
+    may_be_locked: bool,
 }
 
 /// The arguments of mremap(2).
@@ -114,7 +124,8 @@ impl Call {
             }
         }
         let is_chosen = this.flags & libc::MREMAP_FIXED != 0;
-        if !may_move || is_chosen && is_one {
+        let touches = pieces.may_be_locked && this.new_len > this.old_len;
+        if !may_move || is_chosen && is_one && !touches {
             return None;
         }
         // SAFETY: the caller's promise.
@@ -160,14 +171,14 @@ impl Call {
             MremapFlags::empty()
         };
         // SAFETY: the caller's promise; the place is ours.
-        let Err((moved, why)) = (unsafe { shift(self.old, kept, place, self.new_len, stays) }) else {
+        let Err(stuck) = (unsafe { shift(self.old, kept, place, self.new_len, stays) }) else {
             return Ok(place);
         };
         // SAFETY: back to where it was. If that is refused as well there is no way out.
-        let _ = unsafe { shift(place, moved, self.old, moved, MremapFlags::empty()) };
+        let _ = unsafe { shift(place, stuck.moved, self.old, stuck.moved, MremapFlags::empty()) };
         // SAFETY: nobody else knows of what is left there.
-        let _ = unsafe { rustix::mm::munmap(pointer(place), self.new_len) };
-        Err(why)
+        let _ = unsafe { rustix::mm::munmap(pointer(place), stuck.reserved) };
+        Err(stuck.why)
     }
 
     /// Takes the place. Shared memory, so that nobody takes it for memory to manage.
@@ -182,8 +193,16 @@ impl Call {
     }
 }
 
-/// Moves the pieces of `len` bytes to a reserved place, and has the last one grow to `new_len` there. If one cannot be moved
-/// it says how many bytes were, and why.
+/// A move that came to a stop.
+struct Stuck {
+    /// Bytes that were moved.
+    moved: usize,
+    /// Bytes of the place that are still reserved, or moved to.
+    reserved: usize,
+    why: Errno,
+}
+
+/// Moves the pieces of `len` bytes to a reserved place, and has the last one grow to `new_len` there.
 ///
 /// # Safety
 /// As of mremap(2); the place is the caller's.
@@ -193,24 +212,47 @@ unsafe fn shift(
     place: usize,
     new_len: usize,
     stays: MremapFlags,
-) -> Result<(), (usize, Errno)> {
+) -> Result<(), Stuck> {
     let mut done = 0;
     let mut tries = 0;
     while done < len {
         let to = place + done;
+        let stuck = |why| Stuck { moved: done, reserved: new_len, why };
         let pieces = ask_until_free(from + done, from + len, to..place + new_len);
-        let part = pieces.ok_or((done, Errno::FAULT))?.first_end - (from + done);
-        let grown = if done + part == len { new_len - len } else { 0 };
+        let pieces = pieces.ok_or(stuck(Errno::FAULT))?;
+        let part = pieces.first_end - (from + done);
+        let more = if done + part == len { new_len - len } else { 0 };
+        let grown = if pieces.may_be_locked { 0 } else { more };
         let flags = MremapFlags::MAYMOVE | stays;
         // SAFETY: the caller's promise.
         match unsafe { remap(from + done, part, part + grown, flags, Some(to)) } {
-            Ok(_) => done += part,
+            Ok(_) if grown < more => {
+                // SAFETY: the caller's promise; what is behind the piece is the caller's.
+                let grown = unsafe { grow(to, part, more) };
+                grown.map_err(|why| Stuck { moved: len, reserved: len, why })?;
+            }
+            Ok(_) => {}
             // Cut again since we asked.
-            Err(Errno::FAULT) if tries < MAX_CUTS => tries += 1,
-            Err(errno) => return Err((done, errno)),
+            Err(Errno::FAULT) if tries < MAX_CUTS => {
+                tries += 1;
+                continue;
+            }
+            Err(errno) => return Err(stuck(errno)),
         }
+        done += part;
     }
     Ok(())
+}
+
+/// Has a mapping of `len` bytes grow into what is reserved behind it.
+///
+/// # Safety
+/// As of mremap(2).
+unsafe fn grow(at: usize, len: usize, more: usize) -> Result<(), Errno> {
+    // SAFETY: nothing is there.
+    unsafe { rustix::mm::munmap(pointer(at + len), more) }?;
+    // SAFETY: the caller's promise.
+    unsafe { remap(at, len, len + more, MremapFlags::empty(), None) }.map(drop)
 }
 
 /// # Safety
@@ -261,7 +303,11 @@ fn ask(start: usize, end: usize, place: Range<usize>) -> Option<(Pieces, bool)> 
     words.into_iter().for_each(|(word, value)| word.store(value as u64, Ordering::Relaxed));
     slot.question.ask();
     let word = |word: &AtomicU64| usize::try_from(word.load(Ordering::Relaxed)).unwrap_or(0);
-    let pieces = Pieces { first_end: word(&slot.first_end), last_start: word(&slot.last_start) };
+    let pieces = Pieces {
+        first_end: word(&slot.first_end),
+        last_start: word(&slot.last_start),
+        may_be_locked: slot.has_locked.load(Ordering::Relaxed),
+    };
     let is_free = slot.is_free.load(Ordering::Relaxed);
     slot.question.free();
     (pieces.first_end > 0).then_some((pieces, is_free))
@@ -280,6 +326,7 @@ pub(crate) fn serve(runtime: &Runtime) -> bool {
         slot.last_start.store(last_start, Ordering::Relaxed);
         let place = range(&slot.place_start, &slot.place_end);
         slot.is_free.store(!knows_any(runtime, place), Ordering::Relaxed);
+        slot.has_locked.store(has_locked_memory(), Ordering::Relaxed);
         slot.question.answer();
         any = true;
     }

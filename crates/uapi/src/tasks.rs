@@ -9,6 +9,9 @@ use rustix::fs::{Mode, OFlags};
 const PROCESSOR: usize = 39 - 3;
 /// Room for the text of a `stat`: 52 numbers of up to 20 digits.
 const STAT_BYTES: usize = 1200;
+/// Room for the beginning of a `status`: what comes before the line of locked memory has a name, numbers and the groups of a
+/// user, of which there can be many.
+const STATUS_BYTES: usize = 4096;
 
 /// The CPU that a thread of this process runs on, or ran on last; see `processor` in `proc_pid_stat(5)`.
 ///
@@ -27,6 +30,24 @@ pub fn cpu_of(tid: u32) -> Option<usize> {
 fn processor(stat: &[u8]) -> Option<usize> {
     let (_, mut fields) = split_stat(stat)?;
     fields.nth(PROCESSOR)?.parse().ok()
+}
+
+/// Whether this process has locked memory (mlock, mlockall, `MAP_LOCKED`); false also where there is no procfs. Neither
+/// allocates nor goes through libc.
+pub fn has_locked_memory() -> bool {
+    let Ok(status) = rustix::fs::open(c"/proc/self/status", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    else {
+        return false;
+    };
+    let mut text = [0u8; STATUS_BYTES];
+    rustix::io::read(&status, &mut text).is_ok_and(|len| locked_kib(&text[..len]).is_some_and(|kib| kib > 0))
+}
+
+/// The line `VmLck:` of a `status`; see `proc_pid_status(5)`.
+fn locked_kib(status: &[u8]) -> Option<u64> {
+    let mut lines = status.split(|byte| *byte == b'\n');
+    let value = lines.find_map(|line| line.strip_prefix(b"VmLck:"))?;
+    std::str::from_utf8(value).ok()?.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// The name of a thread, and the fields behind it: the state is the first, and the third of the line. `stat` is what
@@ -58,6 +79,16 @@ mod tests {
             });
             assert_eq!(seen.join().unwrap(), Some(cpu));
         }
+    }
+
+    #[test]
+    fn locked_memory_is_seen() {
+        let page = vec![0u8; 2 * 4096];
+        // SAFETY: locks memory of our own.
+        assert_eq!(unsafe { libc::mlock(page.as_ptr().cast(), page.len()) }, 0);
+        assert!(has_locked_memory());
+        assert_eq!(locked_kib(b"Name:\tVmLck:\nVmLck:\t      12 kB\nVmPin:\t 0 kB\n"), Some(12));
+        assert_eq!(locked_kib(b"Name:\tkthreadd\n"), None);
     }
 
     #[test]

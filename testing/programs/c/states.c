@@ -263,9 +263,6 @@ static void cell(size_t state, size_t operation, size_t part)
 	size_t from = parts[part].from;
 	int result, ended;
 
-	/* A known gap: it would wait for ever. */
-	if (states[state].make == pinned && operations[operation].call == op_grow)
-		return;
 	elsewhere = ELSEWHERE + (at - AREA);
 	/* One at a time, so that it is resident. */
 	if (!states[state].leaves)
