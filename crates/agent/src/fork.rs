@@ -233,18 +233,23 @@ extern "C" fn child() {
         // SAFETY: ends the process, of which nothing is needed.
         unsafe { libc::_exit(0) };
     }
+    // As long as it is open here, we would not see that the parent is gone.
+    close_end(&PARENT_END);
     start_in_child();
-    close_ends();
+    close_end(&CHILD_END);
     ARRANGED_BY.store(0, Ordering::Relaxed);
     STATE.store(IDLE, Ordering::Release);
     FORKING.store(false, Ordering::Release);
 }
 
 fn close_ends() {
-    for end in [&CHILD_END, &PARENT_END] {
-        // SAFETY: the descriptor was made by `prepare`, and is used by nobody any more.
-        unsafe { libc::close(end.swap(-1, Ordering::Relaxed)) };
-    }
+    close_end(&CHILD_END);
+    close_end(&PARENT_END);
+}
+
+fn close_end(end: &AtomicI32) {
+    // SAFETY: the descriptor was made by `prepare`, and is used by nobody any more.
+    unsafe { libc::close(end.swap(-1, Ordering::Relaxed)) };
 }
 
 fn start_in_child() {
