@@ -12,14 +12,12 @@ use hmm_programs::{Stats, TempDir, procs};
 
 use crate::args::{Args, WorkerArgs};
 use crate::line::{Done, Line};
-use crate::worker::finding::{FINDING, LOST};
+use crate::worker::finding::{FINDING, LOST, ends_what_lost};
 
 /// Between two looks at the memory.
 const LOOK: Duration = Duration::from_millis(150);
 /// Between two looks at the worker.
 const TICK: Duration = Duration::from_millis(20);
-const SIGKILL: i32 = 9;
-const SIGSEGV: i32 = 11;
 
 /// What came of a round.
 #[derive(Debug, Default)]
@@ -166,10 +164,7 @@ pub(crate) fn run(args: &Args, worker: &WorkerArgs, mut on_tick: impl FnMut(u64)
 fn judge_ending(outcome: &mut Outcome, status: ExitStatus, is_done: bool, stderr: &str, may_lose: bool) {
     let hung = !outcome.findings.is_empty();
     outcome.findings.extend(stderr.lines().filter_map(|line| line.strip_prefix(FINDING)).map(str::to_owned));
-    // Memory that it cannot do without was lost (its stack: SIGSEGV, because SIGBUS finds no room there), or what cannot leave
-    // any more fills the budget.
-    let signals = [Some(SIGKILL), Some(SIGSEGV)];
-    let is_lost = may_lose && (status.code() == Some(LOST) || signals.contains(&status.signal()));
+    let is_lost = may_lose && (status.code() == Some(LOST) || status.signal().is_some_and(ends_what_lost));
     let is_well = status.success() && is_done;
     if outcome.findings.is_empty() && !is_well && !is_lost {
         outcome.findings.push(format!("the worker ended by {status}: {}", stderr.trim()));

@@ -1,5 +1,6 @@
 //! Something that must not be.
 
+use std::ffi::c_int;
 use std::fmt;
 
 /// Exit status of a worker, or of a child of its, that has found something.
@@ -8,6 +9,12 @@ pub(crate) const FOUND: i32 = 1;
 pub(crate) const LOST: i32 = 77;
 /// What a line begins with that tells of a finding.
 pub(crate) const FINDING: &str = "finding: ";
+
+/// Whether such a signal ends a process that has lost memory which it cannot do without (its stack: SIGSEGV, because SIGBUS
+/// finds no room there), or whose budget is full of what cannot leave any more (SIGKILL).
+pub(crate) const fn ends_what_lost(signal: c_int) -> bool {
+    matches!(signal, libc::SIGKILL | libc::SIGSEGV)
+}
 
 /// What was found, in a sentence.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::sync::{PoisonError, RwLockWriteGuard};
 use super::arena::Page;
 use super::buffer::{BUFFER_PAGES, Buffer};
 use super::common::Common;
-use super::finding::{FOUND, Finding, LOST, end, found, say};
+use super::finding::{FOUND, Finding, LOST, end, ends_what_lost, found, say};
 use super::place::{Errno, done, last_errno};
 use super::signals;
 use super::thread::Thread;
@@ -46,6 +46,7 @@ impl Children {
         match (libc::WIFEXITED(status), libc::WEXITSTATUS(status), libc::WTERMSIG(status)) {
             (true, 0, _) => Ok(()),
             (true, LOST, _) if signals::may_lose() => Ok(()),
+            (false, _, signal) if signals::may_lose() && ends_what_lost(signal) => Ok(()),
             // It has told of it.
             (true, FOUND, _) => end(FOUND),
             (false, _, libc::SIGKILL) if is_killed => Ok(()),
