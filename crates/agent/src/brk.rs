@@ -8,6 +8,9 @@
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
+use hmm::uapi::Errno;
+
+use crate::errno::failed;
 use crate::{MANAGED, bodies, interpose};
 
 /// How far the kernel's break is ahead after it was moved, in bytes.
@@ -39,11 +42,7 @@ pub extern "C" fn brk(to: *mut c_void) -> c_int {
     if moved {
         return 0;
     }
-    // SAFETY: gives this thread's errno.
-    let errno = unsafe { libc::__errno_location() };
-    // SAFETY: valid as long as the thread lives.
-    unsafe { errno.write(libc::ENOMEM) };
-    -1
+    failed(Errno::NOMEM)
 }
 
 /// Moves the break that the program sees. False where it cannot be; then it stays.

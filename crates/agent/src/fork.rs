@@ -34,9 +34,9 @@ use hmm::control::{SlotState, VerdictKind};
 use hmm::core::kernel::Kernel;
 use hmm::core::notifier::Cause;
 use hmm::runtime::{Runtime, open_files};
-use hmm::uapi::Fd;
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
 use hmm::uapi::uffd::{Access, EventBuffer, Features, Userfaultfd};
+use hmm::uapi::{Errno, Fd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -45,6 +45,7 @@ use rustix::net::{
 
 use crate::announce::{Open, is_watched};
 use crate::books::SharedBooks;
+use crate::errno::failed;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
 use crate::{
@@ -139,11 +140,7 @@ fn arranged(fork: impl Fn() -> libc::pid_t) -> libc::pid_t {
 
 /// What a fork gives that cannot be.
 extern "C" fn refuse() -> libc::pid_t {
-    // SAFETY: gives this thread's errno.
-    let errno = unsafe { libc::__errno_location() };
-    // SAFETY: valid as long as the thread lives.
-    unsafe { errno.write(libc::EAGAIN) };
-    -1
+    failed(Errno::AGAIN)
 }
 
 fn any_absent(runtime: &Runtime) -> bool {

@@ -16,9 +16,10 @@ use hmm::core::notifier::Cause;
 use hmm::uapi::{AddrRange, Errno};
 
 use crate::announce::around;
+use crate::errno::failed;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
-use crate::{MANAGED, bodies, brk, inherit, mappings, withhold};
+use crate::{MANAGED, bodies, brk, inherit, withhold};
 
 /// Blocks from here on may have a mapping of their own: glibc's smallest threshold is larger.
 const LARGE_BYTES: usize = 64 << 10;
@@ -233,7 +234,7 @@ pub unsafe extern "C" fn mmap64(
 pub unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
     let managed = MANAGED.load(Ordering::Relaxed);
     if managed && matches!(advice, MADV_GUARD_INSTALL | MADV_GUARD_REMOVE) {
-        return mappings::failed(Errno::INVAL);
+        return failed(Errno::INVAL);
     }
     inherit::note(advice);
     let lazy = advice == libc::MADV_FREE && managed;

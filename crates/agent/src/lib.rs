@@ -23,6 +23,7 @@ mod control;
 mod descriptors;
 mod devices;
 mod dmirror;
+mod errno;
 mod fork;
 mod inherit;
 mod interpose;

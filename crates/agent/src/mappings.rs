@@ -8,24 +8,15 @@ use std::ffi::{c_int, c_long, c_void};
 use std::sync::atomic::Ordering;
 
 use hmm::core::notifier::Cause;
-use hmm::uapi::Errno;
 
 use crate::MANAGED;
 use crate::announce::{around, around_mprotect};
+use crate::errno::failed;
 use crate::mailbox::MAILBOX;
 use crate::relocate::Call;
 
 fn status(result: c_long) -> c_int {
     c_int::try_from(result).unwrap_or(-1)
-}
-
-/// What a system call gives that fails for that reason.
-pub(crate) fn failed<T: From<i8>>(errno: Errno) -> T {
-    // SAFETY: gives this thread's errno.
-    let place = unsafe { libc::__errno_location() };
-    // SAFETY: valid as long as the thread lives.
-    unsafe { place.write(errno.raw_os_error()) };
-    T::from(-1)
 }
 
 /// See `mprotect(2)`.

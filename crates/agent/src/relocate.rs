@@ -50,13 +50,15 @@ struct Slot {
     /// In: where to.
     place_start: AtomicU64,
     place_end: AtomicU64,
+    /// In: it will grow.
+    grows: AtomicBool,
     /// Out: where the first piece ends, 0 if it is not for us; where the last one starts.
     first_end: AtomicU64,
     last_start: AtomicU64,
     /// Out: nothing is known at the place.
     is_free: AtomicBool,
-    /// Out: the process has locked memory.
-    has_locked: AtomicBool,
+    /// Out: it will grow, and the process has locked memory.
+    grows_locked: AtomicBool,
 }
 
 static SLOTS: [Slot; NR_SLOTS] = [const {
@@ -66,10 +68,11 @@ static SLOTS: [Slot; NR_SLOTS] = [const {
         end: AtomicU64::new(0),
         place_start: AtomicU64::new(0),
         place_end: AtomicU64::new(0),
+        grows: AtomicBool::new(false),
         first_end: AtomicU64::new(0),
         last_start: AtomicU64::new(0),
         is_free: AtomicBool::new(false),
-        has_locked: AtomicBool::new(false),
+        grows_locked: AtomicBool::new(false),
     }
 }; NR_SLOTS];
 
@@ -80,8 +83,8 @@ struct Pieces {
     first_end: usize,
     /// Where the last one starts.
     last_start: usize,
-    /// Some memory of the process is locked: this may be.
-    may_be_locked: bool,
+    /// It will grow, and may be locked: some memory of the process is.
+    grows_locked: bool,
 }
 
 /// The arguments of mremap(2).
@@ -112,7 +115,7 @@ impl Call {
             }
         }
         let old_end = this.old + this.old_len;
-        let (pieces, _) = ask(this.old, old_end, 0..0)?;
+        let (pieces, _) = ask(this.old, old_end, 0..0, this.new_len > this.old_len)?;
         let is_one = pieces.first_end == old_end;
         if !must_move && !is_one && this.new_len >= this.old_len {
             let (last, grown) = (pieces.last_start, this.new_len - this.old_len);
@@ -124,12 +127,11 @@ impl Call {
             }
         }
         let is_chosen = this.flags & libc::MREMAP_FIXED != 0;
-        let touches = pieces.may_be_locked && this.new_len > this.old_len;
-        if !may_move || is_chosen && is_one && !touches {
+        if !may_move || is_chosen && is_one && !pieces.grows_locked {
             return None;
         }
         // SAFETY: the caller's promise.
-        Some(unsafe { this.move_pieces() })
+        Some(unsafe { this.move_pieces(pieces.grows_locked) })
     }
 
     /// With lengths of whole pages. `None`: not a call that can succeed, or none of which we know what it does.
@@ -158,7 +160,7 @@ impl Call {
 
     /// # Safety
     /// As of mremap(2).
-    unsafe fn move_pieces(self) -> Result<usize, Errno> {
+    unsafe fn move_pieces(self, grows_locked: bool) -> Result<usize, Errno> {
         let kept = self.old_len.min(self.new_len);
         if self.new_len < self.old_len {
             // SAFETY: the caller gives up what lies behind the new length.
@@ -171,11 +173,10 @@ impl Call {
             MremapFlags::empty()
         };
         // SAFETY: the caller's promise; the place is ours.
-        let Err(stuck) = (unsafe { shift(self.old, kept, place, self.new_len, stays) }) else {
-            return Ok(place);
-        };
+        let result = unsafe { shift(self.old, kept, place, self.new_len, stays, grows_locked) };
+        let Err(stuck) = result else { return Ok(place) };
         // SAFETY: back to where it was. If that is refused as well there is no way out.
-        let _ = unsafe { shift(place, stuck.moved, self.old, stuck.moved, MremapFlags::empty()) };
+        let _ = unsafe { shift(place, stuck.moved, self.old, stuck.moved, MremapFlags::empty(), false) };
         // SAFETY: nobody else knows of what is left there.
         let _ = unsafe { rustix::mm::munmap(pointer(place), stuck.reserved) };
         Err(stuck.why)
@@ -212,6 +213,7 @@ unsafe fn shift(
     place: usize,
     new_len: usize,
     stays: MremapFlags,
+    grows_locked: bool,
 ) -> Result<(), Stuck> {
     let mut done = 0;
     let mut tries = 0;
@@ -219,10 +221,9 @@ unsafe fn shift(
         let to = place + done;
         let stuck = |why| Stuck { moved: done, reserved: new_len, why };
         let pieces = ask_until_free(from + done, from + len, to..place + new_len);
-        let pieces = pieces.ok_or(stuck(Errno::FAULT))?;
-        let part = pieces.first_end - (from + done);
+        let part = pieces.ok_or(stuck(Errno::FAULT))?.first_end - (from + done);
         let more = if done + part == len { new_len - len } else { 0 };
-        let grown = if pieces.may_be_locked { 0 } else { more };
+        let grown = if grows_locked { 0 } else { more };
         let flags = MremapFlags::MAYMOVE | stays;
         // SAFETY: the caller's promise.
         match unsafe { remap(from + done, part, part + grown, flags, Some(to)) } {
@@ -281,7 +282,7 @@ const fn pointer(addr: usize) -> *mut c_void {
 /// Asks until nothing is known at the place any more. The last events of what was there before may take a while.
 fn ask_until_free(start: usize, end: usize, place: Range<usize>) -> Option<Pieces> {
     for _ in 0..MAX_ASKS {
-        let (pieces, is_free) = ask(start, end, place.clone())?;
+        let (pieces, is_free) = ask(start, end, place.clone(), false)?;
         if is_free {
             return Some(pieces);
         }
@@ -292,7 +293,7 @@ fn ask_until_free(start: usize, end: usize, place: Range<usize>) -> Option<Piece
 
 /// Asks the control thread for the pieces of a range that are to move, and whether the place is free. `None`: the range is
 /// not all memory of one kind, or nothing of it is managed.
-fn ask(start: usize, end: usize, place: Range<usize>) -> Option<(Pieces, bool)> {
+fn ask(start: usize, end: usize, place: Range<usize>, grows: bool) -> Option<(Pieces, bool)> {
     let slot = Question::take(&SLOTS, |slot| &slot.question);
     let words = [
         (&slot.start, start),
@@ -301,12 +302,13 @@ fn ask(start: usize, end: usize, place: Range<usize>) -> Option<(Pieces, bool)> 
         (&slot.place_end, place.end),
     ];
     words.into_iter().for_each(|(word, value)| word.store(value as u64, Ordering::Relaxed));
+    slot.grows.store(grows, Ordering::Relaxed);
     slot.question.ask();
     let word = |word: &AtomicU64| usize::try_from(word.load(Ordering::Relaxed)).unwrap_or(0);
     let pieces = Pieces {
         first_end: word(&slot.first_end),
         last_start: word(&slot.last_start),
-        may_be_locked: slot.has_locked.load(Ordering::Relaxed),
+        grows_locked: slot.grows_locked.load(Ordering::Relaxed),
     };
     let is_free = slot.is_free.load(Ordering::Relaxed);
     slot.question.free();
@@ -326,7 +328,8 @@ pub(crate) fn serve(runtime: &Runtime) -> bool {
         slot.last_start.store(last_start, Ordering::Relaxed);
         let place = range(&slot.place_start, &slot.place_end);
         slot.is_free.store(!knows_any(runtime, place), Ordering::Relaxed);
-        slot.has_locked.store(has_locked_memory(), Ordering::Relaxed);
+        let grows = slot.grows.load(Ordering::Relaxed);
+        slot.grows_locked.store(grows && has_locked_memory(), Ordering::Relaxed);
         slot.question.answer();
         any = true;
     }

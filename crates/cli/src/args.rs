@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use hmm::control::OnFull;
-use hmm::spec::{DeviceSpec, SizeError, SpecError, parse_size};
+use hmm::spec::{DeviceSpec, SpecError, parse_size};
 
 use crate::demo::DemoArgs;
 use crate::doctor::DoctorArgs;
@@ -65,7 +65,7 @@ executed or not under hmm (statically linked, setuid, for another machine), 127 
 Signals that hmm gets are passed on to the program. What the program leaves running stays managed.")]
 pub(crate) struct RunArgs {
     /// Memory that may be resident, at least 16M.
-    #[arg(long, value_name = "SIZE", value_parser = size, required_unless_present = "dmirror")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, required_unless_present = "dmirror")]
     pub(crate) ram: Option<u64>,
 
     /// Where the rest lives: lz4[:cap=SIZE] or file:path=DIRECTORY[,cap=SIZE]; several are used in the order given [default:
@@ -115,10 +115,6 @@ impl From<OnFullArg> for OnFull {
             OnFullArg::Grow => Self::Grow,
         }
     }
-}
-
-fn size(text: &str) -> Result<u64, SizeError> {
-    parse_size(text)
 }
 
 fn device(text: &str) -> Result<DeviceSpec, SpecError> {

@@ -249,9 +249,8 @@ impl<K: Kernel> Engine<K> {
             (0, BLOCK_PAGES)
         } else {
             // Where nothing is bounded, pages wait because a device had them to itself: one touch ends that of one.
-            let chance = if self.config.zero_page { 1 } else { CHANCE_PAGES };
+            let (chance, ahead) = if self.config.zero_page { (1, 1) } else { (CHANCE_PAGES, hit.window) };
             let first = page.index() / chance * chance;
-            let ahead = if self.config.zero_page { 1 } else { hit.window };
             (first, ahead.max(first + chance - page.index()))
         };
         // Slots in the order of the pages: the page at `index` in the slot as far from `slot` as it is from `page`.
@@ -354,8 +353,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// How pages come home that a fault asked for. A stray comes alone: a copy of one page costs less than a flush of other
-    /// CPUs' TLBs, which in a virtual machine may have to wake them. What leaves in its place leaves a block at a time, with
+    /// How pages come home that a fault asked for. A stray comes by copy: few pages cost less than a flush of other CPUs' TLBs, which in a virtual machine may have to wake them. What leaves in its place leaves a block at a time, with
     /// one flush for each run of pages.
     pub(crate) fn way_home(&self, hit: Option<Hit>) -> HomeBy {
         let is_stray = hit.is_some_and(|hit| !hit.sequential);

@@ -191,8 +191,8 @@ impl<K: Kernel> Engine<K> {
 
     /// Gives back stock that nobody will use.
     fn trim(&self) {
+        let by_copy = self.config.home_by == HomeBy::Copy || self.streams.is_stray();
         loop {
-            let by_copy = self.config.home_by == HomeBy::Copy || self.streams.is_stray();
             let is_much = by_copy && self.staging.nr_stock() > COPY_STOCK_PAGES;
             let which = if is_much { Which::Most } else { Which::Done };
             let Some(surplus) = self.staging.take_surplus(which) else { return };

@@ -62,7 +62,7 @@ impl BayState {
     }
 
     /// The stretch of stock and blank slots with the most stock, from stock to stock, and how much that is.
-    fn longest_stretch(&self) -> Option<(Range<usize>, usize)> {
+    fn fullest_stretch(&self) -> Option<(Range<usize>, usize)> {
         let mut best: Option<(Range<usize>, usize)> = None;
         let mut current: Option<(Range<usize>, usize)> = None;
         for run in self.stock.runs() {
@@ -382,7 +382,7 @@ impl Staging {
             Which::Most => small().max_by_key(|(_, bay)| bay.stock.len()),
         })?;
         let bay = &mut inner.bays[number];
-        let (stretch, nr_stock) = bay.longest_stretch()?;
+        let (stretch, nr_stock) = bay.fullest_stretch()?;
         for index in stretch.clone() {
             bay.stock.remove(index);
             bay.blank.remove(index);
@@ -442,8 +442,7 @@ mod tests {
     /// A bay that got these pages, all of which went on.
     fn stored(staging: &Staging, pages: impl IntoIterator<Item = usize>) -> Bay {
         let bay = staging.reserve_bay().unwrap();
-        let mut set = PageSet::EMPTY;
-        pages.into_iter().for_each(|index| set.insert(index));
+        let set: PageSet = pages.into_iter().collect();
         staging.load(bay, set, false, Vpn(0));
         for run in set.runs() {
             staging.unstage(SlotRun { start: bay.slot(run.start), len: run.len() }, Left::Memory);

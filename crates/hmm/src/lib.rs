@@ -22,7 +22,7 @@ pub mod adopt;
 pub mod calibrate;
 mod callers;
 pub mod control;
-pub mod divided;
+mod divided;
 mod drive;
 pub mod extents;
 mod frames;

@@ -260,21 +260,23 @@ fn huge_pages() -> Fact {
     }
 }
 
+/// How long an idle CPU of a guest waits before it halts.
+const HALT_POLL: &str = "/sys/module/haltpoll/parameters/guest_halt_poll_ns";
+
 /// Serving a fault wakes two threads, as a rule on CPUs that were idle. A virtual machine's kernel can wait for that before
 /// it gives an idle CPU back (see the kernel's `virt/guest-halt-polling`).
 fn idle_cpus() -> Fact {
-    const POLL: &str = "/sys/module/haltpoll/parameters/guest_halt_poll_ns";
     let driver = std::fs::read_to_string("/sys/devices/system/cpu/cpuidle/current_driver");
-    idle_cpus_of(driver.as_deref().unwrap_or("none"), std::fs::read_to_string(POLL).ok().as_deref(), POLL)
+    idle_cpus_of(driver.as_deref().unwrap_or("none"), std::fs::read_to_string(HALT_POLL).ok().as_deref())
 }
 
-fn idle_cpus_of(driver: &str, poll_ns: Option<&str>, file: &str) -> Fact {
+fn idle_cpus_of(driver: &str, poll_ns: Option<&str>) -> Fact {
     const NAME: &str = "idle CPUs";
     match (driver.trim(), poll_ns.map(str::trim)) {
         ("haltpoll", Some("0")) => Fact::degraded(
             NAME,
             "a virtual machine's, halted at once: waking one takes many times as long as serving a fault",
-            format!("`echo 200000 > {file}` has them wait for so many nanoseconds"),
+            format!("`echo 200000 > {HALT_POLL}` has them wait for so many nanoseconds"),
         ),
         ("haltpoll", Some(poll_ns)) => {
             Fact::ok(NAME, format!("wait for up to {poll_ns} ns before they halt"))
@@ -289,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_does_not_wait_before_it_halts_is_told() {
-        let status = |driver, poll_ns| idle_cpus_of(driver, poll_ns, "file").status;
+        let status = |driver, poll_ns| idle_cpus_of(driver, poll_ns).status;
         assert_eq!(status("haltpoll\n", Some("0\n")), Status::Degraded);
         assert_eq!(status("haltpoll\n", Some("200000\n")), Status::Ok);
         assert_eq!(status("intel_idle\n", None), Status::Ok);

@@ -21,10 +21,14 @@ pub fn cpu_of(tid: u32) -> Option<usize> {
     let mut path = [0u8; 40];
     write!(&mut path[..], "/proc/self/task/{tid}/stat\0").ok()?;
     let path = CStr::from_bytes_until_nul(&path).ok()?;
-    let stat = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let mut text = [0u8; STAT_BYTES];
-    let len = rustix::io::read(&stat, &mut text).ok()?;
-    processor(&text[..len])
+    processor(beginning(path, &mut [0; STAT_BYTES])?)
+}
+
+/// The beginning of a file, as far as there is room and it comes at once.
+fn beginning<'r>(path: &CStr, room: &'r mut [u8]) -> Option<&'r [u8]> {
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let len = rustix::io::read(&file, &mut *room).ok()?;
+    room.get(..len)
 }
 
 fn processor(stat: &[u8]) -> Option<usize> {
@@ -35,12 +39,8 @@ fn processor(stat: &[u8]) -> Option<usize> {
 /// Whether this process has locked memory (mlock, mlockall, `MAP_LOCKED`); false also where there is no procfs. Neither
 /// allocates nor goes through libc.
 pub fn has_locked_memory() -> bool {
-    let Ok(status) = rustix::fs::open(c"/proc/self/status", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-    else {
-        return false;
-    };
-    let mut text = [0u8; STATUS_BYTES];
-    rustix::io::read(&status, &mut text).is_ok_and(|len| locked_kib(&text[..len]).is_some_and(|kib| kib > 0))
+    let mut room = [0; STATUS_BYTES];
+    beginning(c"/proc/self/status", &mut room).and_then(locked_kib).is_some_and(|kib| kib > 0)
 }
 
 /// The line `VmLck:` of a `status`; see `proc_pid_status(5)`.

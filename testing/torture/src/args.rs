@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hmm::spec::{DeviceSpec, SizeError, SpecError, parse_size};
+use hmm::spec::{DeviceSpec, SpecError, parse_size};
 
 /// Torture hmm: a program does to its memory whatever a program may do, and knows every byte that it must read.
 ///
@@ -19,7 +19,7 @@ pub struct Args {
     #[arg(long, value_name = "M", default_value_t = 1.0)]
     pub(crate) minutes: f64,
     /// Memory that may be resident, as of `hmm run`.
-    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_size)]
     pub(crate) ram: u64,
     /// Where the rest lives, as of `hmm run` [default: lz4]. One that is lost on purpose, like `lz4:lost-after=1000`, loses
     /// pages: a page is SIGBUS then, or as it must be.
@@ -41,10 +41,6 @@ pub struct Args {
 
 /// Of which defaults are made; none of those is used here.
 const PHYSICAL_BYTES: u64 = 8 << 30;
-
-fn size(text: &str) -> Result<u64, SizeError> {
-    parse_size(text)
-}
 
 fn device(text: &str) -> Result<DeviceSpec, SpecError> {
     DeviceSpec::parse(text, PHYSICAL_BYTES)

@@ -8,6 +8,7 @@ use std::os::fd::{BorrowedFd, IntoRawFd};
 use hmm::uapi::Errno;
 
 use super::{client, is_on, names};
+use crate::errno::failed;
 use crate::next::Next;
 
 // The last argument of these functions is there only if a flag says so. It lies in a register; who does not pass it leaves
@@ -84,15 +85,6 @@ pub(super) const fn address(result: libc::c_long) -> usize {
     result.cast_unsigned() as usize
 }
 
-/// What a function of libc returns for an error.
-pub(super) fn fail(errno: Errno) -> c_int {
-    // SAFETY: gives this thread's errno.
-    let place = unsafe { libc::__errno_location() };
-    // SAFETY: valid as long as the thread lives.
-    unsafe { place.write(errno.raw_os_error()) };
-    -1
-}
-
 /// The device that a path of the program's names.
 ///
 /// # Safety
@@ -114,8 +106,8 @@ unsafe fn open_device(path: *const c_char, flags: c_int) -> Option<c_int> {
     let device = unsafe { device_of(path) }?;
     Some(match client::open(device, flags & libc::O_CLOEXEC != 0) {
         Ok(fd) => fd.into_raw_fd(),
-        Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => fail(errno),
-        Err(_) => fail(Errno::NXIO),
+        Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => failed(errno),
+        Err(_) => failed(Errno::NXIO),
     })
 }
 
@@ -232,7 +224,7 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) ->
     let request = request as u32;
     match client::ioctl(device, request, arg.expose_provenance() as u64) {
         Ok(()) => 0,
-        Err(errno) => fail(errno),
+        Err(errno) => failed(errno),
     }
 }
 

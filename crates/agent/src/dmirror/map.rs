@@ -15,6 +15,7 @@ use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 
 use super::calls::device_fd;
 use super::files;
+use crate::errno::failed;
 
 /// Files whose mappings are special. When there are more, the oldest are forgotten.
 const MAX_FILES: usize = 64;
@@ -50,7 +51,7 @@ pub(crate) unsafe fn map(
     let file = match file(len) {
         Ok(file) => file,
         Err(errno) => {
-            super::calls::fail(errno);
+            let _: c_int = failed(errno);
             return Some(libc::MAP_FAILED);
         }
     };

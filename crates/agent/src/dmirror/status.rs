@@ -5,6 +5,7 @@
 use std::ffi::{c_char, c_int};
 
 use super::calls::{device_fd, device_of};
+use crate::errno::failed;
 use crate::next::Next;
 
 type Access = unsafe extern "C" fn(*const c_char, c_int) -> c_int;
@@ -67,7 +68,7 @@ pub unsafe extern "C" fn access(path: *const c_char, mode: c_int) -> c_int {
     match unsafe { device_of(path) } {
         // SAFETY: the caller's promise.
         None => unsafe { ACCESS.get()(path, mode) },
-        Some(_) if mode & libc::X_OK != 0 => super::calls::fail(hmm::uapi::Errno::ACCESS),
+        Some(_) if mode & libc::X_OK != 0 => failed(hmm::uapi::Errno::ACCESS),
         Some(_) => 0,
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use hmm_core::addr::{PAGE_SIZE, Vpn};
-use hmm_core::driver::{Collected, Migration, Select, Skip, Source};
+use hmm_core::driver::{Collected, Committed, Migration, Select, Skip, Source};
 use hmm_core::kernel::Stop;
 use hmm_core::mirror::{Found, Pfn, RangeError, RangeFault, Request};
 use hmm_core::notifier::{Cause, Notifier, Owner};
@@ -59,6 +59,13 @@ impl Fixture {
 
     fn setup(&self, span: Span, select: Select, owner: Owner) -> Migration<'_, SimKernel, Collected> {
         self.engine().migrate_setup(Machine::range(span), select, owner).expect("a short range")
+    }
+
+    /// The data are in the device's frames, and not mapped yet.
+    fn stored(&self) -> Migration<'_, SimKernel, Committed> {
+        let mut migration = self.setup(DATA, Select::SYSTEM, OWNER);
+        migration.store(self.id).expect("the device is its driver's");
+        migration.pages()
     }
 
     fn take(&self, span: Span) -> usize {
@@ -186,9 +193,7 @@ fn dropping_at_any_stage_restores_or_keeps() {
 #[test]
 fn what_could_not_be_mapped_is_when_it_is_touched() {
     let world = Fixture::new();
-    let mut migration = world.setup(DATA, Select::SYSTEM, OWNER);
-    migration.store(world.id).expect("is its driver's");
-    let migration = migration.pages();
+    let migration = world.stored();
     // The program is in the middle of something.
     world.world.start(&Op::Unmap { span: Span::new(300, 2) });
     let shared = world.world.shared();
@@ -282,14 +287,18 @@ fn pages_that_went_without_a_word_free_their_frames() {
     world.verify();
 }
 
-/// The program has a page of zeroes, of which nobody has told, where one is about to be mapped.
-fn replace(world: &Fixture, page: u32) {
+/// The program has a page of zeroes, of which nobody has told, where one is about to be mapped. Gives the frames and pages
+/// that count by then; what was told before is forgotten.
+fn replace(world: &Fixture, page: u32) -> (usize, u64) {
     let shared = world.world.shared();
     let mut machine = shared.lock();
     assert!(machine.memory.is_hole(page));
     machine.apply(&Op::DontNeed { span: Span::new(page, 1) });
     machine.memory.put(page, Entry::Present { bytes: zeroes(), held: Held::No, of: Whose::System });
     machine.strangers.insert(page);
+    drop(machine);
+    let _ = world.is_told(Cause::Clear, 0);
+    (world.nr_used(), world.nr_charged())
 }
 
 /// The frame is free, its driver was told, and the program's page is charged.
@@ -306,12 +315,8 @@ fn is_replaced(world: &Fixture, page: u32, (used, charged): (usize, u64)) {
 #[test]
 fn a_page_of_the_programs_own_replaces_one_that_is_to_be_mapped() {
     let world = Fixture::new();
-    let mut migration = world.setup(DATA, Select::SYSTEM, OWNER);
-    migration.store(world.id).expect("the device is its driver's");
-    let migration = migration.pages();
-    replace(&world, 3);
-    let before = (world.nr_used(), world.nr_charged());
-    let _ = world.is_told(Cause::Clear, 0);
+    let migration = world.stored();
+    let before = replace(&world, 3);
     assert_eq!(migration.finalize(), 16);
     is_replaced(&world, 3, before);
 }
@@ -319,15 +324,11 @@ fn a_page_of_the_programs_own_replaces_one_that_is_to_be_mapped() {
 #[test]
 fn a_page_of_the_programs_own_replaces_one_that_is_touched() {
     let world = Fixture::new();
-    let mut migration = world.setup(DATA, Select::SYSTEM, OWNER);
-    migration.store(world.id).expect("the device is its driver's");
-    let migration = migration.pages();
+    let migration = world.stored();
     // None of them can be mapped now.
     world.world.shared().lock().kernel_plan.fail_next(1, Stop::Changing);
     assert_eq!((migration.finalize(), world.nr_mapped(DATA)), (16, 0));
-    replace(&world, 3);
-    let before = (world.nr_used(), world.nr_charged());
-    let _ = world.is_told(Cause::Clear, 0);
+    let before = replace(&world, 3);
     assert_eq!(world.engine().fault(vpn(3)), Outcome::Done);
     is_replaced(&world, 3, before);
 }

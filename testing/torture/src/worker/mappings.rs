@@ -13,7 +13,7 @@ use super::thread::Thread;
 const MAX_LOCKED: usize = 64;
 /// One in so many of a thread's pages may be read-only, or out of reach, at a time: they may stay, too.
 const PROTECTED_SHARE: usize = 16;
-/// Where what the kernel moves by its own choice has been seen.
+/// Of Linux 6.13.
 const MADV_GUARD_INSTALL: c_int = 102;
 const MADV_GUARD_REMOVE: c_int = 103;
 /// Advice that changes no byte.
