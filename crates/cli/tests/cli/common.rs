@@ -30,9 +30,13 @@ pub(crate) fn run<I: AsRef<OsStr>>(program: impl IntoIterator<Item = I>) -> Comm
     command
 }
 
-/// `hmm run --ram 64M -- sh -c SCRIPT`.
+/// `hmm run --ram 64M -- sh -c SCRIPT`, where no signal is ignored: a shell sets no trap for one that it inherits as
+/// ignored, as of `nohup` or in the background of a script.
 pub(crate) fn run_sh(script: &str) -> Command {
-    run(["sh", "-c", script])
+    let mut command = Command::new("env");
+    command.args(["--default-signal", HMM, "run", "--ram", "64M", "--", "sh", "-c", script]);
+    command.process_group(0);
+    command
 }
 
 /// How a command ended, and what it wrote.

@@ -25,9 +25,9 @@ impl OnTerminal {
         unlockpt(&keys).unwrap();
         let name = ptsname(&keys, Vec::new()).unwrap().into_string().unwrap();
         let terminal = File::options().read(true).write(true).open(name).unwrap();
-        // A session of its own, of which this is the terminal.
+        // A session of its own, of which this is the terminal. Nobody has told it to ignore the terminal's keys.
         let mut setsid = Command::new("setsid");
-        setsid.arg("--ctty").args(command).stdin(terminal.try_clone().unwrap());
+        setsid.args(["--ctty", "env", "--default-signal"]).args(command).stdin(terminal.try_clone().unwrap());
         let child = setsid.stdout(terminal.try_clone().unwrap()).stderr(terminal).spawn();
         drop(setsid);
         let Ok(child) = child else {
