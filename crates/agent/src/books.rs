@@ -54,11 +54,12 @@ impl Books for SharedBooks {
 
 /// This process's word on what happened, with its figures as they were counted last.
 fn verdict(kind: VerdictKind, text: Text<256>, ledger: &Ledger, stats: &Stats) -> Verdict {
+    let usage = stats.usage();
     let figures = Figures {
         charged_pages: ledger.charged(),
         away_pages: stats.away.load(Ordering::Relaxed),
-        device_bytes: stats.device_bytes.load(Ordering::Relaxed),
-        device_capacity_bytes: stats.device_capacity_bytes.load(Ordering::Relaxed),
+        device_bytes: usage.used_bytes,
+        device_capacity_bytes: usage.capacity_bytes,
     };
     Verdict { kind, pid: hmm::uapi::sys::getpid().unsigned_abs(), errno: 0, figures, text }
 }

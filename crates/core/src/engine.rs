@@ -261,15 +261,10 @@ impl<K: Kernel> Engine<K> {
 
     /// Brings the gauges that are too dear to keep at all times up to date.
     pub fn refresh_gauges(&self) {
-        let (mut used, mut capacity) = (0, 0);
-        for device in self.devices() {
-            let usage = device.usage();
-            used += usage.used_bytes;
-            capacity += usage.capacity_bytes;
-        }
         let stats = self.stats();
-        stats.device_bytes.store(used, Ordering::Relaxed);
-        stats.device_capacity_bytes.store(capacity, Ordering::Relaxed);
+        for (gauge, device) in stats.tiers.iter().zip(self.devices()) {
+            gauge.store(device.usage());
+        }
         stats.metadata_bytes.store(self.metadata_bytes(), Ordering::Relaxed);
     }
 

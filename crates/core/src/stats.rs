@@ -5,6 +5,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hmm_device::Usage;
+
+use crate::registry::MAX_DEVICES;
+
 macro_rules! counters {
     ($($(#[$doc:meta])+ $name:ident,)+) => {
         /// Counters since the start, and gauges where it says so. Every one is incremented on exactly one kind of outcome.
@@ -12,6 +16,8 @@ macro_rules! counters {
         #[repr(C)]
         pub struct Stats {
             $($(#[$doc])+ pub $name: AtomicU64,)+
+            /// How full each tier is, by its number.
+            pub tiers: [UsageGauge; MAX_DEVICES],
             /// Time from reading a fault to its resolution.
             pub latency: Latency,
         }
@@ -60,10 +66,42 @@ counters! {
     away,
     /// Gauge: bytes of the engine's own tables.
     metadata_bytes,
-    /// Gauge: bytes that devices keep in this process's RAM.
-    device_bytes,
-    /// Gauge: bytes that devices may keep in this process's RAM.
-    device_capacity_bytes,
+}
+
+impl Stats {
+    /// How full all tiers are.
+    pub fn usage(&self) -> Usage {
+        let mut sum = Usage::default();
+        self.tiers.iter().for_each(|tier| sum += tier.load());
+        sum
+    }
+}
+
+/// A device's [`Usage`] as it was when somebody looked last. Its three numbers may be of different moments.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct UsageGauge {
+    frames: AtomicU64,
+    used_bytes: AtomicU64,
+    capacity_bytes: AtomicU64,
+}
+
+impl UsageGauge {
+    /// Tells what it is now.
+    pub fn store(&self, usage: Usage) {
+        self.frames.store(usage.frames, Ordering::Relaxed);
+        self.used_bytes.store(usage.used_bytes, Ordering::Relaxed);
+        self.capacity_bytes.store(usage.capacity_bytes, Ordering::Relaxed);
+    }
+
+    /// What was told last.
+    pub fn load(&self) -> Usage {
+        Usage {
+            frames: self.frames.load(Ordering::Relaxed),
+            used_bytes: self.used_bytes.load(Ordering::Relaxed),
+            capacity_bytes: self.capacity_bytes.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// Sub-buckets of each power of two.

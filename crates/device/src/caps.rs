@@ -1,5 +1,7 @@
 //! What a device says of itself.
 
+use std::ops::AddAssign;
+
 /// Where a device's frames are, as the CPU sees them (Linux: `MEMORY_DEVICE_PRIVATE`, `MEMORY_DEVICE_COHERENT`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemKind {
@@ -35,4 +37,25 @@ pub struct Usage {
     pub used_bytes: u64,
     /// Bytes that it may take at most.
     pub capacity_bytes: u64,
+}
+
+impl AddAssign for Usage {
+    /// That of several devices, or of one in several processes.
+    fn add_assign(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.used_bytes += other.used_bytes;
+        self.capacity_bytes += other.capacity_bytes;
+    }
+}
+
+impl Usage {
+    /// The higher value of each.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            frames: self.frames.max(other.frames),
+            used_bytes: self.used_bytes.max(other.used_bytes),
+            capacity_bytes: self.capacity_bytes.max(other.capacity_bytes),
+        }
+    }
 }

@@ -348,7 +348,7 @@ impl Snapshot {
             second_chances: get(&stats.refault),
             poisoned: get(&stats.pgpoison),
             overcharged: get(&stats.overcharged),
-            device_bytes: get(&stats.device_bytes),
+            device_bytes: stats.usage().used_bytes,
             metadata_bytes: get(&stats.metadata_bytes),
             latency_p50_ns: stats.latency.quantile(0.5),
             latency_p99_ns: stats.latency.quantile(0.99),

@@ -7,13 +7,13 @@
 use std::time::{Duration, Instant};
 
 use hmm::control::{Control, RunConfig};
+use hmm::device::Usage;
 use hmm::spec::ByteSize;
-use hmm_core::addr::PAGE_SIZE;
 use rustix::process::Pid;
 use rustix::stdio::stderr;
 use rustix::termios::{LocalModes, tcgetattr, tcgetpgrp, tcgetwinsize};
 
-use super::summary::{Microseconds, device_names};
+use super::summary::{Microseconds, by_device, pages};
 use super::totals::{Gauges, Totals};
 use crate::output;
 
@@ -25,8 +25,8 @@ const DEFAULT_COLUMNS: usize = 80;
 struct State {
     resident_pages: u64,
     budget_pages: u64,
-    gauges: Gauges,
-    devices: String,
+    /// How full each device is, with its name.
+    devices: Vec<(&'static str, Usage)>,
     faults_per_second: u64,
     p50_ns: u64,
     p99_ns: u64,
@@ -67,8 +67,7 @@ impl Live {
         let state = State {
             resident_pages: control.ledger().charged(),
             budget_pages: control.ledger().budget(),
-            gauges: Gauges::of(control),
-            devices: device_names(&self.config),
+            devices: by_device(&self.config, &Gauges::of(control)),
             faults_per_second: per_second(faults, elapsed),
             p50_ns: totals.latency.quantile(0.5),
             p99_ns: totals.latency.quantile(0.99),
@@ -97,17 +96,18 @@ impl Live {
 impl State {
     /// The most important first: the end may be cut off.
     fn line(&self) -> String {
-        let bytes = |pages: u64| ByteSize(pages.saturating_mul(PAGE_SIZE as u64));
+        let of_each = |text: fn(&str, Usage) -> String| {
+            self.devices.iter().map(|(name, usage)| text(name, *usage)).collect::<String>()
+        };
         format!(
-            "hmm: {} resident, {} on {devices}, {} faults/s, p50 {}, p99 {} (budget {}, {devices} takes {})",
-            bytes(self.resident_pages),
-            bytes(self.gauges.away_pages),
+            "hmm: {} resident{}, {} faults/s, p50 {}, p99 {} (budget {}{})",
+            pages(self.resident_pages),
+            of_each(|name, usage| format!(", {} on {name}", pages(usage.frames))),
             self.faults_per_second,
             Microseconds(self.p50_ns),
             Microseconds(self.p99_ns),
-            bytes(self.budget_pages),
-            ByteSize(self.gauges.device_bytes),
-            devices = self.devices,
+            pages(self.budget_pages),
+            of_each(|name, usage| format!(", {name} takes {}", ByteSize(usage.used_bytes))),
         )
     }
 }
@@ -126,8 +126,7 @@ mod tests {
         let state = State {
             resident_pages: 130_000,
             budget_pages: 131_072,
-            gauges: Gauges { away_pages: 400_000, device_bytes: 500 << 20, ..Gauges::NONE },
-            devices: "lz4".to_owned(),
+            devices: vec![("lz4", Usage { frames: 400_000, used_bytes: 500 << 20, capacity_bytes: 1 << 30 })],
             faults_per_second: per_second(6000, Duration::from_millis(500)),
             p50_ns: 7200,
             p99_ns: 250_000,
@@ -137,5 +136,21 @@ mod tests {
             .strip_prefix("hmm: 508 MiB resident, 1.5 GiB on lz4, 12000 faults/s, p50 7.2 us, p99 250 us");
         assert_eq!(rest, Some(" (budget 512 MiB, lz4 takes 500 MiB)"));
         assert!(line.len() - rest.unwrap().len() < DEFAULT_COLUMNS);
+    }
+
+    #[test]
+    fn each_device_has_its_figures() {
+        let usage = |pages| Usage { frames: pages, used_bytes: pages << 10, capacity_bytes: 1 << 30 };
+        let state = State {
+            resident_pages: 256,
+            budget_pages: 256,
+            devices: vec![("lz4", usage(512)), ("file", usage(1024))],
+            faults_per_second: 0,
+            p50_ns: 1000,
+            p99_ns: 1000,
+        };
+        let line = state.line();
+        assert!(line.starts_with("hmm: 1 MiB resident, 2 MiB on lz4, 4 MiB on file, 0 faults/s"), "{line}");
+        assert!(line.ends_with("(budget 1 MiB, lz4 takes 512 KiB, file takes 1 MiB)"), "{line}");
     }
 }

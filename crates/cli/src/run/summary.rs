@@ -6,6 +6,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use hmm::control::{Control, OnFull, RunConfig, Verdict};
+use hmm::device::Usage;
 use hmm::spec::{Backing, ByteSize, DeviceSpec};
 use hmm_core::addr::PAGE_SIZE;
 use serde::Serialize;
@@ -29,14 +30,14 @@ impl fmt::Display for Microseconds {
     }
 }
 
-/// What the devices keep pages in.
-fn where_it_is(config: &RunConfig) -> &'static str {
-    let is_file = |device: &DeviceSpec| matches!(device.backing, Backing::File { .. });
-    match (config.devices.iter().any(is_file), config.devices.iter().all(is_file)) {
-        (_, true) => "files",
-        (true, false) => "RAM and files",
-        (false, false) => "RAM",
-    }
+/// What a device keeps pages in.
+fn where_it_is(device: &DeviceSpec) -> &'static str {
+    if matches!(device.backing, Backing::File { .. }) { "a file" } else { "RAM" }
+}
+
+/// How full each device is, with its name.
+pub(super) fn by_device(config: &RunConfig, gauges: &Gauges) -> Vec<(&'static str, Usage)> {
+    config.devices.iter().map(DeviceSpec::name).zip(gauges.devices).collect()
 }
 
 /// The devices' names, for a line of text.
@@ -121,16 +122,18 @@ impl Summary {
             pages(self.peak_pages),
             pages(self.config.ram_pages)
         )?;
-        let capacity_bytes = self.config.devices.iter().map(|device| device.capacity_bytes()).sum();
-        writeln!(
-            f,
-            "  {:9} {} at the peak, in {} of {} (at most {} a process)",
-            device_names(&self.config),
-            pages(self.peaks.away_pages),
-            ByteSize(self.peaks.device_bytes),
-            where_it_is(&self.config),
-            ByteSize(capacity_bytes)
-        )
+        for (device, peak) in self.config.devices.iter().zip(self.peaks.devices) {
+            writeln!(
+                f,
+                "  {:9} {} at the peak, in {} of {} (at most {} a process)",
+                device.name(),
+                pages(peak.frames),
+                ByteSize(peak.used_bytes),
+                where_it_is(device),
+                ByteSize(device.capacity_bytes())
+            )?;
+        }
+        Ok(())
     }
 
     fn name(&self) -> String {
@@ -144,7 +147,7 @@ impl Summary {
     }
 }
 
-fn pages(nr_pages: u64) -> ByteSize {
+pub(super) fn pages(nr_pages: u64) -> ByteSize {
     ByteSize(bytes(nr_pages))
 }
 
@@ -194,7 +197,7 @@ struct Json {
     budget_bytes: Option<u64>,
     on_full: &'static str,
     peak_resident_bytes: u64,
-    devices: Vec<String>,
+    devices: Vec<DeviceJson>,
     away_bytes: u64,
     device_bytes: u64,
     device_capacity_bytes: u64,
@@ -216,6 +219,18 @@ struct LatencyJson {
     max_ns: u64,
 }
 
+/// A device, and the highest of each figure.
+#[derive(Debug, Serialize)]
+struct DeviceJson {
+    device: String,
+    /// Of the program's memory: what is away, and what came home and has not changed since.
+    held_bytes: u64,
+    /// Of the device's memory.
+    used_bytes: u64,
+    /// The most that it may use, of all processes.
+    capacity_bytes: u64,
+}
+
 #[derive(Debug, Serialize)]
 struct VerdictJson {
     kind: String,
@@ -235,6 +250,8 @@ impl Json {
             Ending::Signaled(signal) => (None, Some(signals::name(signal.into()))),
         };
         let latency = &summary.totals.latency;
+        let usage = summary.peaks.usage();
+        let devices = summary.config.devices.iter().zip(summary.peaks.devices);
         Self {
             hmm: env!("CARGO_PKG_VERSION"),
             command: summary.command_line.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
@@ -249,10 +266,10 @@ impl Json {
                 OnFull::Grow => "grow",
             },
             peak_resident_bytes: bytes(summary.peak_pages),
-            devices: summary.config.devices.iter().map(ToString::to_string).collect(),
+            devices: devices.map(|(device, peak)| DeviceJson::of(device, peak)).collect(),
             away_bytes: bytes(summary.peaks.away_pages),
-            device_bytes: summary.peaks.device_bytes,
-            device_capacity_bytes: summary.peaks.device_capacity_bytes,
+            device_bytes: usage.used_bytes,
+            device_capacity_bytes: usage.capacity_bytes,
             metadata_bytes: summary.peaks.metadata_bytes,
             processes: summary.nr_processes,
             unmanaged_processes: summary.nr_unmanaged,
@@ -266,6 +283,17 @@ impl Json {
             },
             counters: counters(&summary.totals),
             verdict: summary.verdict.as_ref().map(VerdictJson::of),
+        }
+    }
+}
+
+impl DeviceJson {
+    fn of(device: &DeviceSpec, peak: Usage) -> Self {
+        Self {
+            device: device.to_string(),
+            held_bytes: bytes(peak.frames),
+            used_bytes: peak.used_bytes,
+            capacity_bytes: peak.capacity_bytes,
         }
     }
 }
@@ -343,12 +371,8 @@ mod tests {
 
     #[test]
     fn what_is_in_files_is_not_called_ram() {
-        let text = |devices: &[&str]| {
-            let devices = devices.iter().map(|text| DeviceSpec::parse(text, 1 << 30).unwrap()).collect();
-            where_it_is(&RunConfig { ram_pages: PAGES, on_full: OnFull::Kill, devices, dmirror: false })
-        };
-        let (lz4, file) = ("lz4", "file:path=/tmp,cap=1G");
-        assert_eq!([text(&[lz4]), text(&[lz4, file]), text(&[file])], ["RAM", "RAM and files", "files"]);
+        let text = |spec| where_it_is(&DeviceSpec::parse(spec, 1 << 30).unwrap());
+        assert_eq!([text("lz4"), text("file:path=/tmp,cap=1G")], ["RAM", "a file"]);
     }
 
     #[test]

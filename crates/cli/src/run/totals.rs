@@ -2,32 +2,29 @@
 
 use std::sync::atomic::Ordering;
 
-use hmm::control::Control;
+use hmm::control::{Control, MAX_DEVICES};
+use hmm::device::Usage;
 use hmm_core::stats::Latency;
 
 /// Counters that go down, too: they are told as [`Gauges`].
-const GAUGES: [&str; 5] = ["charged", "away", "metadata_bytes", "device_bytes", "device_capacity_bytes"];
+const GAUGES: [&str; 3] = ["charged", "away", "metadata_bytes"];
 
 /// What is the case now, summed over the living.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Gauges {
     pub(super) away_pages: u64,
     pub(super) metadata_bytes: u64,
-    pub(super) device_bytes: u64,
-    pub(super) device_capacity_bytes: u64,
+    /// How full each device is, in the order in which they are filled.
+    pub(super) devices: [Usage; MAX_DEVICES],
 }
 
 impl Gauges {
-    pub(super) const NONE: Self =
-        Self { away_pages: 0, metadata_bytes: 0, device_bytes: 0, device_capacity_bytes: 0 };
-
     pub(super) fn of(control: &Control) -> Self {
-        let mut sum = Self::NONE;
+        let mut sum = Self::default();
         for stats in control.slots().map(|slot| slot.stats()) {
             sum.away_pages += stats.away.load(Ordering::Relaxed);
             sum.metadata_bytes += stats.metadata_bytes.load(Ordering::Relaxed);
-            sum.device_bytes += stats.device_bytes.load(Ordering::Relaxed);
-            sum.device_capacity_bytes += stats.device_capacity_bytes.load(Ordering::Relaxed);
+            sum.devices.iter_mut().zip(&stats.tiers).for_each(|(sum, tier)| *sum += tier.load());
         }
         sum
     }
@@ -36,8 +33,14 @@ impl Gauges {
     pub(super) fn raise_to(&mut self, other: &Self) {
         self.away_pages = self.away_pages.max(other.away_pages);
         self.metadata_bytes = self.metadata_bytes.max(other.metadata_bytes);
-        self.device_bytes = self.device_bytes.max(other.device_bytes);
-        self.device_capacity_bytes = self.device_capacity_bytes.max(other.device_capacity_bytes);
+        self.devices.iter_mut().zip(other.devices).for_each(|(mine, theirs)| *mine = mine.max(theirs));
+    }
+
+    /// How full all devices are.
+    pub(super) fn usage(&self) -> Usage {
+        let mut sum = Usage::default();
+        self.devices.iter().for_each(|device| sum += *device);
+        sum
     }
 }
 
@@ -88,6 +91,7 @@ mod tests {
             let stats = control.claim_slot(pid).unwrap().stats();
             stats.pgfault.store(pages, Ordering::Relaxed);
             stats.away.store(10 * pages, Ordering::Relaxed);
+            stats.tiers[1].store(Usage { frames: pages, used_bytes: 1, capacity_bytes: 2 });
             stats.latency.record(1000);
         }
         sleeper.kill().unwrap();
@@ -95,7 +99,12 @@ mod tests {
         let totals = Totals::of(&control);
         assert_eq!((totals.get("pgfault"), totals.latency.count()), (7, 2));
         assert!(totals.counters.iter().all(|(name, _)| !GAUGES.contains(name)));
-        assert_eq!(Gauges::of(&control).away_pages, 70);
+        let gauges = Gauges::of(&control);
+        assert_eq!(gauges.away_pages, 70);
+        assert_eq!(gauges.devices[1], Usage { frames: 7, used_bytes: 2, capacity_bytes: 4 });
+        let mut peaks = gauges.clone();
+        peaks.raise_to(&Gauges::default());
+        assert_eq!((&peaks, peaks.usage().frames), (&gauges, 7));
     }
 
     #[test]

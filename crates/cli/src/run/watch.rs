@@ -31,8 +31,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) const fn new(control: Control) -> Self {
-        Self { control, watched: Vec::new(), peaks: Gauges::NONE, nr_unmanaged: 0 }
+    pub(super) fn new(control: Control) -> Self {
+        Self { control, watched: Vec::new(), peaks: Gauges::default(), nr_unmanaged: 0 }
     }
 
     /// Descriptors that become readable when there is something to settle.

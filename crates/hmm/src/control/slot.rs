@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
+use hmm_device::Usage;
 use hmm_uapi::Errno;
 use hmm_uapi::tasks::split_stat;
 
@@ -172,14 +173,10 @@ impl Slot {
         let charged = self.stats.charged.swap(0, Ordering::Relaxed);
         // A process that was killed between two counters may have counted more than it charged.
         ledger.uncharge(charged.min(ledger.charged()));
-        for gauge in [
-            &self.stats.away,
-            &self.stats.metadata_bytes,
-            &self.stats.device_bytes,
-            &self.stats.device_capacity_bytes,
-        ] {
+        for gauge in [&self.stats.away, &self.stats.metadata_bytes] {
             gauge.store(0, Ordering::Relaxed);
         }
+        self.stats.tiers.iter().for_each(|tier| tier.store(Usage::default()));
     }
 }
 
