@@ -92,11 +92,14 @@ fn survives(plan: Vec<Rule>) -> hmm::Snapshot {
 #[test]
 fn passing_errors_are_tried_again() {
     within(120, || {
-        let plan = [Verb::Fetch, Verb::Store].map(|verb| Rule {
-            verb: Some(verb),
-            when: When::Every(7),
-            fault: Fault::Stop { done: 1, why: DeviceError::Io },
-        });
+        let in_part = Fault::Stop { done: 1, why: DeviceError::Io };
+        let fails = |verb, when, fault| Rule { verb: Some(verb), when, fault };
+        let plan = [
+            // With none of its pages done, and one of them is waited for.
+            fails(Verb::Fetch, When::Every(7), Fault::fail(DeviceError::Io)),
+            fails(Verb::Fetch, When::Every(11), in_part),
+            fails(Verb::Store, When::Every(7), in_part),
+        ];
         let snapshot = survives(plan.to_vec());
         assert_eq!(snapshot.poisoned, 0, "{snapshot:?}");
         assert!(snapshot.peak_resident <= snapshot.budget, "I9: {snapshot:?}");

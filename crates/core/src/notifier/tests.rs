@@ -71,9 +71,14 @@ fn a_change_elsewhere_disturbs_nobody() {
 
 /// A thread that has begun to read.
 fn reader(notifier: &Arc<Notifier<Log>>) -> mpsc::Receiver<Sequence> {
-    let (tell, told) = mpsc::channel();
+    let ((tell, told), (begin, begun)) = (mpsc::channel(), mpsc::channel());
     let notifier = Arc::clone(notifier);
-    std::thread::spawn(move || tell.send(notifier.read_begin()));
+    std::thread::spawn(move || {
+        let _ = begin.send(());
+        tell.send(notifier.read_begin())
+    });
+    // From here on it is its wait that is seen, not that of a new thread for a CPU.
+    begun.recv().expect("a thread that reads");
     told
 }
 

@@ -1,6 +1,6 @@
 //! Migration both ways: what is collected, by whom, and what becomes of it.
 
-use hmm_core::driver::{RefusedDestination, Select, SetupError, Skip, Source};
+use hmm_core::driver::{Entry, RefusedDestination, Select, SetupError, Skip, Source};
 use hmm_core::notifier::Cause;
 use hmm_core::{Outcome, addr};
 use hmm_model::{Op, Span};
@@ -126,6 +126,30 @@ fn frames_are_their_owners() {
     assert_eq!(migration.store(world.one.id), Err(RefusedDestination::NotYours));
     hmm_device::Device::free(&*world.one.device, &[frame]);
     drop(migration);
+    world.verify();
+}
+
+#[test]
+fn what_is_not_selected_is_not_collected() {
+    let world = Fixture::new();
+    // Eight pages on the device, eight at home, and holes elsewhere.
+    world.take(Span::new(0, 8));
+    let holes = Span::new(200, 4);
+    let sources = |span, select| {
+        let migration = world.setup(span, select, &world.one);
+        migration.entries().iter().map(Entry::source).collect::<Vec<_>>()
+    };
+    let passed_over = |source: &Source| *source == Source::Skipped(Skip::NotSelected);
+    let of_the_device = sources(DATA, Select::PRIVATE);
+    assert!(of_the_device[..8].iter().all(|source| matches!(source, Source::Private(_))));
+    assert!(of_the_device[8..].iter().all(passed_over), "{of_the_device:?}");
+    assert!(sources(holes, Select::PRIVATE).iter().all(passed_over));
+    let of_the_system = sources(DATA, Select::SYSTEM);
+    assert!(of_the_system[..8].iter().all(passed_over), "{of_the_system:?}");
+    assert_eq!(of_the_system[8..], [Source::System; 8]);
+    assert_eq!(sources(holes, Select::SYSTEM), [Source::Hole; 4]);
+    assert!(sources(DATA, Select::COHERENT).iter().all(passed_over), "the device is private");
+    assert!(sources(holes, Select::COHERENT).iter().all(passed_over));
     world.verify();
 }
 
