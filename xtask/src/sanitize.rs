@@ -47,6 +47,10 @@ struct Sanitizer {
     builds_std: bool,
     /// Settings of its runtime.
     options: (&'static str, &'static str),
+    /// Targets of cargo's that are run, if nobody says which.
+    targets: &'static [&'static str],
+    /// What else is left out, and why.
+    left_out: &'static [(&'static str, &'static str)],
 }
 
 const SANITIZERS: [Sanitizer; 2] = [
@@ -59,11 +63,20 @@ const SANITIZERS: [Sanitizer; 2] = [
             "ASAN_OPTIONS",
             "detect_leaks=0:handle_sigbus=0:handle_segv=0:detect_stack_use_after_return=0",
         ),
+        targets: &["--tests"],
+        left_out: &[],
     },
     Sanitizer {
         name: "thread",
         builds_std: true,
         options: ("TSAN_OPTIONS", "halt_on_error=1:handle_sigbus=0:handle_segv=0"),
+        // Its runtime notes what a thread does in memory that lies beside the program's large blocks, and a device takes what lies
+        // beside: then a thread of ours waits for a page while it holds a lock.
+        targets: &["--lib", "--test", "*"],
+        left_out: &[(
+            "the examples of hmm-soft",
+            "their devices have the program's heap, and with it what the sanitizer keeps beside it",
+        )],
     },
 ];
 
@@ -80,10 +93,10 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     };
     let host = ask(&["-vV"])?;
     let host = host.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
-    let flag = format!("-Zsanitizer={}", sanitizer.name);
+    let flag = format!("-Zsanitizer={name} --cfg={name}_sanitizer", name = sanitizer.name);
     let c_flag = format!("-fsanitize={} -fno-omit-frame-pointer", sanitizer.name);
     let mut command = cargo()?;
-    command.args(["test", "--locked", "--no-fail-fast", "--tests", "--target", host]);
+    command.args(["test", "--locked", "--no-fail-fast", "--target", host]);
     command.args(["--target-dir", &format!("target/{}", sanitizer.name)]);
     if sanitizer.builds_std {
         let sysroot = ask(&["--print", "sysroot"])?;
@@ -96,9 +109,15 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         command.arg("-Zbuild-std");
     }
     let rest = &args[1..];
-    if !rest.iter().take_while(|arg| *arg != "--").any(|arg| arg == "-p" || arg == "--package") {
-        LEFT_OUT.iter().for_each(|(package, why)| eprintln!("xtask: left out: {package}: {why}"));
+    let says = |which: &[&str]| rest.iter().take_while(|arg| *arg != "--").any(|arg| which.contains(&&**arg));
+    let tell = |(what, why): &(&str, &str)| eprintln!("xtask: left out: {what}: {why}");
+    if !says(&["-p", "--package"]) {
+        LEFT_OUT.iter().for_each(tell);
         command.args(PACKAGES.iter().flat_map(|package| ["-p", package]));
+    }
+    if !says(&["--lib", "--test", "--tests", "--example", "--examples"]) {
+        sanitizer.left_out.iter().for_each(tell);
+        command.args(sanitizer.targets);
     }
     command.args(rest);
     // Options of compilers that are no nightlies, which these have to be for.

@@ -11,9 +11,9 @@ use std::time::Duration;
 use hmm_core::addr::{PageRange, Vpn};
 
 /// Bounces that are too many.
-const MAX_BOUNCES: u8 = 3;
+pub(crate) const MAX_BOUNCES: u8 = 3;
 /// Time in which they have to happen.
-const LAPSE: Duration = Duration::from_micros(500);
+pub(crate) const LAPSE: Duration = Duration::from_micros(500);
 /// How long the page stays in system memory then.
 const STAY: Duration = Duration::from_millis(150);
 const NR_SLOTS: usize = 4096;

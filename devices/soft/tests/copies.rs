@@ -255,13 +255,12 @@ fn a_fork_changes_nothing() {
         let mut expected = pages.seen_by(&soft);
         for round in 0..10 {
             // SAFETY: the child writes to its own copies of pages, and ends.
-            let child = unsafe { libc::fork() };
+            let child = unsafe { hmm_conformance::fork() };
             if child == 0 {
                 (0..NR_PAGES).for_each(|page| pages.word(page).store(1 << 40, Ordering::Relaxed));
                 // SAFETY: ends the child.
                 unsafe { libc::_exit(0) };
             }
-            assert!(child > 0);
             let page = round * 6 + 1;
             expected[page] = 300 + round as u64;
             pages.word(page).store(expected[page], Ordering::Relaxed);

@@ -15,6 +15,7 @@
 //! whose pages need not ([`Ground::comes_home`]).
 
 pub mod checks;
+mod child;
 mod counted;
 mod driver;
 mod ground;
@@ -22,6 +23,7 @@ mod memory;
 mod rng;
 mod watchdog;
 
+pub use child::{end_by_signals, fork};
 pub use counted::Counted;
 pub use driver::{Driver, Entry, Table};
 pub use ground::{Ground, Make};

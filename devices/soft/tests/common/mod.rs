@@ -23,14 +23,19 @@ pub(crate) fn watched(test: impl FnOnce()) {
     test();
 }
 
-/// New memory, all of it resident; its address.
+/// New memory, all of it resident; its address. It lies between two pages that nobody may touch: a device takes what lies
+/// beside, too, and that might be a sanitizer's own.
 pub(crate) fn map(nr_pages: usize) -> u64 {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let len = (nr_pages + 2) * PAGE;
     // SAFETY: a new mapping at a place of the kernel's choice.
-    let at = unsafe {
-        libc::mmap(std::ptr::null_mut(), nr_pages * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
-    };
-    assert_ne!(at, libc::MAP_FAILED);
+    let place = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+    assert_ne!(place, libc::MAP_FAILED);
+    let at = place.wrapping_byte_add(PAGE);
+    // SAFETY: a part of it, which nobody knows of yet.
+    assert_eq!(unsafe { libc::mprotect(at, nr_pages * PAGE, libc::PROT_READ | libc::PROT_WRITE) }, 0);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::madvise(at, nr_pages * PAGE, libc::MADV_POPULATE_WRITE) }, 0);
     at.expose_provenance() as u64
 }
 

@@ -1,6 +1,7 @@
 //! A child of the program has none of what is away, and does not take it for zeroes.
 
 use super::{SEED, with_pages_on_device};
+use crate::child::{end_by_signals, fork};
 use crate::ground::Make;
 use crate::watchdog::Watched;
 
@@ -15,13 +16,13 @@ pub fn a_child_never_reads_wrong_bytes(make: Make, watched: &Watched) {
     // On the device, and at home.
     for page in [10, 0] {
         // SAFETY: the child reads one word, and ends by a system call.
-        let child = unsafe { libc::fork() };
+        let child = unsafe { fork() };
         if child == 0 {
+            end_by_signals();
             let is_right = map.read(page, 9) == if page == 0 { want } else { u64::MAX };
             // SAFETY: ends the child.
             unsafe { libc::_exit(if is_right { 0 } else { 1 }) };
         }
-        assert!(child > 0, "fork: {}", std::io::Error::last_os_error());
         let mut status = 0;
         // SAFETY: our child.
         assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);

@@ -176,7 +176,7 @@ fn change(
         }
         _ => {
             // SAFETY: the child ends at once, by a system call.
-            let child = unsafe { libc::fork() };
+            let child = unsafe { hmm_conformance::fork() };
             if child == 0 {
                 // SAFETY: ends the child.
                 unsafe { libc::_exit(0) };
@@ -184,7 +184,7 @@ fn change(
             let mut status = 0;
             // SAFETY: our child.
             let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-            (child > 0 && waited == child && status == 0).then_some((Kind::Forked, all))
+            (waited == child && status == 0).then_some((Kind::Forked, all))
         }
     }
 }
