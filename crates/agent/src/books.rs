@@ -3,7 +3,7 @@
 use hmm::control::{Control, Figures, OnFull, Slot, Text, Verdict, VerdictKind};
 use hmm::core::Engine;
 use hmm::core::kernel::Kernel;
-use hmm::core::ledger::Ledger;
+use hmm::core::ledger::{Ledger, Share};
 use hmm::core::stats::Stats;
 use hmm::device::DeviceError;
 use hmm::mm::{Books, Mm};
@@ -31,14 +31,23 @@ impl SharedBooks {
     }
 }
 
+/// This process's place in the control page.
+pub(crate) fn own_slot() -> &'static Slot {
+    // SAFETY: the pointer comes from a `&'static Slot`, set before there are books.
+    unsafe { &*SLOT.load(Ordering::Acquire) }
+}
+
 impl Books for SharedBooks {
     fn ledger(&self) -> &Ledger {
         self.control.ledger()
     }
 
+    fn share(&self) -> Share<'_> {
+        self.control.share(own_slot())
+    }
+
     fn stats(&self) -> &Stats {
-        // SAFETY: the pointer comes from a `&'static Slot`, set before there are books.
-        unsafe { &*SLOT.load(Ordering::Acquire) }.stats()
+        own_slot().stats()
     }
 
     fn device_failed(&self, device: u8, why: DeviceError) {

@@ -27,11 +27,10 @@
 
 use std::ffi::c_int;
 use std::os::fd::{AsFd, FromRawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use hmm::control::{SlotState, VerdictKind};
-use hmm::core::kernel::Kernel;
+use hmm::control::{Control, SlotState, VerdictKind};
 use hmm::core::notifier::Cause;
 use hmm::runtime::{Runtime, open_files};
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
@@ -75,8 +74,6 @@ static FORKING: AtomicBool = AtomicBool::new(false);
 static ARRANGED_BY: AtomicI32 = AtomicI32::new(0);
 static CHILD_END: AtomicI32 = AtomicI32::new(-1);
 static PARENT_END: AtomicI32 = AtomicI32::new(-1);
-/// In the child: pages that the parent had charged.
-static PARENT_RESIDENT: AtomicU64 = AtomicU64::new(0);
 /// In the child: 0 until its agent has started (1) or failed (2).
 static CHILD_STARTED: AtomicU32 = AtomicU32::new(0);
 
@@ -251,13 +248,8 @@ fn close_end(end: &AtomicI32) {
 
 fn start_in_child() {
     let (Some(runtime), Some((page, _))) = (control::runtime(), control::setup()) else { return };
-    // Still the parent's counters, which stand still until it has heard of us.
-    let (resident, away) =
-        (reserve::resident(runtime), runtime.engine().kernel().stats().away.load(Ordering::Relaxed));
-    let Some(slot) = page.claim_slot(std::process::id()) else { end("more than 128 processes") };
+    let Some(slot) = reserve::take_over(&page) else { end("more than 128 processes") };
     SharedBooks::set_slot(slot);
-    PARENT_RESIDENT.store(resident, Ordering::Relaxed);
-    slot.stats().away.store(away, Ordering::Relaxed);
     runtime.reset_threads();
     runtime.engine().notifiers().forget_all();
     announce::reset();
@@ -314,42 +306,53 @@ fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
     // SAFETY: as above.
     let end = unsafe { Fd::from_raw_fd(end) };
     closed.map_err(|_| "close_range")?;
-    let received = receive(&end)?;
-    reserve::take_over(runtime, PARENT_RESIDENT.load(Ordering::Relaxed));
-    let mm = runtime.engine().kernel();
-    let uffd = if mm.reports_forks() { received.ok_or("no userfaultfd came")? } else { open_own()? };
+    let reports_forks = runtime.engine().kernel().reports_forks();
+    let handed_over = receive(&end);
+    let is_alone = reports_forks && handed_over.is_none();
+    let uffd = handed_over.map_or_else(|| open_own(reports_forks), Ok)?;
     descriptors::renew(runtime, uffd)?;
     inherit::forget(runtime).map_err(|_| "smaps")?;
-    if !mm.reports_forks() {
-        mm.register_again().map_err(|_| "register")?;
+    if is_alone {
+        register_alone(runtime)?;
+    } else if !reports_forks {
+        runtime.register_anew().map_err(|_| "register")?;
         control::discover_all(runtime);
     }
     Ok(())
 }
 
-fn open_own() -> Result<Userfaultfd, &'static str> {
-    open_files(Access::Full, Features::empty()).map(|files| files.uffd).map_err(|_| "no userfaultfd")
+fn open_own(reports_forks: bool) -> Result<Userfaultfd, &'static str> {
+    let more = if reports_forks { Features::EVENT_FORK } else { Features::empty() };
+    open_files(Access::Full, more).map(|files| files.uffd).map_err(|_| "no userfaultfd")
 }
 
-/// Tells the parent that we are ready, and gets its answer: the userfaultfd of our memory, if the kernel has made one.
-fn receive(end: &Fd) -> Result<Option<Userfaultfd>, &'static str> {
-    rustix::io::write(end, &[CHILD_READY]).map_err(|_| "write")?;
+/// The parent was killed before it could hand our userfaultfd over: takes our memory over without it.
+fn register_alone(runtime: &Runtime) -> Result<(), &'static str> {
+    let start = Instant::now();
+    loop {
+        match runtime.register_alone() {
+            Ok(true) => return Ok(()),
+            Ok(false) => return Err("a page was touched that only the parent had"),
+            // It is about to be gone.
+            Err(Errno::BUSY) if start.elapsed() < PATIENCE => _ = rustix::thread::nanosleep(&LOOK),
+            Err(_) => return Err("register"),
+        }
+    }
+}
+
+/// Tells the parent that we are ready, and gets its answer: the userfaultfd of our memory, if the kernel has made one. `None`
+/// as well if the parent was killed.
+fn receive(end: &Fd) -> Option<Userfaultfd> {
+    rustix::io::write(end, &[CHILD_READY]).ok()?;
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0u8];
     let mut data = [rustix::io::IoSliceMut::new(&mut byte)];
-    let answer = rustix::net::recvmsg(end, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC);
-    if answer.map_err(|_| "recvmsg")?.bytes == 0 {
-        return Err("the parent is gone");
-    }
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message
-            && let Some(fd) = fds.next()
-        {
-            return Ok(Some(Userfaultfd::from_fd(Fd::from(fd))));
-        }
-    }
-    Ok(None)
+    rustix::net::recvmsg(end, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
+    let uffd = control.drain().find_map(|message| {
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message { fds.next() } else { None }
+    });
+    uffd.map(|fd| Userfaultfd::from_fd(Fd::from(fd)))
 }
 
 /// The control thread's side: arranges a fork if one was asked for.
@@ -359,9 +362,9 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     }
     let end = hmm::uapi::sys::pidfd_open(hmm::uapi::sys::getpid())
         .and_then(|pidfd| hmm::uapi::sys::pidfd_getfd(pidfd, PARENT_END.load(Ordering::Relaxed)));
-    let Ok(end) = end else { return set_state(REFUSED) };
-    if !prepare_engine(runtime) {
-        reserve::give_back(runtime);
+    let (Ok(end), Some((page, _))) = (end, control::setup()) else { return set_state(REFUSED) };
+    if !reserve::begin(&page) || !prepare_engine(runtime, &page) {
+        reserve::end(&page);
         return set_state(REFUSED);
     }
     // Pages that may be written to now will be shared, and a write will make a copy.
@@ -370,12 +373,12 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     dmirror::share_frames();
     runtime.engine().kernel().lend();
     set_state(READY);
-    let next = attend(runtime, &end, open);
+    let next = attend(runtime, &page, &end, open);
     runtime.engine().kernel().withhold_all();
     drop(end);
     drop(shared);
-    // What the child did not take over.
-    reserve::give_back(runtime);
+    // If there is no child that took it over.
+    reserve::end(&page);
     runtime.thaw();
     set_state(next);
 }
@@ -390,27 +393,26 @@ fn are_files_empty(runtime: &Runtime) -> bool {
 }
 
 /// Sets memory aside for the child, and brings the engine to rest. False when that cannot be; then it works as before.
-fn prepare_engine(runtime: &Runtime) -> bool {
+fn prepare_engine(runtime: &Runtime, page: &Control) -> bool {
     if !runtime.engine().kernel().reports_forks() {
         if !runtime.freeze() {
             return false;
         }
         let possible = !any_absent(runtime) && are_files_empty(runtime);
         if possible {
-            reserve::try_fill(runtime);
+            reserve::try_fill(page, runtime);
         } else {
             runtime.thaw();
         }
         return possible;
     }
-    let Some((control, _)) = control::setup() else { return false };
     devices::empty_files_if_little(runtime.engine(), &mut || _ = control::answer(runtime));
-    let on_full = control.config().on_full;
+    let on_full = page.config().on_full;
     let answer = || {
         control::answer(runtime);
     };
     // Nearly all of it while the others work, the rest when they stand still.
-    if !reserve::fill(runtime, on_full, &mut &answer) || !runtime.freeze() {
+    if !reserve::fill(page, runtime, on_full, &mut &answer) || !runtime.freeze() {
         return false;
     }
     let serve = || {
@@ -418,7 +420,7 @@ fn prepare_engine(runtime: &Runtime) -> bool {
         runtime.serve_once(&mut |child| runtime.poison_child(&child));
     };
     // In this order: what leaves for the child may go to a file.
-    let possible = reserve::fill(runtime, on_full, &mut &serve) && are_files_empty(runtime);
+    let possible = reserve::fill(page, runtime, on_full, &mut &serve) && are_files_empty(runtime);
     if !possible {
         runtime.thaw();
     }
@@ -426,10 +428,10 @@ fn prepare_engine(runtime: &Runtime) -> bool {
 }
 
 /// Serves the parent until the fork, and the child until it can do without us.
-fn attend(runtime: &'static Runtime, end: &Fd, open: &mut Open) -> u32 {
+fn attend(runtime: &'static Runtime, page: &Control, end: &Fd, open: &mut Open) -> u32 {
     let mut child: Option<Userfaultfd> = None;
     let mut buffer = EventBuffer::new();
-    let mut page = [0u8; 4096];
+    let mut bytes = [0u8; 4096];
     loop {
         let uffd = child.as_ref().unwrap_or(runtime.engine().kernel().uffd());
         let mut fds = [PollFd::new(end, PollFlags::IN), PollFd::new(uffd, PollFlags::IN)];
@@ -442,34 +444,32 @@ fn attend(runtime: &'static Runtime, end: &Fd, open: &mut Open) -> u32 {
         if child.is_none() && nr_ready == 0 {
             runtime.while_busy(|| {
                 control::answer(runtime);
-                reserve::try_fill(runtime);
+                reserve::try_fill(page, runtime);
             });
             continue;
         }
         let (from_child, fault) = (fds[0].revents(), fds[1].revents());
         if !from_child.is_empty() {
-            return finish(runtime, end, child.as_ref());
+            return finish(end, child.as_ref());
         }
         match &child {
             Some(child) if fault.contains(PollFlags::IN) => {
-                runtime.serve_child(child, &mut buffer, &mut page)
+                runtime.serve_child(child, &mut buffer, &mut bytes)
             }
             Some(_) if !fault.is_empty() => return DONE,
             Some(_) => {}
-            None => {
-                runtime.serve_once(&mut |uffd| child = Some(uffd));
+            None => runtime.while_busy(|| {
+                runtime.serve_frozen(&mut |uffd| child = Some(uffd));
                 if child.is_none() {
-                    runtime.while_busy(|| {
-                        reserve::try_fill(runtime);
-                    });
+                    reserve::try_fill(page, runtime);
                 }
-            }
+            }),
         }
     }
 }
 
 /// The child has said something, or is not there.
-fn finish(runtime: &Runtime, end: &Fd, child: Option<&Userfaultfd>) -> u32 {
+fn finish(end: &Fd, child: Option<&Userfaultfd>) -> u32 {
     let mut byte = [0u8];
     let read = rustix::io::read(end, &mut byte).unwrap_or(0);
     if read == 1 && byte[0] == CHILD_USELESS {
@@ -483,10 +483,8 @@ fn finish(runtime: &Runtime, end: &Fd, child: Option<&Userfaultfd>) -> u32 {
             control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
         }
         let data = [rustix::io::IoSlice::new(&[0u8])];
-        // If it fails the child notices, and ends.
-        if rustix::net::sendmsg(end, &data, &mut control, SendFlags::NOSIGNAL).is_ok() {
-            reserve::hand_over(runtime);
-        }
+        // If it fails there is no child any more.
+        let _ = rustix::net::sendmsg(end, &data, &mut control, SendFlags::NOSIGNAL);
     }
     DONE
 }

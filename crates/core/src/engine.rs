@@ -232,6 +232,23 @@ impl<K: Kernel> Engine<K> {
         });
     }
 
+    /// Calls `each` for every page whose bytes the engine has to bring. It must not call the engine.
+    pub fn for_each_kept(&self, each: &mut dyn FnMut(Vpn)) {
+        self.for_each_state(&mut |page, state| {
+            let is_kept = matches!(
+                state,
+                PageState::Fetching { .. }
+                    | PageState::Staged { .. }
+                    | PageState::Storing { .. }
+                    | PageState::Device { .. }
+                    | PageState::Exclusive { .. }
+            );
+            if is_kept {
+                each(page);
+            }
+        });
+    }
+
     /// Calls `each` for every page whose only bytes are on the tier of that number. It must not call the engine.
     pub fn for_each_on(&self, tier: u8, each: &mut dyn FnMut(Vpn)) {
         self.for_each_state(&mut |page, state| {
@@ -277,24 +294,16 @@ impl<K: Kernel> Engine<K> {
     }
 
     pub(crate) fn try_charge(&self, pages: usize) -> bool {
-        let charged = self.kernel.ledger().try_charge(pages as u64);
-        if charged {
-            self.stats().charged.fetch_add(pages as u64, Ordering::Relaxed);
-        }
-        charged
+        self.kernel.share().try_charge(pages as u64)
     }
 
     pub(crate) fn charge_found(&self, pages: usize) {
-        self.kernel.ledger().charge_found(pages as u64);
-        self.stats().charged.fetch_add(pages as u64, Ordering::Relaxed);
+        self.kernel.share().charge_found(pages as u64);
     }
 
     pub(crate) fn uncharge(&self, pages: usize) {
         if pages > 0 {
-            // In the opposite order of charging: a process that is killed in between leaves too much charged, which its
-            // supervisor finds, and never too little.
-            self.stats().charged.fetch_sub(pages as u64, Ordering::Relaxed);
-            self.kernel.ledger().uncharge(pages as u64);
+            self.kernel.share().uncharge(pages as u64);
         }
     }
 

@@ -13,7 +13,7 @@ use hmm_device::DeviceError;
 
 use crate::addr::{Bay, BlockId, PageRange, Slot, SlotRun, Vpn};
 use crate::bits::PageSet;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Share};
 use crate::stats::Stats;
 
 /// Why a call did not go on.
@@ -206,6 +206,11 @@ pub trait Kernel: Send + Sync {
 
     /// The account that all memory is charged to. May be shared with other processes.
     fn ledger(&self) -> &Ledger;
+
+    /// Our part in it.
+    fn share(&self) -> Share<'_> {
+        self.ledger().share(0)
+    }
 
     /// Where events are counted.
     fn stats(&self) -> &Stats;

@@ -1,8 +1,15 @@
 //! The budget: how many pages may be resident, and how many are (I9).
 //!
+//! Who shares the budget has a [`Share`] each: one word, which says what it has charged. What is charged in all is the sum
+//! of the shares, and is noted nowhere else. So whoever ends, at whatever instruction, what it had charged comes back by
+//! clearing one word: nothing is lost, and nothing is given back twice.
+//!
 //! Plain atomics in a fixed layout, so that a ledger can lie in memory that several processes share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How many can share a budget.
+pub const NR_SHARES: usize = 128;
 
 /// The part of the budget (one in so many pages) that is kept for memory which is there before it is charged.
 const FOUND_SHARE: u64 = 64;
@@ -10,44 +17,76 @@ const FOUND_SHARE: u64 = 64;
 const FOUND_MAX_PAGES: u64 = 256;
 
 /// An account of pages. Everything resident is charged before it becomes so.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(C)]
 pub struct Ledger {
-    budget_pages: AtomicU64,
-    charged_pages: AtomicU64,
-    /// Highest value of `charged_pages` seen.
+    set_pages: AtomicU64,
+    /// Pages of the budget that were granted beyond what was set.
+    granted_pages: AtomicU64,
+    /// The highest sum of the shares seen.
     peak_pages: AtomicU64,
     /// How often somebody found no memory free.
     hunger: AtomicU64,
-    /// Pages of the budget that were granted beyond what was set.
-    granted_pages: AtomicU64,
+    /// The shares from this one on have never been used.
+    nr_used: AtomicU64,
+    shares: [AtomicU64; NR_SHARES],
+}
+
+/// One party's part in a ledger.
+#[derive(Clone, Copy, Debug)]
+pub struct Share<'a> {
+    ledger: &'a Ledger,
+    pages: &'a AtomicU64,
 }
 
 impl Ledger {
     /// An account with a budget.
     pub const fn new(budget_pages: u64) -> Self {
         Self {
-            budget_pages: AtomicU64::new(budget_pages),
-            charged_pages: AtomicU64::new(0),
+            set_pages: AtomicU64::new(budget_pages),
+            granted_pages: AtomicU64::new(0),
             peak_pages: AtomicU64::new(0),
             hunger: AtomicU64::new(0),
-            granted_pages: AtomicU64::new(0),
+            nr_used: AtomicU64::new(0),
+            shares: [const { AtomicU64::new(0) }; NR_SHARES],
         }
+    }
+
+    /// The share of that number.
+    ///
+    /// # Panics
+    /// There are [`NR_SHARES`].
+    pub fn share(&self, number: usize) -> Share<'_> {
+        let nr_used = number as u64 + 1;
+        if self.nr_used.load(Ordering::SeqCst) < nr_used {
+            self.nr_used.fetch_max(nr_used, Ordering::SeqCst);
+        }
+        Share { ledger: self, pages: &self.shares[number] }
     }
 
     /// Sets the budget.
     pub fn set_budget(&self, pages: u64) {
-        self.budget_pages.store(pages, Ordering::Relaxed);
+        self.set_pages.store(pages, Ordering::Relaxed);
     }
 
     /// Pages that may be resident.
     pub fn budget(&self) -> u64 {
-        self.budget_pages.load(Ordering::Relaxed)
+        self.set_pages.load(Ordering::Relaxed) + self.granted()
     }
 
     /// Pages that are charged.
     pub fn charged(&self) -> u64 {
-        self.charged_pages.load(Ordering::Relaxed)
+        self.all().sum()
+    }
+
+    /// The most that one party has charged.
+    pub fn largest_share(&self) -> u64 {
+        self.all().max().unwrap_or(0)
+    }
+
+    fn all(&self) -> impl Iterator<Item = u64> {
+        let nr_used = usize::try_from(self.nr_used.load(Ordering::SeqCst)).unwrap_or(NR_SHARES);
+        self.shares.iter().take(nr_used).map(|share| share.load(Ordering::SeqCst))
     }
 
     /// The most that was ever charged.
@@ -55,7 +94,13 @@ impl Ledger {
         self.peak_pages.load(Ordering::Relaxed)
     }
 
-    /// Pages that can still be charged. A small part of the budget is kept for [`charge_found`](Self::charge_found).
+    fn note_peak(&self, charged: u64) {
+        if self.peak() < charged {
+            self.peak_pages.fetch_max(charged, Ordering::Relaxed);
+        }
+    }
+
+    /// Pages that can still be charged. A small part of the budget is kept for [`Share::charge_found`].
     pub fn free(&self) -> u64 {
         self.limit().saturating_sub(self.charged())
     }
@@ -65,56 +110,14 @@ impl Ledger {
         budget - (budget / FOUND_SHARE).min(FOUND_MAX_PAGES)
     }
 
-    /// Charges `pages`, all or none.
-    #[must_use = "memory may only be used when it was charged"]
-    pub fn try_charge(&self, pages: u64) -> bool {
-        let before = self.hold(pages);
-        before.inspect(|before| _ = self.peak_pages.fetch_max(before + pages, Ordering::Relaxed));
-        before.is_some()
-    }
-
-    /// Charges pages that nobody uses. Gives what was charged before.
-    fn hold(&self, pages: u64) -> Option<u64> {
-        let limit = self.limit();
-        let more = |now: u64| (now + pages <= limit).then_some(now + pages);
-        self.charged_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()
-    }
-
-    /// Charges pages that are resident already, whatever the budget says: for memory that was there before us.
-    pub fn charge_found(&self, pages: u64) {
-        let before = self.charged_pages.fetch_add(pages, Ordering::Relaxed);
-        self.peak_pages.fetch_max(before + pages, Ordering::Relaxed);
-    }
-
-    /// Charges pages that a fork made a second owner of, and for which nothing could be set aside before: they take no
-    /// more memory than before until one of the owners writes to them, so they do not count for the peak.
-    pub fn charge_shared(&self, pages: u64) {
-        self.charged_pages.fetch_add(pages, Ordering::Relaxed);
-    }
-
     /// Makes the budget larger, because the alternative is a program that stands still. Whoever does it counts it.
     pub fn grow(&self, pages: u64) {
-        self.budget_pages.fetch_add(pages, Ordering::Relaxed);
         self.granted_pages.fetch_add(pages, Ordering::Relaxed);
     }
 
     /// Pages by which the budget is larger now than it was set.
     pub fn granted(&self) -> u64 {
         self.granted_pages.load(Ordering::Relaxed)
-    }
-
-    /// Makes the budget smaller again, by at most `pages` and never below what was set. Returns false if so many are not free.
-    pub fn take_back(&self, pages: u64) -> bool {
-        // Nobody else gets them meanwhile.
-        if self.hold(pages).is_none() {
-            return false;
-        }
-        let rest = |granted: u64| Some(granted.saturating_sub(pages));
-        let before = self.granted_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
-        let back = before.map_or(0, |granted| granted.min(pages));
-        self.budget_pages.fetch_sub(back, Ordering::Relaxed);
-        self.uncharge(pages);
-        true
     }
 
     /// Says that somebody found no memory free: who shares the budget gives some back.
@@ -126,11 +129,71 @@ impl Ledger {
     pub fn asked(&self) -> u64 {
         self.hunger.load(Ordering::Relaxed)
     }
+}
+
+impl Share<'_> {
+    /// Pages that this party has charged.
+    pub fn charged(&self) -> u64 {
+        self.pages.load(Ordering::SeqCst)
+    }
+
+    /// Charges `pages`, all or none. When two try at the same time for what is enough for one, both may get none.
+    #[must_use = "memory may only be used when it was charged"]
+    pub fn try_charge(&self, pages: u64) -> bool {
+        let charged = self.hold(pages);
+        charged.inspect(|charged| self.ledger.note_peak(*charged));
+        charged.is_some()
+    }
+
+    /// Charges pages that nobody uses. Gives what is charged in all then.
+    fn hold(&self, pages: u64) -> Option<u64> {
+        // What cannot be is not tried: others would find what we take for a moment missing.
+        if self.ledger.charged() + pages > self.ledger.limit() {
+            return None;
+        }
+        // Of two that do this at the same time one sees what the other has taken, as there is one order of all of this.
+        self.pages.fetch_add(pages, Ordering::SeqCst);
+        let charged = self.ledger.charged();
+        if charged > self.ledger.limit() {
+            self.uncharge(pages);
+            return None;
+        }
+        Some(charged)
+    }
+
+    /// Charges pages that are resident already, whatever the budget says: for memory that was there before us.
+    pub fn charge_found(&self, pages: u64) {
+        self.charge_shared(pages);
+        self.ledger.note_peak(self.ledger.charged());
+    }
+
+    /// Charges pages that a fork made a second owner of, and for which nothing could be set aside before: they take no
+    /// more memory than before until one of the owners writes to them, so they do not count for the peak.
+    pub fn charge_shared(&self, pages: u64) {
+        self.pages.fetch_add(pages, Ordering::SeqCst);
+    }
 
     /// Takes a charge back.
     pub fn uncharge(&self, pages: u64) {
-        let before = self.charged_pages.fetch_sub(pages, Ordering::Relaxed);
+        let before = self.pages.fetch_sub(pages, Ordering::SeqCst);
         debug_assert!(before >= pages, "I9: {pages} uncharged of {before}");
+    }
+
+    /// Takes back all that this party has charged: it is gone, or what it had is.
+    pub fn clear(&self) {
+        self.pages.store(0, Ordering::SeqCst);
+    }
+
+    /// Makes the budget smaller again, by at most `pages` and never below what was set. Returns false if so many are not free.
+    pub fn take_back(&self, pages: u64) -> bool {
+        // Nobody else gets them meanwhile.
+        if self.hold(pages).is_none() {
+            return false;
+        }
+        let rest = |granted: u64| Some(granted.saturating_sub(pages));
+        let _always = self.ledger.granted_pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest);
+        self.uncharge(pages);
+        true
     }
 }
 
@@ -141,16 +204,56 @@ mod tests {
     #[test]
     fn what_was_granted_is_taken_back_and_no_more() {
         let ledger = Ledger::new(6400);
-        assert!(ledger.try_charge(6300) && !ledger.try_charge(1));
+        let share = ledger.share(0);
+        assert!(share.try_charge(6300) && !share.try_charge(1));
         ledger.grow(256);
-        assert!(ledger.try_charge(100));
-        assert!(!ledger.take_back(256), "not so many are free");
+        assert!(share.try_charge(100));
+        assert!(!share.take_back(256), "not so many are free");
         assert_eq!((ledger.budget(), ledger.granted()), (6656, 256));
         let free = ledger.free();
-        assert!(ledger.take_back(free));
+        assert!(share.take_back(free));
         assert_eq!((ledger.charged(), ledger.granted()), (6400, 256 - free));
-        ledger.uncharge(1000);
-        assert!(ledger.take_back(500), "more than was granted");
+        share.uncharge(1000);
+        assert!(share.take_back(500), "more than was granted");
         assert_eq!((ledger.budget(), ledger.granted(), ledger.peak()), (6400, 0, 6400));
+    }
+
+    #[test]
+    fn what_a_party_had_comes_back_as_a_whole_whatever_it_was_doing() {
+        let ledger = Ledger::new(6400);
+        let (one, other) = (ledger.share(0), ledger.share(5));
+        assert!(one.try_charge(4000) && other.try_charge(2000) && !one.try_charge(2000));
+        assert_eq!((ledger.charged(), ledger.largest_share()), (6000, 4000));
+        one.clear();
+        one.clear();
+        assert_eq!((one.charged(), other.charged(), ledger.charged()), (0, 2000, 2000));
+        assert!(other.try_charge(4000), "it is free again");
+    }
+
+    #[test]
+    fn parties_that_charge_at_the_same_time_never_have_more_than_the_budget() {
+        const BUDGET: u64 = 60;
+        const NR_PARTIES: usize = 4;
+        let (ledger, used) = (Ledger::new(BUDGET), AtomicU64::new(0));
+        let charge = |number: usize| {
+            let share = ledger.share(number);
+            let mut nr_charged = 0;
+            for round in 0..20_000u64 {
+                let pages = 1 + round % 20;
+                if share.try_charge(pages) {
+                    nr_charged += 1;
+                    assert!(used.fetch_add(pages, Ordering::SeqCst) + pages <= BUDGET);
+                    used.fetch_sub(pages, Ordering::SeqCst);
+                    share.uncharge(pages);
+                }
+            }
+            nr_charged
+        };
+        let charged = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..NR_PARTIES).map(|number| scope.spawn(move || charge(number))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<u64>>()
+        });
+        assert!(charged.iter().all(|nr_charged| *nr_charged > 0), "{charged:?}");
+        assert_eq!(ledger.charged(), 0);
     }
 }

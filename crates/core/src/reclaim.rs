@@ -53,6 +53,11 @@ impl<K: Kernel> Engine<K> {
         self.free_pages() < mark && !self.is_poor()
     }
 
+    /// Whether fewer pages than the low mark are free, whoever has them.
+    pub fn is_short(&self) -> bool {
+        self.free_pages() < self.config.low_pages
+    }
+
     /// Whether the budget was made larger, and is not yet what was set again.
     pub fn is_overdrawn(&self) -> bool {
         self.kernel.ledger().granted() > 0
@@ -63,7 +68,7 @@ impl<K: Kernel> Engine<K> {
         let ledger = self.kernel.ledger();
         loop {
             let due = ledger.granted().min(self.free_pages().saturating_sub(self.config.high_pages));
-            if due == 0 || ledger.take_back(due) {
+            if due == 0 || self.kernel.share().take_back(due) {
                 return;
             }
             // Some of it is stock.
@@ -72,10 +77,11 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// Whether others hold the budget, and we next to nothing: taking out what little we have would only bring it back.
+    /// Whether another has much more than we, and we next to nothing: taking out what little we have would only bring it
+    /// back. Who has most is never poor, so there is always somebody who gives.
     fn is_poor(&self) -> bool {
-        let own = self.stats().charged.load(Ordering::Relaxed);
-        own < POOR_PAGES && own * 2 < self.kernel.ledger().charged()
+        let own = self.kernel.share().charged();
+        own < POOR_PAGES && own * 2 < self.kernel.ledger().largest_share()
     }
 
     /// Tells those who share the budget that we found no memory free.
@@ -92,9 +98,9 @@ impl<K: Kernel> Engine<K> {
         if self.others_asked.swap(others, Ordering::Relaxed) >= others || self.is_poor() {
             return;
         }
-        let own = self.stats().charged.load(Ordering::Relaxed);
+        let own = self.kernel.share().charged();
         let goal = own - own / GIVE_SHARE;
-        while self.stats().charged.load(Ordering::Relaxed) > goal {
+        while self.kernel.share().charged() > goal {
             match self.staging.take_surplus(Which::Most) {
                 Some(surplus) => self.release(surplus),
                 None if self.reclaim() == Reclaimed::Progress => {}

@@ -60,8 +60,6 @@ counters! {
     direct_reclaim,
     /// Pages that the budget was made larger by, because nothing could be reclaimed. Not less when they are taken back.
     overcharged,
-    /// Gauge: pages this process has charged.
-    charged,
     /// Gauge: pages whose home is a device.
     away,
     /// Gauge: bytes of the engine's own tables.

@@ -281,6 +281,12 @@ pub(crate) fn register(engine: &Engine<Mm>, range: PageRange) -> Result<(), Errn
     Ok(())
 }
 
+/// Registers a range that is known, and whose states are true, with a userfaultfd that took the place of the one before.
+pub(crate) fn register_known(mm: &Mm, range: PageRange) -> Result<(), Errno> {
+    // SAFETY: as in `register`.
+    unsafe { mm.uffd().register(range_of(range), MODES) }
+}
+
 /// Adopts the resident pages of a range that was just registered.
 fn adopt_resident(engine: &Engine<Mm>, range: PageRange) -> u64 {
     let mm = engine.kernel();

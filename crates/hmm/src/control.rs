@@ -8,9 +8,11 @@
 //!
 //! - The configuration is written before any process can see it, and never again.
 //! - A slot is claimed by its process and freed by the supervisor, when the process is gone: see [`Slot`].
-//! - The ledger is charged by the processes. What a process has charged is also in its slot
-//!   ([`charged`](Stats::charged)), *after* it was charged and until *before* it is uncharged; so the supervisor can
-//!   take back what a dead one had ([`Control::settle`]), exactly once, because it alone does so.
+//! - The ledger is charged by the processes, each in the share that goes with its slot ([`Control::share`]). The supervisor
+//!   clears the share of a dead one ([`Control::settle`]).
+//! - Before a fork the parent claims a slot for the child ([`Control::claim_for_child`]), and what the child is going to have
+//!   is charged there. The child makes it its own by one exchange of a word ([`Control::take_over`]). So whoever is killed
+//!   at whatever moment, each page is charged to one process, or to none that is left.
 //! - The verdict is written by the first process that has one: see [`Verdict`].
 //!
 //! Everything is atomics, so that a process that is killed in the middle of a write leaves old or new values, never
@@ -25,11 +27,9 @@ mod verdict;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use hmm_core::ledger::Ledger;
-#[cfg(doc)]
-use hmm_core::stats::Stats;
+use hmm_core::ledger::{Ledger, NR_SHARES, Share};
 use thiserror::Error;
 
 use crate::spec::DeviceSpec;
@@ -43,7 +43,7 @@ pub use verdict::{Figures, Verdict, VerdictKind};
 pub const CONTROL_ENV: &str = "HMM_CONTROL";
 
 /// Processes that can be under one supervisor at a time. Those beyond it are not managed.
-pub const NR_SLOTS: usize = 128;
+pub const NR_SLOTS: usize = NR_SHARES;
 
 /// Devices that a run can have.
 pub const MAX_DEVICES: usize = 4;
@@ -159,36 +159,62 @@ impl Control {
         &self.page.ledger
     }
 
-    /// Claims a slot for the process: to be called by its agent, at its start and in the child of a fork. A process that
-    /// had one (and executed another program since) gets the same again, with its charges taken back.
+    /// The share of the budget that goes with a slot of this page.
+    pub fn share(&self, slot: &Slot) -> Share<'static> {
+        let first = self.page.slots.as_ptr().addr();
+        self.ledger().share((std::ptr::from_ref(slot).addr() - first) / size_of::<Slot>())
+    }
+
+    /// Claims a slot for the process: to be called by its agent, at its start. A process that had one (and executed another
+    /// program since) gets the same again, with its charges taken back.
     ///
     /// `None` when all are taken, or when the process cannot be found in `/proc`.
     pub fn claim_slot(&self, pid: u32) -> Option<&'static Slot> {
         let (process, name) = ProcessId::of_pid(pid).ok()?;
-        let (slots, name) = (&self.page.slots, name.as_str());
-        if let Some(slot) = slots.iter().find(|slot| slot.owner() == Some(process)) {
-            slot.begin_anew(&self.page.ledger, name);
+        let mut own = self.page.slots.iter().filter(|slot| slot.owner() == Some(process));
+        if let Some(slot) = own.next() {
+            // It was executed in the middle of a fork.
+            own.for_each(|slot| slot.free(self.share(slot), process));
+            slot.begin_anew(self.share(slot), name.as_str());
             return Some(slot);
         }
-        // Counted first: `slots` goes by it, and this process may be killed anywhere.
-        self.page.nr_askers.fetch_add(1, Ordering::Relaxed);
-        let claimed = slots.iter().find(|slot| slot.try_claim(process, name));
-        if claimed.is_none() {
-            self.page.nr_turned_away.fetch_add(1, Ordering::Relaxed);
-        }
+        let claimed = self.claim(process, name.as_str());
+        let counter = if claimed.is_some() { &self.page.nr_processes } else { &self.page.nr_turned_away };
+        counter.fetch_add(1, Ordering::Relaxed);
         claimed
+    }
+
+    /// Claims another slot for the process that has this one, for a child that it is about to have. `None` when all are
+    /// taken.
+    pub fn claim_for_child(&self, slot: &Slot) -> Option<&'static Slot> {
+        self.claim(slot.owner()?, slot.name().as_str())
+    }
+
+    /// The child `pid` makes the slot its own that `parent` has claimed for it. False when that is gone: the parent is, or
+    /// has given up.
+    pub fn take_over(&self, slot: &Slot, parent: ProcessId, pid: u32) -> bool {
+        let taken = ProcessId::of_pid(pid).is_ok_and(|(process, _)| slot.take_over(parent, process));
+        self.page.nr_processes.fetch_add(u64::from(taken), Ordering::Relaxed);
+        taken
+    }
+
+    fn claim(&self, process: ProcessId, name: &str) -> Option<&'static Slot> {
+        (1..).zip(&self.page.slots).find_map(|(nr_reached, slot)| {
+            // First, as `slots` goes by it, and this process may be killed anywhere.
+            self.page.nr_reached.fetch_max(nr_reached, Ordering::Relaxed);
+            slot.try_claim(process, name).then_some(slot)
+        })
     }
 
     /// Every slot that was ever claimed. Those without an owner still hold the counts of the owners they had.
     pub fn slots(&self) -> impl Iterator<Item = &'static Slot> {
-        // Claims take the first free slot, so one asker more reaches at most one slot further.
-        let nr_askers = self.page.nr_askers.load(Ordering::Relaxed);
-        self.page.slots.iter().take(usize::try_from(nr_askers).unwrap_or(NR_SLOTS))
+        let nr_reached = self.page.nr_reached.load(Ordering::Relaxed);
+        self.page.slots.iter().take(usize::try_from(nr_reached).unwrap_or(NR_SLOTS))
     }
 
     /// How many processes have had a slot.
     pub fn nr_processes(&self) -> u64 {
-        self.page.nr_askers.load(Ordering::Relaxed).saturating_sub(self.nr_turned_away())
+        self.page.nr_processes.load(Ordering::Relaxed)
     }
 
     /// How many processes found no free slot, and are not managed.
@@ -196,21 +222,10 @@ impl Control {
         self.page.nr_turned_away.load(Ordering::Relaxed)
     }
 
-    /// Takes back what the slot's owner has charged, and frees the slot. To be called by the supervisor, when the owner
-    /// is gone.
-    pub fn settle(&self, slot: &Slot) {
-        slot.settle(&self.page.ledger);
-    }
-
-    /// Takes back charges that no slot accounts for: those of processes killed between the charge and its count. Only
-    /// possible when no process is left. To be called by the supervisor.
-    pub fn forgive_the_dead(&self) {
-        let charged = self.page.ledger.charged();
-        // Pairs with the fence in `Slot::try_claim`: whose charge is in `charged`, his claim is seen below.
-        fence(Ordering::Acquire);
-        if charged > 0 && self.page.slots.iter().all(|slot| slot.owner().is_none()) {
-            self.page.ledger.uncharge(charged);
-        }
+    /// Takes back what `process` has charged in the slot, and frees the slot, if it is still that process's. To be called by
+    /// the process, for a slot that it had claimed for a child, or by the supervisor, when the process is gone.
+    pub fn settle(&self, slot: &Slot, process: ProcessId) {
+        slot.free(self.share(slot), process);
     }
 
     /// Records why a process cannot go on. Only the first record counts; says whether this one was it. Allocates nothing.

@@ -84,7 +84,8 @@ impl Runtime {
         self.while_busy(|| self.serve_frozen(forked));
     }
 
-    fn serve_frozen(&self, forked: &mut dyn FnMut(Userfaultfd)) {
+    /// The same, as a part of other work: to be called in [`while_busy`](Self::while_busy).
+    pub fn serve_frozen(&self, forked: &mut dyn FnMut(Userfaultfd)) {
         let mut buffer = EventBuffer::new();
         let mut faults = [Touch::NONE; MAX_EVENTS];
         let mut forks = 0;

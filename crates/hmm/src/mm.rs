@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use hmm_core::addr::{BLOCK_PAGES, Bay, BlockId, PAGE_SIZE, PageRange, Slot, SlotRun, Vpn};
 use hmm_core::bits::PageSet;
 use hmm_core::kernel::{BayScan, Kernel, Progress, Refusal, Seen, Stop};
-use hmm_core::ledger::Ledger;
+use hmm_core::ledger::{Ledger, Share};
 use hmm_core::stats::Stats;
 use hmm_device::DeviceError;
 use hmm_uapi::AddrRange;
@@ -37,6 +37,10 @@ const MAX_BUSY: usize = 16;
 pub trait Books: Send + Sync + std::fmt::Debug {
     /// The budget.
     fn ledger(&self) -> &Ledger;
+    /// Our part in it.
+    fn share(&self) -> Share<'_> {
+        self.ledger().share(0)
+    }
     /// The counters.
     fn stats(&self) -> &Stats;
     /// Told of failures of tiers, see [`Kernel::device_failed`].
@@ -120,12 +124,11 @@ impl Mm {
         self.files.reports_forks
     }
 
-    /// Registers staging memory again, with a userfaultfd that took the place of the one before.
+    /// Registers our own memory again, with a userfaultfd that took the place of the one before.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn register_again(&self) -> Result<(), Errno> {
-        self.extents.remove(PageRange { start: Vpn(0), end: Vpn(u64::MAX >> 12) });
+    pub(crate) fn register_own(&self) -> Result<(), Errno> {
         self.register_staging(self.staging.range())?;
         self.frames.register_again(&self.files.uffd)
     }
@@ -437,6 +440,10 @@ impl Kernel for Mm {
 
     fn ledger(&self) -> &Ledger {
         self.books.ledger()
+    }
+
+    fn share(&self) -> Share<'_> {
+        self.books.share()
     }
 
     fn stats(&self) -> &Stats {

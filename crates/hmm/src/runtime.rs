@@ -319,7 +319,7 @@ impl Runtime {
             }
             Outcome::Full => self.make_room(),
             Outcome::Retry => {
-                if self.engine.wants_reclaim(false) {
+                if self.engine.is_short() {
                     self.starve(page);
                 }
                 true

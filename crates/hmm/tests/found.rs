@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use hmm::control::OnFull;
 use hmm::core::addr::PageRange;
+use hmm::core::kernel::Kernel;
 use hmm::core::ledger::Ledger;
 use hmm::core::stats::Stats;
 use hmm::core::{Config, Engine};
@@ -372,5 +373,22 @@ fn looks_know_what_comes_and_goes_meanwhile() {
             drop(ends);
             assert!(looks.join().expect("looks") > 0, "nothing was found");
         });
+    });
+}
+
+/// Others have all of the memory, and give nothing back: who has next to nothing waits for them, but not for ever.
+#[test]
+fn a_page_that_others_hold_the_memory_for_is_granted_after_a_while() {
+    within(60, || {
+        let arena = Arena::new();
+        arena.map(8, 1);
+        arena.look_until_calm(8, 1);
+        let mm = arena.runtime.engine().kernel();
+        let ledger = mm.ledger();
+        assert!(ledger.share(1).try_charge(ledger.free()));
+        arena.serve();
+        arena.write(8, 1, 7);
+        arena.assert_holds(8, 1, 7);
+        assert!(mm.stats().overcharged.load(Ordering::Relaxed) > 0, "counted");
     });
 }

@@ -137,7 +137,8 @@ pub(crate) fn reclaim(shared: &Shared, engine: &SimEngine) {
 /// Sets memory aside as a fork does, and gives it back.
 fn set_aside(shared: &Shared, engine: &SimEngine, nr_pages: u32) {
     let before = shared.ledger.charged();
-    let got = engine.reserve(u64::from(nr_pages));
+    let aside = shared.ledger.share(1);
+    let got = engine.set_aside(aside, u64::from(nr_pages));
     let charged = shared.ledger.charged();
     assert!(got <= u64::from(nr_pages), "{got} pages set aside, {nr_pages} were wanted");
     assert!(charged <= shared.ledger.budget().max(before), "{got} pages set aside, {charged} charged");
@@ -145,7 +146,8 @@ fn set_aside(shared: &Shared, engine: &SimEngine, nr_pages: u32) {
         got == u64::from(nr_pages) || shared.ledger.free() == 0,
         "{got} of {nr_pages}, and some are free"
     );
-    engine.unreserve(got);
+    assert_eq!(aside.charged(), got);
+    aside.clear();
     shared.lock().note(|| format!("set aside {nr_pages} = {got}"));
 }
 

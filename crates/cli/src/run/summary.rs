@@ -360,8 +360,8 @@ mod tests {
     #[test]
     fn a_budget_that_was_exceeded_is_told() {
         let control = control();
-        control.claim_slot(std::process::id()).unwrap();
-        control.ledger().charge_found(PAGES + 256);
+        let slot = control.claim_slot(std::process::id()).unwrap();
+        control.share(slot).charge_found(PAGES + 256);
         let warnings = summary(&control, Ending::Exited(0)).warnings();
         assert_eq!(
             warnings,
@@ -378,8 +378,9 @@ mod tests {
     #[test]
     fn the_lines_have_the_figures() {
         let control = control();
-        let stats = control.claim_slot(std::process::id()).unwrap().stats();
-        control.ledger().charge_found(PAGES);
+        let slot = control.claim_slot(std::process::id()).unwrap();
+        control.share(slot).charge_found(PAGES);
+        let stats = slot.stats();
         stats.pgfault.store(7, std::sync::atomic::Ordering::Relaxed);
         let text = summary(&control, Ending::Signaled(15)).to_string();
         assert!(text.starts_with("hmm: sort: ended by SIGTERM after 1.50 s (user "), "{text}");

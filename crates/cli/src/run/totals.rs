@@ -7,7 +7,7 @@ use hmm::device::Usage;
 use hmm_core::stats::Latency;
 
 /// Counters that go down, too: they are told as [`Gauges`].
-const GAUGES: [&str; 3] = ["charged", "away", "metadata_bytes"];
+const GAUGES: [&str; 2] = ["away", "metadata_bytes"];
 
 /// What is the case now, summed over the living.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -56,9 +56,6 @@ impl Watch {
         self.peaks.raise_to(&Gauges::of(&self.control));
         self.settle_the_dead();
         self.find_new();
-        if self.watched.is_empty() {
-            self.control.forgive_the_dead();
-        }
     }
 
     fn settle_the_dead(&mut self) {
@@ -70,20 +67,24 @@ impl Watch {
         let dead: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         let mut dead = dead.into_iter();
         for gone in self.watched.extract_if(.., |_| dead.next().unwrap_or(false)) {
-            settle(self.control, gone.slot, &mut self.nr_unmanaged);
+            settle(self.control, gone.slot, gone.process, &mut self.nr_unmanaged);
         }
     }
 
     fn find_new(&mut self) {
+        // What a parent had claimed for its child has been the child's since.
+        self.watched.retain(|watched| watched.slot.owner() == Some(watched.process));
         for slot in self.control.slots() {
             let Some(process) = slot.owner() else { continue };
-            if self.watched.iter().any(|watched| watched.process == process) {
+            // A process that forks has two.
+            let is_known = |watched: &Watched| watched.process == process && std::ptr::eq(watched.slot, slot);
+            if self.watched.iter().any(is_known) {
                 continue;
             }
             // Asked in this order: if the pid is another process's by now, the start time tells.
             let pidfd = i32::try_from(process.pid()).ok().and_then(|pid| sys::pidfd_open(pid).ok());
             if !process.is_alive() {
-                settle(self.control, slot, &mut self.nr_unmanaged);
+                settle(self.control, slot, process, &mut self.nr_unmanaged);
             } else if let Some(pidfd) = pidfd {
                 self.watched.push(Watched { process, slot, pidfd });
             }
@@ -91,9 +92,10 @@ impl Watch {
     }
 }
 
-fn settle(control: Control, slot: &Slot, nr_unmanaged: &mut u64) {
-    *nr_unmanaged += u64::from(slot.state() == SlotState::Unmanaged);
-    control.settle(slot);
+fn settle(control: Control, slot: &Slot, process: ProcessId, nr_unmanaged: &mut u64) {
+    let is_unmanaged = slot.owner() == Some(process) && slot.state() == SlotState::Unmanaged;
+    *nr_unmanaged += u64::from(is_unmanaged);
+    control.settle(slot, process);
 }
 
 #[cfg(test)]
@@ -113,8 +115,7 @@ mod tests {
     fn process_with_charge(control: Control, pages: u64) -> Child {
         let child = Command::new("sleep").arg("60").spawn().unwrap();
         let slot = control.claim_slot(child.id()).unwrap();
-        assert!(control.ledger().try_charge(pages));
-        slot.stats().charged.store(pages, Ordering::Relaxed);
+        assert!(control.share(slot).try_charge(pages));
         slot.stats().away.store(7, Ordering::Relaxed);
         child
     }

@@ -18,7 +18,7 @@ use crate::spec::{DeviceSpec, MAX_SPEC_BYTES};
 
 /// "hmm-ctrl", to be changed with every change of the layout that the size does not show.
 const MAGIC: u64 = u64::from_be_bytes(*b"hmm-ctrl");
-const VERSION: u64 = 3;
+const VERSION: u64 = 4;
 const PAGE_BYTES: usize = size_of::<Page>();
 
 /// Everything that is shared. Valid whatever its bytes are: it has only atomic integers.
@@ -30,9 +30,11 @@ pub(super) struct Page {
     config: SharedConfig,
     pub(super) ledger: Ledger,
     pub(super) verdict: SharedVerdict,
-    /// Processes that asked for a slot.
-    pub(super) nr_askers: AtomicU64,
-    /// Those that got none.
+    /// The slots from this one on have never been claimed.
+    pub(super) nr_reached: AtomicU64,
+    /// Processes that have had a slot.
+    pub(super) nr_processes: AtomicU64,
+    /// Those that found none.
     pub(super) nr_turned_away: AtomicU64,
     pub(super) slots: [Slot; NR_SLOTS],
 }

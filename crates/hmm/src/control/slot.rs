@@ -2,8 +2,9 @@
 //!
 //! A slot belongs to nobody, or to the process whose pid and start time are in its owner word. A process claims a free
 //! slot by one compare-exchange, so there is no moment at which the owner is half written, whatever dies in between.
-//! Only the supervisor frees a slot, and only when the process is gone ([`Slot::settle`]): the process itself appears in
-//! no exit path.
+//! A slot is freed by its process, if that has claimed it for a child that does not come, or by the supervisor when its
+//! process is gone; the process itself appears in no exit path. Who frees one marks it first: the child may be about to
+//! take it over, and one of them only succeeds.
 //!
 //! Counters run on from one owner to the next: the sum over all slots is the sum over all processes that ever ran, and
 //! nobody has to add them up at a death. Gauges are cleared.
@@ -11,9 +12,9 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use hmm_core::ledger::Ledger;
+use hmm_core::ledger::Share;
 use hmm_core::stats::Stats;
 use hmm_device::Usage;
 use hmm_uapi::Errno;
@@ -38,6 +39,9 @@ pub enum SlotState {
 /// In one word: the pid, and the low half of the start time in clock ticks since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessId(u64);
+
+/// Set in the owner word while the slot is being freed: a bit that no pid has.
+const LEAVING: u64 = 1 << 31;
 
 impl ProcessId {
     /// The process that has this pid now, and its name as the kernel knows it.
@@ -112,7 +116,7 @@ impl fmt::Debug for Slot {
 impl Slot {
     /// Who has the slot.
     pub fn owner(&self) -> Option<ProcessId> {
-        match self.owner.load(Ordering::Acquire) {
+        match self.owner.load(Ordering::Acquire) & !LEAVING {
             0 => None,
             owner => Some(ProcessId(owner)),
         }
@@ -144,35 +148,47 @@ impl Slot {
 
     /// Takes the slot if it is free.
     pub(super) fn try_claim(&self, process: ProcessId, name: &str) -> bool {
-        let claim = self.owner.compare_exchange(0, process.0, Ordering::AcqRel, Ordering::Relaxed);
-        if claim.is_ok() {
-            // What the process charges from here on is seen by nobody who does not see the claim, too: see
-            // `Control::forgive_the_dead`.
-            fence(Ordering::Release);
+        self.change_owner(0, process.0) && {
             self.set_state(SlotState::Starting);
             self.name.store(name);
+            true
         }
-        claim.is_ok()
+    }
+
+    /// Makes the slot that a process had claimed for its child the child's, with all that is charged to it. False if the
+    /// other is gone, and the slot with it.
+    pub(super) fn take_over(&self, from: ProcessId, to: ProcessId) -> bool {
+        self.change_owner(from.0, to.0)
+    }
+
+    fn change_owner(&self, from: u64, to: u64) -> bool {
+        self.owner.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Begins anew in a slot that the same process claimed before: it has executed another program, and the memory that
     /// it had is gone. To be called by that process only.
-    pub(super) fn begin_anew(&self, ledger: &Ledger, name: &str) {
-        self.clear_gauges(ledger);
+    pub(super) fn begin_anew(&self, share: Share<'_>, name: &str) {
+        self.clear_gauges(share);
         self.set_state(SlotState::Starting);
         self.name.store(name);
     }
 
-    /// Gives back what a process that is gone had charged, and frees its slot. To be called by the supervisor only.
-    pub(super) fn settle(&self, ledger: &Ledger) {
-        self.clear_gauges(ledger);
-        self.owner.store(0, Ordering::Release);
+    /// Gives back what the process has charged here, and frees the slot, if it is still that process's. To be called by the
+    /// process, or, when that is gone, by the supervisor.
+    pub(super) fn free(&self, share: Share<'_>, process: ProcessId) {
+        // Somebody may have died in the middle of this.
+        if self.begin_to_leave(process) || self.owner.load(Ordering::Acquire) == process.0 | LEAVING {
+            self.clear_gauges(share);
+            self.owner.store(0, Ordering::Release);
+        }
     }
 
-    fn clear_gauges(&self, ledger: &Ledger) {
-        let charged = self.stats.charged.swap(0, Ordering::Relaxed);
-        // A process that was killed between two counters may have counted more than it charged.
-        ledger.uncharge(charged.min(ledger.charged()));
+    pub(super) fn begin_to_leave(&self, process: ProcessId) -> bool {
+        self.change_owner(process.0, process.0 | LEAVING)
+    }
+
+    fn clear_gauges(&self, share: Share<'_>) {
+        share.clear();
         for gauge in [&self.stats.away, &self.stats.metadata_bytes] {
             gauge.store(0, Ordering::Relaxed);
         }

@@ -58,7 +58,7 @@ fn an_opened_page_is_the_created_one() {
     let opened = Control::open(&path_of(&fd)).unwrap();
     assert_eq!(opened.config(), config());
     assert_eq!(opened.ledger().budget(), 1000);
-    assert!(opened.ledger().try_charge(10));
+    assert!(opened.ledger().share(3).try_charge(10));
     assert_eq!(control.ledger().charged(), 10);
 }
 
@@ -132,31 +132,70 @@ fn charges_of_the_dead_are_taken_back_once_and_their_counts_stay() {
     let (_fd, control) = Control::create(&config()).unwrap();
     let process = Sleeper::new();
     let slot = control.claim_slot(process.pid()).unwrap();
-    assert!(control.ledger().try_charge(30));
-    slot.stats().charged.store(30, Ordering::Relaxed);
+    let owner = slot.owner().unwrap();
+    assert!(control.share(slot).try_charge(30));
     slot.stats().pgfault.store(7, Ordering::Relaxed);
 
-    control.settle(slot);
+    control.settle(slot, owner);
     assert_eq!(control.ledger().charged(), 0);
     assert_eq!(slot.owner(), None);
-    control.settle(slot);
+    control.settle(slot, owner);
     assert_eq!(control.ledger().charged(), 0);
 
     let next = control.claim_slot(process.pid()).unwrap();
     assert_eq!(next.stats().pgfault.load(Ordering::Relaxed), 7);
-    assert_eq!(control.slots().count(), 2, "an upper bound");
+    assert_eq!(control.slots().count(), 1);
     assert_eq!(control.nr_processes(), 2);
 }
 
+/// A parent with 40 pages, and a slot for its child with 30.
+fn about_to_fork(control: &Control, parent: &Sleeper) -> (ProcessId, &'static Slot, &'static Slot) {
+    let slot = control.claim_slot(parent.pid()).unwrap();
+    let childs = control.claim_for_child(slot).unwrap();
+    assert!(control.share(slot).try_charge(40) && control.share(childs).try_charge(30));
+    (slot.owner().unwrap(), slot, childs)
+}
+
 #[test]
-fn a_slot_that_counts_more_than_was_charged_does_not_break_the_ledger() {
+fn a_child_takes_over_what_was_set_aside_for_it_and_outlives_its_parent() {
     let (_fd, control) = Control::create(&config()).unwrap();
-    let process = Sleeper::new();
-    let slot = control.claim_slot(process.pid()).unwrap();
-    assert!(control.ledger().try_charge(5));
-    slot.stats().charged.store(u64::MAX, Ordering::Relaxed);
-    control.settle(slot);
+    let (parent, child) = (Sleeper::new(), Sleeper::new());
+    let (owner, slot, childs) = about_to_fork(&control, &parent);
+    assert_eq!(control.nr_processes(), 1);
+    assert!(control.take_over(childs, owner, child.pid()));
+    assert_eq!((control.nr_processes(), control.ledger().charged()), (2, 70));
+    // The parent was killed, and its supervisor has seen it as the owner of both.
+    control.settle(slot, owner);
+    control.settle(childs, owner);
+    assert_eq!(control.ledger().charged(), 30);
+    assert_eq!(find(&control, child.pid()).owner(), childs.owner());
+    control.settle(childs, childs.owner().unwrap());
     assert_eq!(control.ledger().charged(), 0);
+}
+
+#[test]
+fn what_was_set_aside_goes_with_the_parent() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let (parent, child) = (Sleeper::new(), Sleeper::new());
+    let (owner, slot, childs) = about_to_fork(&control, &parent);
+    control.settle(childs, owner);
+    assert_eq!(control.ledger().charged(), 40);
+    control.settle(slot, owner);
+    assert_eq!(control.ledger().charged(), 0);
+    assert!(!control.take_over(childs, owner, child.pid()), "it is gone");
+    assert!(control.claim_slot(child.pid()).is_some());
+}
+
+#[test]
+fn a_slot_is_freed_by_who_comes_next_if_somebody_died_while_he_freed_it() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let (parent, child) = (Sleeper::new(), Sleeper::new());
+    let (owner, _, childs) = about_to_fork(&control, &parent);
+    childs.begin_to_leave(owner);
+    assert_eq!(childs.owner(), Some(owner));
+    assert!(!control.take_over(childs, owner, child.pid()), "half of it may be gone");
+    control.settle(childs, owner);
+    assert_eq!((childs.owner(), control.ledger().charged()), (None, 40));
 }
 
 #[test]
@@ -165,27 +204,14 @@ fn exec_begins_anew_in_the_same_slot() {
     let process = Sleeper::new();
     let slot = control.claim_slot(process.pid()).unwrap();
     slot.set_state(SlotState::Managed);
-    assert!(control.ledger().try_charge(30));
-    slot.stats().charged.store(30, Ordering::Relaxed);
+    let other = control.claim_for_child(slot).unwrap();
+    assert!(control.share(slot).try_charge(30) && control.share(other).try_charge(20));
 
     let again = control.claim_slot(process.pid()).unwrap();
     assert!(std::ptr::eq(slot, again));
     assert_eq!(again.state(), SlotState::Starting);
-    assert_eq!((again.stats().charged.load(Ordering::Relaxed), control.ledger().charged()), (0, 0));
+    assert_eq!((other.owner(), control.ledger().charged()), (None, 0), "nor is there a child");
     assert_eq!(control.nr_processes(), 1);
-}
-
-#[test]
-fn charges_without_a_slot_are_forgiven_when_nobody_is_left() {
-    let (_fd, control) = Control::create(&config()).unwrap();
-    let process = Sleeper::new();
-    let slot = control.claim_slot(process.pid()).unwrap();
-    assert!(control.ledger().try_charge(30));
-    control.forgive_the_dead();
-    assert_eq!(control.ledger().charged(), 30, "somebody lives who may have charged it");
-    control.settle(slot);
-    control.forgive_the_dead();
-    assert_eq!(control.ledger().charged(), 0);
 }
 
 #[test]
@@ -199,7 +225,9 @@ fn when_all_slots_are_taken_the_next_process_gets_none() {
     assert!(control.claim_slot(last.pid()).is_none());
     assert_eq!((control.nr_processes(), control.nr_turned_away()), (NR_SLOTS as u64, 1));
 
-    control.settle(find(&control, first[5].pid()));
+    let slot = find(&control, first[5].pid());
+    assert!(control.claim_for_child(slot).is_none());
+    control.settle(slot, slot.owner().unwrap());
     assert!(control.claim_slot(last.pid()).is_some());
 }
 
@@ -218,7 +246,7 @@ fn one_slot_is_never_given_to_two() {
         owners.sort_unstable();
         owners.dedup();
         assert_eq!(owners.len(), processes.len());
-        control.slots().for_each(|slot| control.settle(slot));
+        control.slots().for_each(|slot| control.settle(slot, slot.owner().unwrap()));
     }
 }
 

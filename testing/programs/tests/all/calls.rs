@@ -71,6 +71,13 @@ fn forks_while_threads_write() {
     check("forks", &["64"], 16 * MIB);
 }
 
+/// Whoever is killed at whatever moment, what was set aside for its child is the child's, or free again.
+#[test]
+fn forks_of_processes_that_are_killed() {
+    let rounds = (60 * scale()).to_string();
+    check("orphans", &["24", &rounds, "1"], 16 * MIB);
+}
+
 /// The child finds mappings where the kernel has them at that moment.
 #[test]
 fn forks_while_mappings_move() {
