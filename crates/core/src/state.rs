@@ -114,6 +114,7 @@ const PLACE_SHIFT: u32 = 12;
 const PLACE_MASK: u64 = (1 << 20) - 1;
 
 impl Word {
+    #[inline]
     pub(crate) fn new(state: PageState) -> Self {
         Self(match state {
             PageState::None => NONE,
@@ -133,6 +134,7 @@ impl Word {
         })
     }
 
+    #[inline]
     pub(crate) fn state(self) -> PageState {
         let slot = Slot(self.place());
         let ticket = Ticket(self.place());
@@ -175,16 +177,19 @@ impl Word {
         Frame { device: ((self.0 >> 4) & 0xf) as u8, pfn: DevicePfn((self.0 >> 32) as u32) }
     }
 
+    #[inline]
     fn frame_if_any(self) -> Option<Frame> {
         (self.0 & HAS_FRAME != 0).then(|| self.frame())
     }
 }
 
+#[inline]
 fn place_bits(place: u32) -> u64 {
     debug_assert!(u64::from(place) <= PLACE_MASK, "slots and tickets have twenty bits");
     u64::from(place) << PLACE_SHIFT
 }
 
+#[inline]
 fn frame_bits(frame: Option<Frame>) -> u64 {
     let Some(frame) = frame else { return 0 };
     debug_assert!(frame.device < 16, "at most sixteen devices");

@@ -51,11 +51,19 @@ impl std::fmt::Debug for States {
 }
 
 impl States {
+    // These are called for each page of a block: not to inline them was a tenth of a huge page's migration.
+    #[inline]
     pub(crate) fn get(&self, index: usize) -> PageState {
         self.words[index].state()
     }
 
+    /// Whether the page is [`PageState::System`].
+    pub(crate) const fn is_system(&self, index: usize) -> bool {
+        self.words[index].is_system()
+    }
+
     /// Sets a page's state; its pin stays.
+    #[inline]
     pub(crate) fn set(&mut self, index: usize, state: PageState) {
         let word = Word::new(state).pinned(self.words[index].is_pinned());
         self.nr_system += u16::from(word.is_system());

@@ -96,8 +96,7 @@ struct Places {
 
 /// The smallest run that holds all pages that could be moved out.
 fn movable_hull(states: &States, part: Range<usize>) -> Option<Range<usize>> {
-    let is_movable =
-        |index: &usize| matches!(states.get(*index), PageState::System { .. }) && !states.is_pinned(*index);
+    let is_movable = |index: &usize| states.is_system(*index) && !states.is_pinned(*index);
     let first = part.clone().find(is_movable)?;
     let last = part.rev().find(is_movable)?;
     Some(first..last + 1)
@@ -132,8 +131,7 @@ impl<K: Kernel> Migration<'_, K, Collected> {
             {
                 engine.staging.lend(slot);
             }
-            let is_system = matches!(states.get(index), PageState::System { .. });
-            if entry.source == Source::Skipped(Skip::Busy) && is_system && !has_places {
+            if entry.source == Source::Skipped(Skip::Busy) && states.is_system(index) && !has_places {
                 entry.source = Source::Skipped(Skip::NoStaging);
             }
             self.entries.push(entry);
@@ -233,8 +231,7 @@ impl<K: Kernel> Engine<K> {
     ) -> (PageSet, Option<Stop>) {
         let mut wanted = PageSet::EMPTY;
         hull.clone()
-            .filter(|index| matches!(states.get(*index), PageState::System { .. }))
-            .filter(|index| !states.is_pinned(*index))
+            .filter(|index| states.is_system(*index) && !states.is_pinned(*index))
             .for_each(|index| wanted.insert(index));
         let mut stop = None;
         for run in wanted.runs() {
