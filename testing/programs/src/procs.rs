@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::fs;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process};
 
 /// A process and all that it has started, its front first.
 pub fn tree(pid: u32) -> Vec<u32> {
@@ -53,11 +53,34 @@ pub fn kill_tree(pid: u32) {
     pids.iter().for_each(|pid| signal(*pid, Signal::KILL));
 }
 
+/// From now on processes of this one's tree that lose their parent are its children.
+///
+/// # Errors
+/// What `prctl(2)` says.
+pub fn adopt_orphans() -> std::io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(getpid()))?)
+}
+
+/// All that this process has started, and that is left.
+pub fn descendants() -> Vec<u32> {
+    tree(std::process::id()).split_off(1)
+}
+
+/// Waits for children of this process that have ended, whoever they are: for those that were adopted.
+pub fn reap() {
+    while rustix::process::wait(WaitOptions::NOHANG).is_ok_and(|ended| ended.is_some()) {}
+}
+
 /// What every thread of the tree is waiting for, for the message of a test that hung.
 pub fn describe(pid: u32) -> String {
+    describe_all(&tree(pid))
+}
+
+/// The same for each of these processes.
+pub fn describe_all(pids: &[u32]) -> String {
     let mut text = String::new();
-    for pid in tree(pid) {
-        for task in tasks(pid) {
+    for pid in pids {
+        for task in tasks(*pid) {
             let read = |name: &str| fs::read_to_string(format!("/proc/{task}/{name}")).unwrap_or_default();
             let (comm, wchan, syscall) = (read("comm"), read("wchan"), read("syscall"));
             let state = state(task).unwrap_or('?');

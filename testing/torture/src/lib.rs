@@ -54,8 +54,9 @@ struct Found {
 /// Tortures, and prints what came of it. The exit status is 1 if there is a finding.
 ///
 /// # Errors
-/// A worker cannot be started.
+/// A worker cannot be started, or watched.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    hmm_programs::procs::adopt_orphans()?;
     let seed = args.seed.unwrap_or_else(by_chance);
     let start = Instant::now();
     let end = start + Duration::from_secs_f64((args.minutes.max(0.0) * 60.0).min(1e7));

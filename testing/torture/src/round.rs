@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use hmm_programs::sampler::Sampler;
 use hmm_programs::{Stats, TempDir, procs};
+use rustix::process::Signal;
 
 use crate::args::{Args, WorkerArgs};
 use crate::line::{Done, Line};
@@ -48,8 +49,12 @@ impl Running {
         words.push(hmm.into());
         words.extend(worker.to_command_line().into_iter().map(Into::into));
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(&words[1..]);
+        Self::of(command)
+    }
+
+    fn of(mut command: Command) -> Result<Self> {
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot start the worker")?;
         let (stdout, stderr) = child.stdout.take().zip(child.stderr.take()).context("no pipes")?;
         let (sender, lines) = channel();
@@ -69,6 +74,33 @@ impl Running {
         });
         Ok(Self { child, lines, stderr })
     }
+
+    /// The worker has ended: waits for those that it left behind, who have its pipes. Gives its last word, and who did not
+    /// end.
+    fn wait_for_the_rest(&self, patience: Duration) -> (Option<Done>, Option<String>) {
+        let (mut last, begin) = (None, Instant::now());
+        loop {
+            match self.lines.recv_timeout(TICK) {
+                Ok(Line::Done(done)) => last = Some(done),
+                Ok(Line::Progress(_)) => {}
+                Err(RecvTimeoutError::Disconnected) => return (last, None),
+                Err(RecvTimeoutError::Timeout) if begin.elapsed() < patience => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    let threads = end_all();
+                    let what = format!("hang: processes that outlive the worker for {patience:?}");
+                    return (last, Some(format!("{what}\n{threads}")));
+                }
+            }
+        }
+    }
+}
+
+/// Kills all that was started, and says what their threads were waiting for.
+fn end_all() -> String {
+    let pids = procs::descendants();
+    let threads = procs::describe_all(&pids);
+    pids.iter().for_each(|pid| procs::signal(*pid, Signal::KILL));
+    threads
 }
 
 /// Whether each thread goes on.
@@ -133,21 +165,20 @@ pub(crate) fn run(args: &Args, worker: &WorkerArgs, mut on_tick: impl FnMut(u64)
             break status;
         }
         if let Some(complaint) = watchdog.complaint() {
-            let threads = procs::describe(running.child.id());
-            procs::kill_tree(running.child.id());
-            outcome.findings.push(format!("{complaint}\n{threads}"));
+            outcome.findings.push(format!("{complaint}\n{}", end_all()));
             break running.child.wait()?;
         }
         if let Some(sampler) = &mut sampler {
             sampler.look(running.child.id());
         }
     };
-    for line in running.lines.iter() {
-        if let Line::Done(done) = line {
-            (outcome.done, is_done) = (done, true);
-        }
+    let (last, complaint) = running.wait_for_the_rest(watchdog.patience);
+    if let Some(done) = last {
+        (outcome.done, is_done) = (done, true);
     }
+    outcome.findings.extend(complaint);
     let stderr = running.stderr.join().unwrap_or_default();
+    procs::reap();
     let stats = Stats::read(&dir.join("stats.json"));
     judge_ending(&mut outcome, status, is_done, &stderr, args.may_lose());
     for sample in sampler.map(Sampler::finish).unwrap_or_default() {
@@ -181,5 +212,38 @@ fn judge_budget(outcome: &mut Outcome, ram: u64, stats: &Stats) {
             "the budget of {ram} bytes does not hold: {} bytes were resident, and {granted} granted beyond it",
             outcome.peak_bytes
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Running {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Running::of(command).unwrap()
+    }
+
+    /// One test, because it ends whatever this process has started.
+    #[test]
+    fn who_outlives_the_worker_and_hangs_is_found_and_ended() {
+        procs::adopt_orphans().unwrap();
+        // An orphan of an orphan, which nobody waits for.
+        let mut hanging = shell("sh -c 'sleep 1000 & exec sleep 0.1' & exit 3");
+        assert_eq!(hanging.child.wait().unwrap().code(), Some(3));
+        let (_, complaint) = hanging.wait_for_the_rest(Duration::from_millis(500));
+        let complaint = complaint.unwrap();
+        assert!(complaint.contains("hang") && complaint.contains(" sleep S "), "{complaint}");
+        hanging.stderr.join().unwrap();
+        let begin = Instant::now();
+        while !procs::descendants().is_empty() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", procs::descendants());
+            procs::reap();
+        }
+
+        let mut late = shell("sleep 0.2 & exit 0");
+        assert!(late.child.wait().unwrap().success());
+        assert_eq!(late.wait_for_the_rest(Duration::from_secs(20)).1, None);
     }
 }
