@@ -1,8 +1,10 @@
 //! Exclusive access.
 
+use std::sync::Arc;
+
 use hmm_core::addr::PageRange;
 use hmm_core::driver::{Exclusive, ExclusiveError, Select, Skip, Source};
-use hmm_core::notifier::{Cause, Owner};
+use hmm_core::notifier::{Cause, Change, Notifier, Owner, Pass, Watch};
 use hmm_core::state::PageState;
 use hmm_model::{Op, Span};
 
@@ -14,13 +16,29 @@ fn write(world: &Fixture, exclusive: Exclusive, value: u64) {
     let shared = world.world.shared();
     let mut machine = shared.lock();
     let bytes = machine.slots.page_mut(slot_at(exclusive.addr));
-    std::sync::Arc::make_mut(bytes)[8..16].copy_from_slice(&value.to_ne_bytes());
+    Arc::make_mut(bytes)[8..16].copy_from_slice(&value.to_ne_bytes());
     let page = machine.page(exclusive.page).expect("is in the arena");
     machine.apply(&Op::Write { page, word: 1, value });
 }
 
 fn is_exclusive(world: &Fixture, page: u32) -> bool {
     matches!(world.state(page), PageState::Exclusive { .. })
+}
+
+/// Ignores what is done for its own driver.
+#[derive(Debug)]
+struct Ignoring(Owner);
+
+impl Watch for Ignoring {
+    type Table = ();
+
+    fn ignores(&self, change: &Change) -> bool {
+        change.owner == Some(self.0)
+    }
+
+    fn invalidate(&self, (): &mut (), _: &Change) -> Pass {
+        Pass::Done
+    }
 }
 
 #[test]
@@ -107,13 +125,16 @@ fn everybody_else_takes_it_away() {
 #[test]
 fn a_driver_that_was_too_slow_finds_out() {
     let world = Fixture::new();
-    // The log ignores nothing: its own making of the page collides, which is why drivers ignore that.
-    let seq = world.log.read_begin();
-    world.engine().make_exclusive(vpn(4), world.one.owner).expect("is private memory");
-    assert!(world.log.install(seq, |_| ()).is_err());
-    let seq = world.log.read_begin();
+    let (all, owner) = (world.engine().notifiers(), world.one.owner);
+    let driver = Notifier::new(all, range(0, 16), Arc::default(), Ignoring(owner)).expect("has pages");
+    let (seq, of_log) = (driver.read_begin(), world.log.read_begin());
+    world.engine().make_exclusive(vpn(4), owner).expect("is private memory");
+    assert!(driver.install_own(seq, |()| ()).is_ok(), "its own making of the page it ignores");
+    assert!(world.log.install_own(of_log, |_| ()).is_err(), "who ignores nothing collides with itself");
+    assert!(driver.install(seq, |()| ()).is_err(), "what was read before is stale all the same");
     world.world.op(&Op::Read { page: 4, word: 0 });
-    assert!(world.log.install(seq, |_| ()).is_err(), "taken back before it was mapped");
+    assert!(driver.install_own(seq, |()| ()).is_err(), "taken back before it was mapped");
+    drop(driver);
     world.verify();
 }
 
