@@ -5,8 +5,8 @@
 mod common;
 
 use std::io::{Read as _, Write as _};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use common::{PAGE, map, soft, space, unmap, watched};
 use hmm::AddressSpace;
@@ -19,6 +19,13 @@ use hmm_soft::{Ptr, Soft, Unit};
 static ALLOCATOR: hmm::Heap = hmm::Heap;
 
 const NR_PAGES: usize = 64;
+
+/// A fork shares the whole process's memory with a child, and what is shared is not protected: each test runs alone.
+fn alone(test: impl FnOnce()) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    watched(test);
+}
 
 /// Memory of the test's own, a word for each page, that is said to be read mostly.
 struct Pages {
@@ -76,7 +83,7 @@ fn nr_faults(space: &AddressSpace) -> u64 {
 
 #[test]
 fn both_sides_read_and_nobody_has_a_fault() {
-    watched(|| {
+    alone(|| {
         let space = space();
         let (one, two) = (soft(&space, 256), soft(&space, 256));
         let pages = Pages::new(&space);
@@ -105,7 +112,7 @@ fn both_sides_read_and_nobody_has_a_fault() {
 
 #[test]
 fn a_write_of_the_cpu_is_read_by_all_devices() {
-    watched(|| {
+    alone(|| {
         let space = space();
         let (one, two) = (soft(&space, 256), soft(&space, 256));
         let pages = Pages::new(&space);
@@ -123,7 +130,7 @@ fn a_write_of_the_cpu_is_read_by_all_devices() {
 
 #[test]
 fn a_write_of_the_kernels_is_read_too() {
-    watched(|| {
+    alone(|| {
         let space = space();
         let soft = soft(&space, 256);
         let pages = Pages::new(&space);
@@ -144,7 +151,7 @@ fn a_write_of_the_kernels_is_read_too() {
 
 #[test]
 fn a_write_of_a_device_drops_the_copies_and_migrates() {
-    watched(|| {
+    alone(|| {
         let space = space();
         let (one, two) = (soft(&space, 256), soft(&space, 256));
         let pages = Pages::new(&space);
@@ -165,7 +172,7 @@ fn a_write_of_a_device_drops_the_copies_and_migrates() {
 
 #[test]
 fn what_is_written_first_is_read_first() {
-    watched(|| {
+    alone(|| {
         let space = space();
         let soft = soft(&space, 256);
         let pages = Pages::new(&space);
@@ -205,7 +212,7 @@ fn what_is_written_first_is_read_first() {
 
 #[test]
 fn what_the_program_does_to_its_mappings_ends_copies() {
-    watched(|| {
+    alone(|| {
         let space = space();
         let soft = soft(&space, 256);
         let mut pages = Pages::new(&space);
@@ -248,7 +255,7 @@ fn what_the_program_does_to_its_mappings_ends_copies() {
 
 #[test]
 fn a_fork_changes_nothing() {
-    watched(|| {
+    alone(|| {
         let space = space();
         let soft = soft(&space, 256);
         let pages = Pages::new(&space);
@@ -277,7 +284,7 @@ fn a_fork_changes_nothing() {
 
 #[test]
 fn copies_leave_for_others_without_being_copied_back() {
-    watched(|| {
+    alone(|| {
         let space = space();
         // Room for half of them.
         let soft = soft(&space, NR_PAGES / 2);
