@@ -128,10 +128,6 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let (variable, options) = sanitizer.options;
     let options = std::env::var(variable).map_or(options.to_owned(), |more| format!("{options}:{more}"));
     command.env(variable, options);
-    if std::env::var_os("HMM_FIRE_SECONDS").is_none() {
-        // In the three seconds that it takes otherwise not everything has happened.
-        command.env("HMM_FIRE_SECONDS", "15");
-    }
     let status = command.status().context("cannot start cargo")?;
     ensure!(status.success(), "tests failed under the {} sanitizer ({status})", sanitizer.name);
     Ok(())

@@ -6,7 +6,7 @@
 //!
 //! | variable | what it does |
 //! |---|---|
-//! | `HMM_FIRE_SECONDS=300` | how long each test goes on (default 3) |
+//! | `HMM_FIRE_SECONDS=300` | how long each test goes on at least (default 3) |
 //! | `HMM_FIRE_SEED=17` | the threads' operations (default: of the time) |
 //! | `HMM_FIRE_LEAVE_OUT=fork,relocate` | kinds of operations that are left out, to find out what matters |
 
@@ -62,6 +62,9 @@ struct Fire {
     is_over: AtomicBool,
 }
 
+/// As much longer as asked for a test goes on for what has not happened yet.
+const FOR_EVERYTHING: Duration = Duration::from_secs(60);
+
 /// A thread that fails ends the others.
 struct Ends<'f>(&'f AtomicBool);
 
@@ -101,7 +104,7 @@ impl Fire {
         !self.is_over.load(Ordering::Relaxed)
     }
 
-    /// Lets everybody work for so long.
+    /// Lets everybody work for so long, and on a slow machine until everything has happened once.
     fn burn(self: &Arc<Self>, seed: u64, time: Duration) {
         let rng = Rng::new(seed);
         std::thread::scope(|scope| {
@@ -127,7 +130,11 @@ impl Fire {
             start("mapper", 12, |fire, _, rng| disturb::change_mappings(fire, rng));
             start("auditor", 13, |fire, _, rng| audit::audit(fire, rng));
             let begin = Instant::now();
-            while self.goes_on() && begin.elapsed() < time {
+            let is_time_over = || {
+                let more = if self.report.missing().is_some() { FOR_EVERYTHING } else { Duration::ZERO };
+                begin.elapsed() >= time + more
+            };
+            while self.goes_on() && !is_time_over() {
                 std::thread::sleep(Duration::from_millis(20));
             }
             self.is_over.store(true, Ordering::Relaxed);
@@ -173,7 +180,8 @@ fn under_fire(name: &str, make: fn() -> AddressSpace, sizes: &'static [usize], n
     let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let (seed, seconds) = (seed(), number("HMM_FIRE_SECONDS").unwrap_or(3));
     eprintln!("{name}: HMM_FIRE_SEED={seed}");
-    within(Duration::from_secs(seconds + 60), name, move |watched: &Watched| {
+    let patience = Duration::from_secs(seconds + 60) + FOR_EVERYTHING;
+    within(patience, name, move |watched: &Watched| {
         let fire = Fire::new(make(), sizes, nr_frames);
         let (weak, space) = (Arc::downgrade(&fire), fire.space.clone());
         watched.add(Box::new(move || {
