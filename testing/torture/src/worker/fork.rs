@@ -224,7 +224,8 @@ fn compare_with_parent(thread: &mut Thread<'_>, parent: c_int) -> Result<(), Fin
         if nr_pages > 0 {
             let place = thread.arena.memory().pages(first, nr_pages);
             match thread.buffer.of_process(place, parent) {
-                Err(Errno(libc::EPERM)) => return Ok(()),
+                // It may be a child itself, whose fate it was to be killed just now.
+                Err(Errno(libc::EPERM | libc::ESRCH)) => return Ok(()),
                 Ok(nr) if nr == place.len() => {}
                 other => return found(format_args!("the parent's memory, {first}+{nr_pages}: {other:?}")),
             }
