@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod failure;
 mod output;
+mod pages;
 mod run;
 mod table;
 

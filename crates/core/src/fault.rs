@@ -353,8 +353,9 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// How pages come home that a fault asked for. A stray comes by copy: few pages cost less than a flush of other CPUs' TLBs, which in a virtual machine may have to wake them. What leaves in its place leaves a block at a time, with
-    /// one flush for each run of pages.
+    /// How pages come home that a fault asked for. A stray comes by copy: few pages cost less than a flush of other CPUs'
+    /// TLBs, which in a virtual machine may have to wake them. What leaves in its place leaves a block at a time, with one
+    /// flush for each run of pages.
     pub(crate) fn way_home(&self, hit: Option<Hit>) -> HomeBy {
         let is_stray = hit.is_some_and(|hit| !hit.sequential);
         if is_stray { HomeBy::Copy } else { self.config.home_by }

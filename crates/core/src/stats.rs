@@ -69,9 +69,7 @@ counters! {
 impl Stats {
     /// How full all tiers are.
     pub fn usage(&self) -> Usage {
-        let mut sum = Usage::default();
-        self.tiers.iter().for_each(|tier| sum += tier.load());
-        sum
+        self.tiers.iter().map(UsageGauge::load).sum()
     }
 }
 

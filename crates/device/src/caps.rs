@@ -1,5 +1,6 @@
 //! What a device says of itself.
 
+use std::iter::Sum;
 use std::ops::AddAssign;
 
 /// Where a device's frames are, as the CPU sees them (Linux: `MEMORY_DEVICE_PRIVATE`, `MEMORY_DEVICE_COHERENT`).
@@ -45,6 +46,15 @@ impl AddAssign for Usage {
         self.frames += other.frames;
         self.used_bytes += other.used_bytes;
         self.capacity_bytes += other.capacity_bytes;
+    }
+}
+
+impl Sum for Usage {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |mut sum, one| {
+            sum += one;
+            sum
+        })
     }
 }
 

@@ -9,13 +9,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define CHECK(condition, what)                                                          \
-	do {                                                                            \
-		if (!(condition)) {                                                     \
-			dprintf(2, "brk.c:%d: %s: %lu\n", __LINE__, #condition, what);  \
-			_exit(1);                                                       \
-		}                                                                       \
-	} while (0)
+#include "check.h"
 
 static uint64_t word(size_t i, uint64_t round)
 {

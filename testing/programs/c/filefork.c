@@ -12,13 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHECK(condition, at)                                                                      \
-	do {                                                                                      \
-		if (!(condition)) {                                                               \
-			dprintf(2, "filefork.c:%d: %s: %zu\n", __LINE__, #condition, (size_t)(at)); \
-			_exit(1);                                                                 \
-		}                                                                                 \
-	} while (0)
+#include "check.h"
 
 extern char **environ;
 

@@ -4,7 +4,6 @@
  *     forkmoves MIB
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,17 +13,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
+
 #define PAGE 4096ul
 #define NR_MOVERS 3
 #define NR_PAGES 16ul
 #define NR_FORKS 40
-#define CHECK(condition, what)                                                                                    \
-	do {                                                                                                      \
-		if (!(condition)) {                                                                               \
-			dprintf(2, "forkmoves.c:%d: %s: %ld %s\n", __LINE__, #condition, (long)(what), strerror(errno)); \
-			_exit(1);                                                                                 \
-		}                                                                                                 \
-	} while (0)
 
 /* Two places, between guards that nobody touches, at one of which is the thread's mapping. */
 struct mover {

@@ -13,21 +13,15 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
+
 #define PAGE 4096ul
 #define NR_WRITERS 2
 #define NR_FORKS 6
-#define CHECK(condition, what)                                                                                    \
-	do {                                                                                                      \
-		if (!(condition)) {                                                                               \
-			dprintf(2, "forks.c:%d: %s: %lu %s\n", __LINE__, #condition, (unsigned long)(what), strerror(errno)); \
-			_exit(1);                                                                                 \
-		}                                                                                                 \
-	} while (0)
 
 struct part {
 	uint64_t *words;

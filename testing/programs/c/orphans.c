@@ -19,15 +19,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
+
 #define PAGE 4096ul
 #define LONGEST_US 8000
-#define CHECK(condition, what)                                                                                    \
-	do {                                                                                                      \
-		if (!(condition)) {                                                                               \
-			dprintf(2, "orphans.c:%d: %s: %lu %s\n", __LINE__, #condition, (unsigned long)(what), strerror(errno)); \
-			_exit(1);                                                                                 \
-		}                                                                                                 \
-	} while (0)
 
 static uint64_t *words;
 static size_t nr_pages;

@@ -10,20 +10,14 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
+
 #define PAGE 4096ul
-#define CHECK(condition, at)                                                                      \
-	do {                                                                                      \
-		if (!(condition)) {                                                               \
-			dprintf(2, "rawfork.c:%d: %s: %zu\n", __LINE__, #condition, (size_t)(at)); \
-			_exit(1);                                                                 \
-		}                                                                                 \
-	} while (0)
 
 static void fill(unsigned char *memory, size_t size)
 {

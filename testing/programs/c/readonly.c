@@ -10,14 +10,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "check.h"
+
 #define PAGE 4096ul
-#define CHECK(condition, at)                                                                      \
-	do {                                                                                      \
-		if (!(condition)) {                                                               \
-			dprintf(2, "readonly.c:%d: %s: %zu\n", __LINE__, #condition, (size_t)(at)); \
-			_exit(1);                                                                 \
-		}                                                                                 \
-	} while (0)
 
 int main(int argc, char **argv)
 {

@@ -48,8 +48,12 @@ pub fn signal(pid: u32, signal: Signal) {
 
 /// Kills the process and all that it has started.
 pub fn kill_tree(pid: u32) {
-    // The leaves last: who loses its parent is adopted by somebody else, and no longer found.
-    let pids = tree(pid);
+    // All are looked for first: who loses its parent is adopted by somebody else, and no longer found.
+    kill_all(&tree(pid));
+}
+
+/// Kills these processes.
+pub fn kill_all(pids: &[u32]) {
     pids.iter().for_each(|pid| signal(*pid, Signal::KILL));
 }
 

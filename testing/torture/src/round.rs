@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use hmm_programs::sampler::Sampler;
 use hmm_programs::{Stats, TempDir, procs};
-use rustix::process::Signal;
 
 use crate::args::{Args, WorkerArgs};
 use crate::line::{Done, Line};
@@ -99,7 +98,7 @@ impl Running {
 fn end_all() -> String {
     let pids = procs::descendants();
     let threads = procs::describe_all(&pids);
-    pids.iter().for_each(|pid| procs::signal(*pid, Signal::KILL));
+    procs::kill_all(&pids);
     threads
 }
 

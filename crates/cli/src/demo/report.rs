@@ -7,11 +7,11 @@ use hmm::device::Usage;
 use hmm::spec::ByteSize;
 use hmm::uapi::uffd::Access;
 use hmm::{AddressSpace, Snapshot};
-use hmm_core::addr::PAGE_SIZE;
 use serde::Serialize;
 
 use super::work::{Amount, Phase};
 use crate::failure::Failure;
+use crate::pages::{bytes, pages};
 use crate::table::{Align, Table};
 
 /// A phase that is done.
@@ -154,14 +154,6 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
-}
-
-fn bytes(nr_pages: u64) -> u64 {
-    nr_pages.saturating_mul(PAGE_SIZE as u64)
-}
-
-fn pages(nr_pages: u64) -> ByteSize {
-    ByteSize(bytes(nr_pages))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]

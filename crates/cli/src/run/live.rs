@@ -13,9 +13,10 @@ use rustix::process::Pid;
 use rustix::stdio::stderr;
 use rustix::termios::{LocalModes, tcgetattr, tcgetpgrp, tcgetwinsize};
 
-use super::summary::{Microseconds, by_device, pages};
+use super::summary::{Microseconds, by_device};
 use super::totals::{Gauges, Totals};
 use crate::output;
+use crate::pages::pages;
 
 const INTERVAL: Duration = Duration::from_millis(500);
 const DEFAULT_COLUMNS: usize = 80;
@@ -67,7 +68,9 @@ impl Live {
         let state = State {
             resident_pages: control.ledger().charged(),
             budget_pages: control.ledger().budget(),
-            devices: by_device(&self.config, &Gauges::of(control)),
+            devices: by_device(&self.config, &Gauges::of(control))
+                .map(|(device, usage)| (device.name(), usage))
+                .collect(),
             faults_per_second: per_second(faults, elapsed),
             p50_ns: totals.latency.quantile(0.5),
             p99_ns: totals.latency.quantile(0.99),

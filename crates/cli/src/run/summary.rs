@@ -8,7 +8,6 @@ use std::time::Duration;
 use hmm::control::{Control, OnFull, RunConfig, Verdict};
 use hmm::device::Usage;
 use hmm::spec::{Backing, ByteSize, DeviceSpec};
-use hmm_core::addr::PAGE_SIZE;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -16,6 +15,7 @@ use super::channel::Ending;
 use super::signals;
 use super::totals::{Gauges, Totals};
 use super::watch::Watch;
+use crate::pages::{bytes, pages};
 
 /// Nanoseconds, shown in microseconds.
 #[derive(Clone, Copy, Debug)]
@@ -35,9 +35,12 @@ fn where_it_is(device: &DeviceSpec) -> &'static str {
     if matches!(device.backing, Backing::File { .. }) { "a file" } else { "RAM" }
 }
 
-/// How full each device is, with its name.
-pub(super) fn by_device(config: &RunConfig, gauges: &Gauges) -> Vec<(&'static str, Usage)> {
-    config.devices.iter().map(DeviceSpec::name).zip(gauges.devices).collect()
+/// Each device, and how full it is.
+pub(super) fn by_device<'a>(
+    config: &'a RunConfig,
+    gauges: &Gauges,
+) -> impl Iterator<Item = (&'a DeviceSpec, Usage)> + use<'a> {
+    config.devices.iter().zip(gauges.devices)
 }
 
 /// The devices' names, for a line of text.
@@ -122,7 +125,7 @@ impl Summary {
             pages(self.peak_pages),
             pages(self.config.ram_pages)
         )?;
-        for (device, peak) in self.config.devices.iter().zip(self.peaks.devices) {
+        for (device, peak) in by_device(&self.config, &self.peaks) {
             writeln!(
                 f,
                 "  {:9} {} at the peak, in {} of {} (at most {} a process)",
@@ -145,14 +148,6 @@ impl Summary {
         serde_json::to_writer_pretty(&mut to, &Json::of(self))?;
         to.write_all(b"\n")
     }
-}
-
-pub(super) fn pages(nr_pages: u64) -> ByteSize {
-    ByteSize(bytes(nr_pages))
-}
-
-fn bytes(nr_pages: u64) -> u64 {
-    nr_pages.saturating_mul(PAGE_SIZE as u64)
 }
 
 impl fmt::Display for Summary {
@@ -251,7 +246,6 @@ impl Json {
         };
         let latency = &summary.totals.latency;
         let usage = summary.peaks.usage();
-        let devices = summary.config.devices.iter().zip(summary.peaks.devices);
         Self {
             hmm: env!("CARGO_PKG_VERSION"),
             command: summary.command_line.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
@@ -266,7 +260,9 @@ impl Json {
                 OnFull::Grow => "grow",
             },
             peak_resident_bytes: bytes(summary.peak_pages),
-            devices: devices.map(|(device, peak)| DeviceJson::of(device, peak)).collect(),
+            devices: by_device(&summary.config, &summary.peaks)
+                .map(|(device, peak)| DeviceJson::of(device, peak))
+                .collect(),
             away_bytes: bytes(summary.peaks.away_pages),
             device_bytes: usage.used_bytes,
             device_capacity_bytes: usage.capacity_bytes,

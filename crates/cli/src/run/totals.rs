@@ -38,9 +38,7 @@ impl Gauges {
 
     /// How full all devices are.
     pub(super) fn usage(&self) -> Usage {
-        let mut sum = Usage::default();
-        self.devices.iter().for_each(|device| sum += *device);
-        sum
+        self.devices.iter().copied().sum()
     }
 }
 

@@ -2,7 +2,8 @@
 
 use hmm::control::{RunConfig, Verdict, VerdictKind};
 use hmm::spec::ByteSize;
-use hmm_core::addr::PAGE_SIZE;
+
+use crate::pages::pages;
 
 /// Several lines, each to be printed with the command's name in front.
 pub(super) fn lines(verdict: &Verdict, name: &str, config: &RunConfig) -> Vec<String> {
@@ -38,13 +39,12 @@ fn reason(verdict: &Verdict) -> Option<String> {
 }
 
 fn figures(verdict: &Verdict, config: &RunConfig) -> String {
-    let bytes = |pages: u64| ByteSize(pages.saturating_mul(PAGE_SIZE as u64));
     let figures = &verdict.figures;
     format!(
         "  resident {} of a budget of {}; away {}, in {} of at most {} on {}",
-        bytes(figures.charged_pages),
-        bytes(config.ram_pages),
-        bytes(figures.away_pages),
+        pages(figures.charged_pages),
+        pages(config.ram_pages),
+        pages(figures.away_pages),
         ByteSize(figures.device_bytes),
         ByteSize(figures.device_capacity_bytes),
         super::summary::device_names(config),

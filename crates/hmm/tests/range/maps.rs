@@ -205,28 +205,13 @@ pub(crate) fn mapping_named(name: &str) -> Option<PageRange> {
     Some(PageRange::of_bytes(addr(start), addr(end)))
 }
 
-/// A child, as of `fork(2)`. Under ThreadSanitizer without libc: the sanitizer's runtime holds its locks while libc forks, and the
-/// fork ends when a handler, which needs them, has heard of it.
-///
-/// # Safety
-/// The child accesses memory and makes system calls, and ends by one.
-unsafe fn fork() -> i32 {
-    if cfg!(thread_sanitizer) {
-        // SAFETY: the caller's; without a stack and flags it is a fork.
-        let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
-        return i32::try_from(child).expect("the number of a process");
-    }
-    // SAFETY: the caller's.
-    unsafe { libc::fork() }
-}
-
 /// Runs `look` while a child shares all private memory with us.
 pub(crate) fn with_child(look: impl FnOnce()) {
     let mut ends = [0; 2];
     // SAFETY: writes two descriptors.
     assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
     // SAFETY: the child makes system calls only.
-    let child = unsafe { fork() };
+    let child = unsafe { hmm_conformance::fork() };
     if child == 0 {
         let mut byte = 0u8;
         // SAFETY: as above; it returns when the parent has closed its end.
@@ -236,7 +221,6 @@ pub(crate) fn with_child(look: impl FnOnce()) {
         // SAFETY: ends the child.
         unsafe { libc::_exit(0) };
     }
-    assert!(child > 0, "fork");
     look();
     for end in ends {
         // SAFETY: ours.
@@ -253,7 +237,7 @@ pub(crate) fn child_is_killed_by(space: &AddressSpace) -> i32 {
     space.manage(map.pages()).expect("can be managed");
     assert_eq!(space.evict_pages(map.pages()), 1);
     // SAFETY: the child touches one page, and ends.
-    let child = unsafe { fork() };
+    let child = unsafe { hmm_conformance::fork() };
     if child == 0 {
         let byte = map.read(0);
         // SAFETY: ends the child.
