@@ -19,7 +19,7 @@ use crate::runtime::{RETRY_PAUSE_NS, pause};
 
 /// Bytes behind a file's mapping that are taken for the tail of its data, and left alone. Other memory finds room there, too,
 /// and is one mapping with the data then.
-pub(crate) const DATA_TAIL_BYTES: u64 = 1 << 20;
+const DATA_TAIL_BYTES: u64 = 1 << 20;
 
 /// The longest that mappings can be changing without a moment of rest: far longer than a thread waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(10);

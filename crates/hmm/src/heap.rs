@@ -47,11 +47,6 @@ pub(crate) fn range_if_used() -> Option<AddrRange> {
     RANGE.get()?.as_ref().map(Mapping::range)
 }
 
-/// The address of a variable of ours.
-pub(crate) fn static_addr() -> u64 {
-    (&raw const HEAP).addr() as u64
-}
-
 fn mapping() -> Option<&'static Mapping> {
     RANGE.get_or_init(|| RESERVES.iter().find_map(|len| Mapping::anonymous(*len).ok())).as_ref()
 }

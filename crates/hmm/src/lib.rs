@@ -41,6 +41,7 @@ mod ranges;
 pub mod runtime;
 mod space;
 pub mod spec;
+mod statics;
 mod unshared;
 mod waits;
 mod walk;

@@ -8,10 +8,11 @@ use hmm_core::addr::PageRange;
 use hmm_uapi::AddrRange;
 use hmm_uapi::maps::{Perms, Vma, VmaKind};
 
-use crate::adopt::{DATA_TAIL_BYTES, Found, is_manageable, wait_until_calm};
-use crate::heap::{self, Heap};
+use crate::adopt::{Found, is_manageable, wait_until_calm};
+use crate::heap::Heap;
 use crate::mm::{Mm, range_of};
 use crate::runtime::Runtime;
+use crate::statics;
 
 /// glibc's secondary heaps are aligned to their size.
 const ARENA_BYTES: u64 = 64 << 20;
@@ -104,24 +105,13 @@ fn check(runtime: &Runtime, vma: &Vma, part: AddrRange, may_use_heap: bool) -> R
     let mm = runtime.engine().kernel();
     if runtime.is_excluded(part) || crate::callers::any_stack_in(part) {
         Err(ManageError::Own)
-    } else if is_static_data(mm, vma, part) {
+    } else if statics::any_in(part) {
         Err(ManageError::StaticData)
     } else if !may_use_heap && (vma.kind == VmaKind::Heap || is_arena(mm, vma, part)) {
         Err(ManageError::Heap)
     } else {
         Ok(())
     }
-}
-
-/// Whether the part may be the end of a file's data: variables that are zero in the beginning.
-fn is_static_data(mm: &Mm, vma: &Vma, part: AddrRange) -> bool {
-    if vma.range().contains(heap::static_addr()) {
-        return true;
-    }
-    let behind_file = vma.start.checked_sub(1).and_then(|before| mm.maps().next_vma(before).ok().flatten());
-    let is_behind_file =
-        behind_file.is_some_and(|before| before.end == vma.start && before.kind == VmaKind::File);
-    is_behind_file && part.start < vma.start + DATA_TAIL_BYTES
 }
 
 /// Whether it looks like one of malloc's secondary heaps: from a multiple of its size on it can be used up to here, and
