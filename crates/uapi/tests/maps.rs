@@ -53,6 +53,9 @@ mod tests {
         let reserved = Mapping::reserve(4 * PAGE).unwrap();
         reserved.commit(PAGE, PAGE).unwrap();
         let shared = SharedMapping::create(c"maps", 2 * PAGE).unwrap();
+        // A sanitizer's `malloc` asks for none of it.
+        // SAFETY: makes the heap larger, which others expect of each other.
+        assert_ne!(unsafe { libc::sbrk(PAGE.try_into().unwrap()) }.addr(), usize::MAX);
         for source in [Source::Query, Source::Text] {
             if source == Source::Query && !has_query() {
                 continue;
