@@ -91,4 +91,8 @@ impl Policy for RunPolicy {
         // Also ends the calling thread.
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
+
+    fn settle_the_dead(&self) -> bool {
+        self.control.settle_the_dead()
+    }
 }

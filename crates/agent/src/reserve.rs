@@ -76,6 +76,7 @@ pub(crate) fn fill(page: &Control, runtime: &Runtime, on_full: OnFull, meanwhile
                 runtime.engine().ask_others();
                 let _ = rustix::thread::nanosleep(&PAUSE);
             }
+            Reclaimed::Nothing | Reclaimed::Full if page.settle_the_dead() => {}
             Reclaimed::Full if on_full == OnFull::Kill => return false,
             Reclaimed::Nothing | Reclaimed::Full => runtime.grow(),
         }

@@ -4,6 +4,9 @@
 //! of the shares, and is noted nowhere else. So whoever ends, at whatever instruction, what it had charged comes back by
 //! clearing one word: nothing is lost, and nothing is given back twice.
 //!
+//! Several may find out at the same time that somebody is gone. Each time that a share is cleared another number is in its
+//! upper bits, so that what was seen before ([`Share::seen`]) is cleared by one of them, and never what the next has charged.
+//!
 //! Plain atomics in a fixed layout, so that a ledger can lie in memory that several processes share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +18,10 @@ pub const NR_SHARES: usize = 128;
 const FOUND_SHARE: u64 = 64;
 /// But not more than so many pages.
 const FOUND_MAX_PAGES: u64 = 256;
+
+/// The lower bits of a share's word are pages, the others say how often it was cleared.
+const PAGES: u64 = (1 << 40) - 1;
+const CLEARED: u64 = PAGES + 1;
 
 /// An account of pages. Everything resident is charged before it becomes so.
 #[derive(Debug)]
@@ -36,8 +43,12 @@ pub struct Ledger {
 #[derive(Clone, Copy, Debug)]
 pub struct Share<'a> {
     ledger: &'a Ledger,
-    pages: &'a AtomicU64,
+    word: &'a AtomicU64,
 }
+
+/// What a share was at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen(u64);
 
 impl Ledger {
     /// An account with a budget.
@@ -61,7 +72,7 @@ impl Ledger {
         if self.nr_used.load(Ordering::SeqCst) < nr_used {
             self.nr_used.fetch_max(nr_used, Ordering::SeqCst);
         }
-        Share { ledger: self, pages: &self.shares[number] }
+        Share { ledger: self, word: &self.shares[number] }
     }
 
     /// Sets the budget.
@@ -86,7 +97,7 @@ impl Ledger {
 
     fn all(&self) -> impl Iterator<Item = u64> {
         let nr_used = usize::try_from(self.nr_used.load(Ordering::SeqCst)).unwrap_or(NR_SHARES);
-        self.shares.iter().take(nr_used).map(|share| share.load(Ordering::SeqCst))
+        self.shares.iter().take(nr_used).map(|share| share.load(Ordering::SeqCst) & PAGES)
     }
 
     /// The most that was ever charged.
@@ -134,7 +145,7 @@ impl Ledger {
 impl Share<'_> {
     /// Pages that this party has charged.
     pub fn charged(&self) -> u64 {
-        self.pages.load(Ordering::SeqCst)
+        self.word.load(Ordering::SeqCst) & PAGES
     }
 
     /// Charges `pages`, all or none. When two try at the same time for what is enough for one, both may get none.
@@ -152,7 +163,7 @@ impl Share<'_> {
             return None;
         }
         // Of two that do this at the same time one sees what the other has taken, as there is one order of all of this.
-        self.pages.fetch_add(pages, Ordering::SeqCst);
+        self.word.fetch_add(pages, Ordering::SeqCst);
         let charged = self.ledger.charged();
         if charged > self.ledger.limit() {
             self.uncharge(pages);
@@ -170,18 +181,30 @@ impl Share<'_> {
     /// Charges pages that a fork made a second owner of, and for which nothing could be set aside before: they take no
     /// more memory than before until one of the owners writes to them, so they do not count for the peak.
     pub fn charge_shared(&self, pages: u64) {
-        self.pages.fetch_add(pages, Ordering::SeqCst);
+        self.word.fetch_add(pages, Ordering::SeqCst);
     }
 
     /// Takes a charge back.
     pub fn uncharge(&self, pages: u64) {
-        let before = self.pages.fetch_sub(pages, Ordering::SeqCst);
-        debug_assert!(before >= pages, "I9: {pages} uncharged of {before}");
+        let before = self.word.fetch_sub(pages, Ordering::SeqCst);
+        debug_assert!(before & PAGES >= pages, "I9: {pages} uncharged of {}", before & PAGES);
     }
 
-    /// Takes back all that this party has charged: it is gone, or what it had is.
+    /// Takes back all that this party has charged: what it had is gone. To be called by the party itself.
     pub fn clear(&self) {
-        self.pages.store(0, Ordering::SeqCst);
+        while !self.clear_seen(self.seen()) {}
+    }
+
+    /// What the share is now, to be cleared if it is found out then that its party is gone.
+    pub fn seen(&self) -> Seen {
+        Seen(self.word.load(Ordering::SeqCst))
+    }
+
+    /// Takes back all that was charged, if nobody has charged, uncharged or cleared anything since.
+    #[must_use = "if not there may be something left"]
+    pub fn clear_seen(&self, seen: Seen) -> bool {
+        let cleared = (seen.0 & !PAGES).wrapping_add(CLEARED);
+        self.word.compare_exchange(seen.0, cleared, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// Makes the budget smaller again, by at most `pages` and never below what was set. Returns false if so many are not free.
@@ -228,6 +251,20 @@ mod tests {
         one.clear();
         assert_eq!((one.charged(), other.charged(), ledger.charged()), (0, 2000, 2000));
         assert!(other.try_charge(4000), "it is free again");
+    }
+
+    #[test]
+    fn what_was_seen_is_cleared_once_and_never_what_came_after() {
+        let ledger = Ledger::new(6400);
+        let share = ledger.share(0);
+        assert!(share.try_charge(100));
+        let seen = share.seen();
+        assert!(share.clear_seen(seen));
+        assert!(share.try_charge(100), "the next party has as much");
+        assert!(!share.clear_seen(seen));
+        assert_eq!((share.charged(), ledger.charged(), ledger.largest_share()), (100, 100, 100));
+        share.uncharge(100);
+        assert_eq!(ledger.charged(), 0);
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! - A slot is claimed by its process and freed by the supervisor, when the process is gone: see [`Slot`].
 //! - The ledger is charged by the processes, each in the share that goes with its slot ([`Control::share`]). The supervisor
 //!   clears the share of a dead one ([`Control::settle`]).
+//! - A supervisor may be late: it is one process among many on a busy machine. Who finds no slot, or no memory for long, does
+//!   its work ([`Control::settle_the_dead`]), if the supervisor has the same pid here: else pids are others, or hidden.
 //! - Before a fork the parent claims a slot for the child ([`Control::claim_for_child`]), and what the child is going to have
 //!   is charged there. The child makes it its own by one exchange of a word ([`Control::take_over`]). So whoever is killed
 //!   at whatever moment, each page is charged to one process, or to none that is left.
@@ -128,6 +130,8 @@ impl Control {
             return Err(ControlError::TooManyDevices { given: config.devices.len() });
         }
         let (fd, page) = Page::create().map_err(ControlError::Create)?;
+        let supervisor = ProcessId::of_pid(std::process::id()).map_or(0, |(process, _)| process.word());
+        page.supervisor.store(supervisor, Ordering::Relaxed);
         page.publish(config);
         Ok((fd, Self { page }))
     }
@@ -199,6 +203,11 @@ impl Control {
     }
 
     fn claim(&self, process: ProcessId, name: &str) -> Option<&'static Slot> {
+        let claimed = self.claim_free(process, name);
+        claimed.or_else(|| self.settle_the_dead().then(|| self.claim_free(process, name)).flatten())
+    }
+
+    fn claim_free(&self, process: ProcessId, name: &str) -> Option<&'static Slot> {
         (1..).zip(&self.page.slots).find_map(|(nr_reached, slot)| {
             // First, as `slots` goes by it, and this process may be killed anywhere.
             self.page.nr_reached.fetch_max(nr_reached, Ordering::Relaxed);
@@ -223,9 +232,29 @@ impl Control {
     }
 
     /// Takes back what `process` has charged in the slot, and frees the slot, if it is still that process's. To be called by
-    /// the process, for a slot that it had claimed for a child, or by the supervisor, when the process is gone.
+    /// the process, for a slot that it had claimed for a child, or by anybody, when the process is gone.
     pub fn settle(&self, slot: &Slot, process: ProcessId) {
         slot.free(self.share(slot), process);
+    }
+
+    /// Settles all processes that are gone, which the supervisor does as a rule. Says whether there were any. To be called
+    /// where the alternative is to do without a slot or memory: it asks the kernel for each process.
+    #[must_use = "if there were none nothing is free that was not before"]
+    pub fn settle_the_dead(&self) -> bool {
+        let supervisor = ProcessId::of_word(self.page.supervisor.load(Ordering::Relaxed));
+        if !supervisor.is_some_and(ProcessId::is_seen) {
+            return false;
+        }
+        let mut any = false;
+        for slot in self.slots() {
+            // What is not managed has nothing, and is counted by the supervisor.
+            let owner = slot.owner().filter(|_| slot.state() != SlotState::Unmanaged);
+            if let Some(gone) = owner.filter(|owner| !owner.is_alive()) {
+                self.settle(slot, gone);
+                any = true;
+            }
+        }
+        any
     }
 
     /// Records why a process cannot go on. Only the first record counts; says whether this one was it. Allocates nothing.

@@ -55,6 +55,10 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
     fn on_full(&self) -> OnFull;
     /// The devices are full and the program must end: say why, and end it. Called on a handler thread.
     fn end(&self, engine: &Engine<Mm>);
+    /// Frees what those who shared the budget and are gone had charged. Says whether there were any.
+    fn settle_the_dead(&self) -> bool {
+        false
+    }
 }
 
 /// The engine with what its threads share.
@@ -336,7 +340,9 @@ impl Runtime {
         let now = Instant::now();
         let patience = if self.engine.is_overdrawn() { STUCK_AGAIN } else { STUCK };
         if now.duration_since(self.waits.go_on(page, now)) > patience {
-            self.grow();
+            if !self.policy.settle_the_dead() {
+                self.grow();
+            }
             self.waits.end(page);
         }
     }
@@ -354,6 +360,7 @@ impl Runtime {
     /// No device takes another page.
     fn make_room(&self) -> bool {
         match self.policy.on_full() {
+            _ if self.policy.settle_the_dead() => {}
             OnFull::Grow => self.grow(),
             OnFull::Kill => {
                 self.engine.refresh_gauges();

@@ -130,21 +130,28 @@ impl Job {
     /// Runs it without hmm.
     #[track_caller]
     pub fn alone(&self) -> Done {
-        self.run(&[], TempDir::new(), None)
+        self.run(&[], TempDir::new(), &mut |_| {})
     }
 
     /// Runs it under `hmm run`.
     #[track_caller]
     pub fn under(&self, hmm: &Hmm) -> Done {
+        self.under_meanwhile(hmm, &mut |_| {})
+    }
+
+    /// Runs it under `hmm run`, and calls `look` with the pid of its front now and then.
+    #[track_caller]
+    pub fn under_meanwhile(&self, hmm: &Hmm, look: &mut dyn FnMut(u32)) -> Done {
         let dir = TempDir::new();
-        self.run(&hmm.prefix(&dir.join("stats.json")), dir, None)
+        self.run(&hmm.prefix(&dir.join("stats.json")), dir, look)
     }
 
     /// Runs it under `hmm run`, looking at its memory from outside now and then.
     #[track_caller]
     pub fn under_watch(&self, hmm: &Hmm) -> Done {
-        let dir = TempDir::new();
-        self.run(&hmm.prefix(&dir.join("stats.json")), dir, Some(Sampler::new()))
+        let mut sampler = Sampler::new();
+        let done = self.under_meanwhile(hmm, &mut |front| sampler.look(front));
+        Done { samples: sampler.finish(), ..done }
     }
 
     /// Starts it under `hmm run` in the background, in a process group of its own.
@@ -167,17 +174,17 @@ impl Job {
     }
 
     #[track_caller]
-    fn run(&self, prefix: &[OsString], dir: TempDir, sampler: Option<Sampler>) -> Done {
+    fn run(&self, prefix: &[OsString], dir: TempDir, look: &mut dyn FnMut(u32)) -> Done {
         let start = Instant::now();
         let mut child = self.spawn(prefix, &dir);
-        let (status, peak_anonymous, samples) = self.wait(&mut child, &dir, sampler);
+        let (status, peak_anonymous) = self.wait(&mut child, &dir, look);
         Done {
             status,
             peak_anonymous,
             wall: start.elapsed(),
             stderr: read_lossy(&dir.join("stderr")),
             stats: Stats::read(&dir.join("stats.json")),
-            samples,
+            samples: Vec::new(),
             stdout: dir.join("stdout"),
             _dir: dir,
         }
@@ -185,22 +192,15 @@ impl Job {
 
     /// Waits for the end; who takes too long is killed, and the test fails.
     #[track_caller]
-    fn wait(
-        &self,
-        child: &mut Child,
-        dir: &TempDir,
-        mut sampler: Option<Sampler>,
-    ) -> (ExitStatus, u64, Vec<Sample>) {
+    fn wait(&self, child: &mut Child, dir: &TempDir, look: &mut dyn FnMut(u32)) -> (ExitStatus, u64) {
         let (start, mut peak_anonymous) = (Instant::now(), 0);
         loop {
             if let Some(status) = child.try_wait().expect("it is our child") {
-                return (status, peak_anonymous, sampler.map(Sampler::finish).unwrap_or_default());
+                return (status, peak_anonymous);
             }
             let anonymous = procs::tree(child.id()).into_iter().map(procs::anonymous_bytes).sum();
             peak_anonymous = peak_anonymous.max(anonymous);
-            if let Some(sampler) = &mut sampler {
-                sampler.look(child.id());
-            }
+            look(child.id());
             if start.elapsed() > self.patience {
                 let threads = procs::describe(child.id());
                 procs::kill_tree(child.id());

@@ -21,7 +21,7 @@ pub(super) struct Gauges {
 impl Gauges {
     pub(super) fn of(control: &Control) -> Self {
         let mut sum = Self::default();
-        for stats in control.slots().map(|slot| slot.stats()) {
+        for stats in control.slots().filter(|slot| slot.owner().is_some()).map(|slot| slot.stats()) {
             sum.away_pages += stats.away.load(Ordering::Relaxed);
             sum.metadata_bytes += stats.metadata_bytes.load(Ordering::Relaxed);
             sum.devices.iter_mut().zip(&stats.tiers).for_each(|(sum, tier)| *sum += tier.load());

@@ -18,7 +18,7 @@ use crate::spec::{DeviceSpec, MAX_SPEC_BYTES};
 
 /// "hmm-ctrl", to be changed with every change of the layout that the size does not show.
 const MAGIC: u64 = u64::from_be_bytes(*b"hmm-ctrl");
-const VERSION: u64 = 4;
+const VERSION: u64 = 5;
 const PAGE_BYTES: usize = size_of::<Page>();
 
 /// Everything that is shared. Valid whatever its bytes are: it has only atomic integers.
@@ -28,6 +28,8 @@ pub(super) struct Page {
     magic: AtomicU64,
     version: AtomicU64,
     config: SharedConfig,
+    /// The [`ProcessId`](super::ProcessId) of who created it, or 0.
+    pub(super) supervisor: AtomicU64,
     pub(super) ledger: Ledger,
     pub(super) verdict: SharedVerdict,
     /// The slots from this one on have never been claimed.

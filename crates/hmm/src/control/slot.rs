@@ -2,12 +2,14 @@
 //!
 //! A slot belongs to nobody, or to the process whose pid and start time are in its owner word. A process claims a free
 //! slot by one compare-exchange, so there is no moment at which the owner is half written, whatever dies in between.
-//! A slot is freed by its process, if that has claimed it for a child that does not come, or by the supervisor when its
-//! process is gone; the process itself appears in no exit path. Who frees one marks it first: the child may be about to
-//! take it over, and one of them only succeeds.
+//! A slot is freed by its process, if that has claimed it for a child that does not come, or by whoever finds its process
+//! gone; the process itself appears in no exit path. Who frees one marks it first: the child may be about to take it over,
+//! and one of them only succeeds. Several may free one at the same time, and each of them may be killed at any moment, or
+//! stand still until the slot is another's: what they do is three exchanges (mark, share, owner) that only succeed on what
+//! the process that is gone has left.
 //!
 //! Counters run on from one owner to the next: the sum over all slots is the sum over all processes that ever ran, and
-//! nobody has to add them up at a death. Gauges are cleared.
+//! nobody has to add them up at a death. Gauges mean nothing without an owner, and are cleared by the next.
 
 use std::fmt;
 use std::fs::File;
@@ -55,22 +57,44 @@ impl ProcessId {
         parse_stat(pid, &buffer[..len]).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
+    /// The process of that word, if it is one.
+    pub(super) fn of_word(word: u64) -> Option<Self> {
+        (word != 0).then_some(Self(word))
+    }
+
+    pub(super) const fn word(self) -> u64 {
+        self.0
+    }
+
     /// The pid.
     #[expect(clippy::cast_possible_truncation, reason = "the low half of the word")]
     pub const fn pid(self) -> u32 {
         self.0 as u32
     }
 
+    /// Whether `/proc` shows this process.
+    pub(super) fn is_seen(self) -> bool {
+        Self::of_pid(self.pid()).is_ok_and(|(now, _)| now == self)
+    }
+
     /// Whether the process is there: running or stopped, not a zombie. When the kernel does not tell, it is.
     pub fn is_alive(self) -> bool {
         match Self::of_pid(self.pid()) {
             Ok((now, _)) => now == self,
+            // `/proc` may hide the processes of other users.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => !self.is_unknown(),
+            // The second is what reading says when the process goes between opening and reading.
             Err(error) => {
-                let gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData);
-                // What reading says when the process goes between opening and reading.
-                !gone && error.raw_os_error() != Some(Errno::SRCH.raw_os_error())
+                error.kind() != io::ErrorKind::InvalidData
+                    && error.raw_os_error() != Some(Errno::SRCH.raw_os_error())
             }
         }
+    }
+
+    /// Whether nobody has this pid.
+    fn is_unknown(self) -> bool {
+        let pid = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw);
+        pid.is_none_or(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
     }
 }
 
@@ -116,10 +140,7 @@ impl fmt::Debug for Slot {
 impl Slot {
     /// Who has the slot.
     pub fn owner(&self) -> Option<ProcessId> {
-        match self.owner.load(Ordering::Acquire) & !LEAVING {
-            0 => None,
-            owner => Some(ProcessId(owner)),
-        }
+        ProcessId::of_word(self.owner.load(Ordering::Acquire) & !LEAVING)
     }
 
     /// How far the process came.
@@ -149,6 +170,7 @@ impl Slot {
     /// Takes the slot if it is free.
     pub(super) fn try_claim(&self, process: ProcessId, name: &str) -> bool {
         self.change_owner(0, process.0) && {
+            self.clear_gauges();
             self.set_state(SlotState::Starting);
             self.name.store(name);
             true
@@ -162,33 +184,39 @@ impl Slot {
     }
 
     fn change_owner(&self, from: u64, to: u64) -> bool {
-        self.owner.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        self.owner.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// Begins anew in a slot that the same process claimed before: it has executed another program, and the memory that
     /// it had is gone. To be called by that process only.
     pub(super) fn begin_anew(&self, share: Share<'_>, name: &str) {
-        self.clear_gauges(share);
+        share.clear();
+        self.clear_gauges();
         self.set_state(SlotState::Starting);
         self.name.store(name);
     }
 
     /// Gives back what the process has charged here, and frees the slot, if it is still that process's. To be called by the
-    /// process, or, when that is gone, by the supervisor.
+    /// process, or, when that is gone, by anybody.
     pub(super) fn free(&self, share: Share<'_>, process: ProcessId) {
+        self.begin_to_leave(process);
         // Somebody may have died in the middle of this.
-        if self.begin_to_leave(process) || self.owner.load(Ordering::Acquire) == process.0 | LEAVING {
-            self.clear_gauges(share);
-            self.owner.store(0, Ordering::Release);
-        }
+        while self.clear_if_leaving(share, process) == Some(false) {}
+        self.change_owner(process.0 | LEAVING, 0);
     }
 
     pub(super) fn begin_to_leave(&self, process: ProcessId) -> bool {
         self.change_owner(process.0, process.0 | LEAVING)
     }
 
-    fn clear_gauges(&self, share: Share<'_>) {
-        share.clear();
+    /// Whether the share could be cleared; `None` if the slot is not that process's any more.
+    fn clear_if_leaving(&self, share: Share<'_>, process: ProcessId) -> Option<bool> {
+        // Seen before the owner is: if it is the next one's, the owner is not this one.
+        let seen = share.seen();
+        (self.owner.load(Ordering::SeqCst) == process.0 | LEAVING).then(|| share.clear_seen(seen))
+    }
+
+    fn clear_gauges(&self) {
         for gauge in [&self.stats.away, &self.stats.metadata_bytes] {
             gauge.store(0, Ordering::Relaxed);
         }

@@ -198,6 +198,52 @@ fn a_slot_is_freed_by_who_comes_next_if_somebody_died_while_he_freed_it() {
     assert_eq!((childs.owner(), control.ledger().charged()), (None, 40));
 }
 
+/// A process that nobody is.
+fn gone_in(round: u64) -> ProcessId {
+    ProcessId::of_word(round << 32 | 0x3fff_ffff).unwrap()
+}
+
+/// One with `pages` charged in the slot.
+fn gone(control: &Control, slot: &Slot, round: u64, pages: u64) -> ProcessId {
+    let process = gone_in(round);
+    assert!(slot.try_claim(process, "gone") && control.share(slot).try_charge(pages));
+    process
+}
+
+#[test]
+fn who_finds_no_slot_settles_the_dead() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let (one, other) = (Sleeper::new(), Sleeper::new());
+    let slot = control.claim_slot(one.pid()).unwrap();
+    assert!(!control.settle_the_dead(), "it is alive");
+    let count = |number: usize| _ = gone(&control, &control.page.slots[number], number as u64, 5);
+    control.page.nr_reached.store(NR_SLOTS as u64, Ordering::Relaxed);
+    (1..NR_SLOTS).for_each(count);
+    let supervisor = control.page.supervisor.swap(0, Ordering::Relaxed);
+    assert!(control.claim_for_child(slot).is_none(), "who does not see the supervisor cannot tell");
+    control.page.supervisor.store(supervisor, Ordering::Relaxed);
+    assert!(control.claim_for_child(slot).is_some());
+    assert_eq!(control.ledger().charged(), 0);
+    (2..NR_SLOTS).for_each(count);
+    assert!(control.claim_slot(other.pid()).is_some());
+    assert_eq!((control.ledger().charged(), control.nr_turned_away()), (0, 0));
+}
+
+#[test]
+fn who_settles_late_takes_nothing_from_the_next() {
+    let (_fd, control) = Control::create(&config()).unwrap();
+    let (slot, next) = (&control.page.slots[0], gone_in(2));
+    let gone = gone(&control, slot, 1, 7);
+    // One of two stands still after it has seen that it has to be done.
+    assert!(slot.begin_to_leave(gone));
+    let seen = control.share(slot).seen();
+    control.settle(slot, gone);
+    assert!(slot.try_claim(next, "next") && control.share(slot).try_charge(7));
+    assert!(!control.share(slot).clear_seen(seen));
+    control.settle(slot, gone);
+    assert_eq!((slot.owner(), control.ledger().charged()), (Some(next), 7));
+}
+
 #[test]
 fn exec_begins_anew_in_the_same_slot() {
     let (_fd, control) = Control::create(&config()).unwrap();

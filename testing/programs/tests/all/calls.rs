@@ -1,8 +1,13 @@
 //! Memory calls on pages that are away, by C programs that check every byte.
 
+use std::time::{Duration, Instant};
+
 use hmm_programs::command::hmm_binary;
 use hmm_programs::skip::{has_programs, is_root};
-use hmm_programs::{Hmm, Job, MIB, TempDir, assert_healthy, assert_same_output, can_run, compile, scale};
+use hmm_programs::{
+    Hmm, Job, MIB, TempDir, assert_healthy, assert_same_output, can_run, compile, procs, scale,
+};
+use rustix::process::Signal;
 
 /// Compiles the program, runs it alone and in a quarter of what it works on.
 #[track_caller]
@@ -76,6 +81,39 @@ fn forks_while_threads_write() {
 fn forks_of_processes_that_are_killed() {
     let rounds = (60 * scale()).to_string();
     check("orphans", &["24", &rounds, "1"], 16 * MIB);
+}
+
+/// What the supervisor does for processes that are gone others do if it is late: here nobody hears of it for longer than
+/// a fault waits for memory. The dead of these runs have all of a small budget, and all slots of a large one.
+#[test]
+fn forks_while_the_supervisor_stands_still() {
+    const STANDSTILL: Duration = Duration::from_secs(3);
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("orphans", &dir) else { return };
+    for (rounds, ram, nr_processes) in [("60", 16 * MIB, 60), ("600", 4096 * MIB, 600)] {
+        let mut supervisor = None;
+        let mut look = |front| match supervisor {
+            None => {
+                // The front, the supervisor, and the program.
+                supervisor =
+                    procs::tree(front).get(1..3).map(|processes| (processes[0], Some(Instant::now())));
+                supervisor.inspect(|(pid, _)| procs::signal(*pid, Signal::STOP));
+            }
+            Some((pid, Some(since))) if since.elapsed() > STANDSTILL => {
+                procs::signal(pid, Signal::CONT);
+                supervisor = Some((pid, None));
+            }
+            Some(_) => {}
+        };
+        let managed = Job::new(&program).args(["24", rounds, "1"]).under_meanwhile(&Hmm::ram(ram), &mut look);
+        assert!(supervisor.is_some_and(|(_, since)| since.is_none()), "it did not stand still");
+        assert_healthy(&managed, ram);
+        assert!(managed.stats().get("processes") > nr_processes, "{}", managed.stats());
+        assert_eq!((managed.stdout(), managed.stderr.as_str()), ("all have ended\n".to_owned(), ""));
+    }
 }
 
 /// The child finds mappings where the kernel has them at that moment.
