@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "no test uses all of it")]
 #![allow(clippy::allow_attributes, reason = "what is unused differs from test to test")]
 
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -135,21 +136,21 @@ pub(crate) fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     Pending { result }
 }
 
+/// A byte that threads read and write at the same time: one waits in the middle of its access.
+fn shared(addr: u64) -> &'static AtomicU8 {
+    let place = std::ptr::with_exposed_provenance_mut(usize::try_from(addr).unwrap());
+    // SAFETY: the tests give addresses of mappings that outlive the access, and access them in no other way meanwhile.
+    unsafe { AtomicU8::from_ptr(place) }
+}
+
 /// Reads a byte on another thread.
 pub(crate) fn read(addr: u64) -> Pending<u8> {
-    // SAFETY: the tests give addresses of mappings that outlive the access.
-    elsewhere(move || unsafe {
-        std::ptr::with_exposed_provenance::<u8>(usize::try_from(addr).unwrap()).read_volatile()
-    })
+    elsewhere(move || shared(addr).load(Ordering::Relaxed))
 }
 
 /// Writes a byte on another thread.
 pub(crate) fn write(addr: u64, value: u8) -> Pending<()> {
-    elsewhere(move || {
-        let place = std::ptr::with_exposed_provenance_mut::<u8>(usize::try_from(addr).unwrap());
-        // SAFETY: the tests give addresses of mappings that outlive the access.
-        unsafe { place.write_volatile(value) }
-    })
+    elsewhere(move || shared(addr).store(value, Ordering::Relaxed))
 }
 
 /// Waits until there are messages, and leaves them unread.
