@@ -239,6 +239,7 @@ pub(crate) fn child_is_killed_by(space: &AddressSpace) -> i32 {
     // SAFETY: the child touches one page, and ends.
     let child = unsafe { hmm_conformance::fork() };
     if child == 0 {
+        hmm_conformance::end_by_signals();
         let byte = map.read(0);
         // SAFETY: ends the child.
         unsafe { libc::_exit(i32::from(byte)) };
