@@ -107,15 +107,19 @@ fn reading_waits_for_the_last_of_nested_changes() {
 
 #[test]
 fn who_comes_in_the_middle_of_a_change_waits_for_its_end() {
-    let all: Arc<Notifiers> = Arc::default();
-    // Nobody watches yet, and still it counts: the newcomer could read pages that are just being taken.
-    let changing = all.invalidate(change(10, 20));
-    let notifier = Arc::new(watch(&all, pages(10, 20), Log::default()));
-    let told = reader(&notifier);
-    assert!(waits(&told));
-    drop(changing);
-    let seq = goes_on(&told);
-    assert!(notifier.install(seq, |_| ()).is_ok());
+    for is_watched in [false, true] {
+        let all: Arc<Notifiers> = Arc::default();
+        let before = is_watched.then(|| watch(&all, pages(10, 20), Log::default()));
+        // Nobody may watch yet, and still it counts: the newcomer could read pages that are just being taken.
+        let changing = all.invalidate(change(10, 20));
+        let notifier = Arc::new(watch(&all, pages(10, 20), Log::default()));
+        let told = reader(&notifier);
+        assert!(waits(&told), "somebody watched before: {is_watched}");
+        drop(changing);
+        let seq = goes_on(&told);
+        assert!(notifier.install(seq, |_| ()).is_ok());
+        drop(before);
+    }
 }
 
 #[test]
