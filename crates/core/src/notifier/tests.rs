@@ -114,8 +114,10 @@ fn who_comes_in_the_middle_of_a_change_waits_for_its_end() {
         let changing = all.invalidate(change(10, 20));
         let notifier = Arc::new(watch(&all, pages(10, 20), Log::default()));
         let told = reader(&notifier);
-        assert!(waits(&told), "somebody watched before: {is_watched}");
+        let has_waited = waits(&told);
+        // Before anything fails: the newcomer's end would wait for it.
         drop(changing);
+        assert!(has_waited, "somebody watched before: {is_watched}");
         let seq = goes_on(&told);
         assert!(notifier.install(seq, |_| ()).is_ok());
         drop(before);
