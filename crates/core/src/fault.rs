@@ -362,7 +362,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Gives the pages in slots to the program, by move or by copy, as is wanted and possible: copies need memory, moves a
-    /// writable mapping.
+    /// writable mapping, and slots that nobody else holds.
     pub(crate) fn give_home(&self, by: HomeBy, run: SlotRun, range: PageRange) -> Mapped {
         let copy = || {
             if !self.charge_for_copy(run.len) {
@@ -381,7 +381,8 @@ impl<K: Kernel> Engine<K> {
             }
         }
         let progress = self.kernel.move_home(run.start, range);
-        if progress.done == 0 && progress.stop == Some(Stop::Unsuited) {
+        // Pages that were read by direct I/O are busy for a moment more when the read has ended.
+        if progress.done == 0 && matches!(progress.stop, Some(Stop::Unsuited | Stop::Busy)) {
             return copy();
         }
         Mapped { done: progress.done, stop: progress.stop, left: Left::Nothing }

@@ -315,8 +315,8 @@ impl<K: Kernel> Engine<K> {
                 done += 1;
                 continue;
             }
-            // In front of it the mapping takes pages in another way.
-            if stop == Stop::Unsuited && mapped.done > 0 {
+            // From it on the pages have to go home in another way.
+            if matches!(stop, Stop::Unsuited | Stop::Busy) && mapped.done > 0 {
                 continue;
             }
             for (offset, entry) in run.iter().enumerate().skip(done) {

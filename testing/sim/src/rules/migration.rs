@@ -1,11 +1,15 @@
 //! Migration both ways: what is collected, by whom, and what becomes of it.
 
 use hmm_core::driver::{Entry, RefusedDestination, Select, SetupError, Skip, Source};
+use hmm_core::kernel::Stop;
 use hmm_core::notifier::Cause;
+use hmm_core::state::PageState;
 use hmm_core::{Outcome, addr};
 use hmm_model::{Op, Span};
 
-use super::{DATA, Fixture, range, vpn};
+use super::{DATA, Fixture, NR_FRAMES, range, vpn};
+use crate::setup::Setup;
+use crate::{Failure, Verb};
 
 #[test]
 fn pages_go_and_come_home_when_they_are_touched() {
@@ -276,4 +280,31 @@ fn a_page_moves_from_one_device_of_a_driver_to_another() {
     world.scan(DATA);
     assert_eq!(hmm_device::Device::usage(&*more).frames, 0);
     world.verify();
+}
+
+/// As when a read by direct I/O has ended, and the kernel has not let go of its pages yet.
+#[test]
+fn what_cannot_be_moved_home_for_a_moment_is_copied() {
+    let home = |kernel_failures| {
+        let setup = Setup { budget_pages: 1300, kernel_failures, ..Setup::calm(1) };
+        let world = Fixture::with_setup(NR_FRAMES, setup);
+        world.take(DATA);
+        let mut migration = world.setup(DATA, Select::PRIVATE, &world.one);
+        migration.fetch();
+        assert_eq!(migration.pages().finalize(), 16);
+        world
+    };
+    let call = {
+        let world = home(Vec::new());
+        let shared = world.world.shared();
+        let machine = shared.lock();
+        machine.kernel_plan.made().iter().rposition(|made| made.verb == Verb::MoveHome)
+    };
+    let call = call.expect("pages are moved home");
+    for done in [0, 5] {
+        let world = home(vec![Failure { call, why: Stop::Busy, done }]);
+        let is_home = |page| matches!(world.state(page), PageState::System { .. });
+        assert!(DATA.pages().all(is_home), "behind {done} pages");
+        world.verify();
+    }
 }
