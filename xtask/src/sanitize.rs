@@ -12,14 +12,16 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cargo::cargo;
 
 /// Packages whose tests run under a sanitizer.
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 12] = [
     "hmm-conformance",
     "hmm-core",
     "hmm-device",
+    "hmm-dmirror",
     "hmm-file",
     "hmm",
     "hmm-lz4",
     "hmm-model",
+    "hmm-oracle",
     "hmm-sim",
     "hmm-soft",
     "hmm-uapi",
@@ -35,7 +37,7 @@ const LEFT_OUT: [(&str, &str); 7] = [
     ("hmm-cli", "its tests run programs with the agent in them"),
     ("hmm-programs", "as hmm-cli"),
     ("hmm-bench", "its tests measure, and set up the kernel's swap"),
-    ("hmm-dmirror", "its tests are with the agent's"),
+    ("hmm-torture", "as hmm-cli"),
     ("xtask", "it has no threads, and no memory of its own making"),
 ];
 
@@ -47,8 +49,6 @@ struct Sanitizer {
     builds_std: bool,
     /// Settings of its runtime.
     options: (&'static str, &'static str),
-    /// Targets of cargo's that are run, if nobody says which.
-    targets: &'static [&'static str],
     /// What else is left out, and why.
     left_out: &'static [(&'static str, &'static str)],
 }
@@ -63,7 +63,6 @@ const SANITIZERS: [Sanitizer; 2] = [
             "ASAN_OPTIONS",
             "detect_leaks=0:handle_sigbus=0:handle_segv=0:detect_stack_use_after_return=0",
         ),
-        targets: &["--tests"],
         left_out: &[],
     },
     Sanitizer {
@@ -72,7 +71,6 @@ const SANITIZERS: [Sanitizer; 2] = [
         options: ("TSAN_OPTIONS", "halt_on_error=1:handle_sigbus=0:handle_segv=0"),
         // Its runtime notes what a thread does in memory that lies beside the program's large blocks, and a device takes what lies
         // beside: then a thread of ours waits for a page while it holds a lock.
-        targets: &["--lib", "--test", "*"],
         left_out: &[
             (
                 "the examples of hmm-soft",
@@ -118,12 +116,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let says = |which: &[&str]| rest.iter().take_while(|arg| *arg != "--").any(|arg| which.contains(&&**arg));
     let tell = |(what, why): &(&str, &str)| eprintln!("xtask: left out: {what}: {why}");
     if !says(&["-p", "--package"]) {
-        LEFT_OUT.iter().for_each(tell);
+        LEFT_OUT.iter().chain(sanitizer.left_out).for_each(tell);
         command.args(PACKAGES.iter().flat_map(|package| ["-p", package]));
     }
-    if !says(&["--lib", "--test", "--tests", "--example", "--examples"]) {
-        sanitizer.left_out.iter().for_each(tell);
-        command.args(sanitizer.targets);
+    if !says(&["--lib", "--bin", "--bins", "--test", "--tests", "--example", "--examples"]) {
+        command.arg("--tests");
     }
     command.args(rest);
     // Options of compilers that are no nightlies, which these have to be for.
@@ -137,4 +134,18 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let status = command.status().context("cannot start cargo")?;
     ensure!(status.success(), "tests failed under the {} sanitizer ({status})", sanitizer.name);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_crate_is_tested_or_left_out_for_a_reason() {
+        let mut known: Vec<&str> = PACKAGES.into_iter().chain(LEFT_OUT.map(|(name, _)| name)).collect();
+        let mut all: Vec<&str> = crate::tidy::crates().collect();
+        known.sort_unstable();
+        all.sort_unstable();
+        assert_eq!(known, all);
+    }
 }

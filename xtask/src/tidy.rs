@@ -6,6 +6,9 @@ mod sources;
 
 use anyhow::{Result, bail};
 
+#[cfg(test)]
+pub(crate) use dependencies::crates;
+
 /// Checks all of them, and tells of everything that is wrong.
 pub(crate) fn run() -> Result<()> {
     eprintln!("xtask: tidy");

@@ -86,6 +86,7 @@ fn main() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[cfg_attr(thread_sanitizer, ignore = "the device has what the sanitizer keeps beside the heap")]
     #[test]
     fn the_device_finds_what_the_cpu_entered() {
         super::hash_table(30_000).unwrap();

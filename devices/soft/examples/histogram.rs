@@ -64,6 +64,7 @@ fn main() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[cfg_attr(thread_sanitizer, ignore = "the device has what the sanitizer keeps beside the heap")]
     #[test]
     fn nothing_is_counted_twice_or_not_at_all() {
         super::histogram(400_000).unwrap();

@@ -84,6 +84,7 @@ fn main() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[cfg_attr(thread_sanitizer, ignore = "the device has what the sanitizer keeps beside the heap")]
     #[test]
     fn the_device_walks_what_the_cpu_built() {
         super::list(20_000).unwrap();

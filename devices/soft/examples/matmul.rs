@@ -61,6 +61,7 @@ fn main() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[cfg_attr(thread_sanitizer, ignore = "the device has what the sanitizer keeps beside the heap")]
     #[test]
     fn the_product_is_the_cpus() {
         super::matmul(128).unwrap();

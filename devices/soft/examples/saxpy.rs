@@ -49,6 +49,7 @@ fn main() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[cfg_attr(thread_sanitizer, ignore = "the device has what the sanitizer keeps beside the heap")]
     #[test]
     fn the_device_and_the_cpu_agree() {
         super::saxpy(300_000).unwrap();

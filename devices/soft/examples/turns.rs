@@ -71,6 +71,7 @@ fn main() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[cfg_attr(thread_sanitizer, ignore = "the device has what the sanitizer keeps beside the heap")]
     #[test]
     fn no_turn_is_lost() {
         super::turns(300).unwrap();

@@ -28,6 +28,12 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("xtask", &[]),
 ];
 
+/// The names of all crates.
+#[cfg(test)]
+pub(crate) fn crates() -> impl Iterator<Item = &'static str> {
+    ALLOWED.into_iter().map(|(name, _)| name)
+}
+
 pub(crate) fn check() -> Result<Vec<String>> {
     let mut command = cargo()?;
     let output = command.args(["metadata", "--no-deps", "--format-version=1"]).output()?;
