@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hmm::core::Engine;
 use hmm::core::kernel::Kernel;
 use hmm::device::Device;
-use hmm::device::decorate::{Faulty, Rule};
 use hmm::lz4::{Lz4, Lz4Config, PoolMemory};
 use hmm::mm::Mm;
 use hmm::spec::{Backing, DeviceSpec};
@@ -47,10 +46,7 @@ static FILES: Mutex<Vec<(u8, Arc<FileDevice>)>> = Mutex::new(Vec::new());
 /// Makes the device of that number, and tells where its memory is that is not from the agent's allocator.
 pub(crate) fn open(number: u8, spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Vec<AddrRange>), Why> {
     let (device, ranges) = open_backing(number, spec)?;
-    Ok(match spec.lost_after {
-        Some(calls) => (Arc::new(Faulty::new(device, [Rule::lost_from(calls.saturating_add(1))])), ranges),
-        None => (device, ranges),
-    })
+    Ok((spec.rehearsal.of(device), ranges))
 }
 
 /// The files that hold nothing, for whoever makes them anew. `None`: one of them holds something.

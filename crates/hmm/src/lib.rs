@@ -38,6 +38,7 @@ pub mod mm;
 mod moves;
 mod place;
 mod ranges;
+pub mod rehearsal;
 pub mod runtime;
 mod space;
 pub mod spec;

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::rehearsal::Rehearsal;
+
 /// Binary unit suffixes with their powers of 1024.
 const UNITS: [(char, u32); 5] = [('B', 0), ('K', 1), ('M', 2), ('G', 3), ('T', 4)];
 
@@ -112,7 +114,7 @@ pub enum SpecError {
     #[error("unknown device '{0}': this build has lz4 and file")]
     UnknownDevice(String),
     /// The device has no such option.
-    #[error("device {device} has no option '{option}': it knows {known}")]
+    #[error("device {device} has no option '{option}': it knows {known}, and {}", Rehearsal::KNOWN)]
     UnknownOption {
         /// The device.
         device: &'static str,
@@ -206,14 +208,14 @@ pub enum Backing {
 pub struct DeviceSpec {
     /// What it is.
     pub backing: Backing,
-    /// For rehearsals: in each process, the device is lost after so many calls. What it held is gone then.
-    pub lost_after: Option<u64>,
+    /// What it does wrong on purpose.
+    pub rehearsal: Rehearsal,
 }
 
 impl From<Backing> for DeviceSpec {
     /// A device that does not fail on purpose.
     fn from(backing: Backing) -> Self {
-        Self { backing, lost_after: None }
+        Self { backing, rehearsal: Rehearsal::default() }
     }
 }
 
@@ -257,25 +259,24 @@ impl DeviceSpec {
     }
 
     fn parse_lz4(options: &str, physical_bytes: u64) -> Result<Self, SpecError> {
-        let mut options = Options::new("lz4", "cap=SIZE, and lost-after=CALLS for rehearsals", options)?;
+        let mut options = Options::new("lz4", "cap=SIZE", options)?;
         let default = (physical_bytes / 2).clamp(*LZ4_BYTES.start(), *LZ4_BYTES.end());
         let capacity_bytes = options.size("cap")?.unwrap_or(default);
-        let lost_after = options.count("lost-after")?;
+        let rehearsal = Rehearsal::read(|option| options.count(option))?;
         options.end()?;
-        Ok(Self { backing: Backing::Lz4 { capacity_bytes }, lost_after })
+        Ok(Self { backing: Backing::Lz4 { capacity_bytes }, rehearsal })
     }
 
     fn parse_file(options: &str) -> Result<Self, SpecError> {
-        let known = "path=DIRECTORY, cap=SIZE, and lost-after=CALLS for rehearsals";
-        let mut options = Options::new("file", known, options)?;
+        let mut options = Options::new("file", "path=DIRECTORY, cap=SIZE", options)?;
         let dir = absolute(Path::new(options.take("path").ok_or(SpecError::NoPath)?))?;
         let capacity_bytes = match options.size("cap")? {
             Some(bytes) => bytes,
             None => half_of_what_is_free(&dir)?,
         };
-        let lost_after = options.count("lost-after")?;
+        let rehearsal = Rehearsal::read(|option| options.count(option))?;
         options.end()?;
-        let spec = Self { backing: Backing::File { dir: dir.clone(), capacity_bytes }, lost_after };
+        let spec = Self { backing: Backing::File { dir: dir.clone(), capacity_bytes }, rehearsal };
         if spec.to_string().len() > MAX_SPEC_BYTES {
             return Err(SpecError::Path { path: dir, why: "the path is too long".to_owned() });
         }
@@ -366,7 +367,7 @@ impl fmt::Display for DeviceSpec {
                 write!(f, "file:path={},cap={capacity_bytes}", dir.display())?;
             }
         }
-        self.lost_after.map_or(Ok(()), |calls| write!(f, ",lost-after={calls}"))
+        write!(f, "{}", self.rehearsal)
     }
 }
 
@@ -446,12 +447,18 @@ mod tests {
 
     #[test]
     fn the_shown_form_parses_back() {
-        for text in ["lz4", "lz4:", "lz4:cap=1.3G", "lz4:lost-after=7,cap=1G"] {
+        for text in [
+            "lz4",
+            "lz4:",
+            "lz4:cap=1.3G",
+            "lz4:lost-after=7,cap=1G",
+            "lz4:seed=3,corrupt=9,io-errors=1,latency=2",
+        ] {
             let spec = DeviceSpec::parse(text, 3 * GIB).unwrap();
             assert_eq!(DeviceSpec::parse(&spec.to_string(), 0), Ok(spec));
         }
-        let spec = DeviceSpec::parse("file:path=/tmp,cap=1G,lost-after=3", 0).unwrap();
-        assert_eq!(spec.to_string(), "file:path=/tmp,cap=1073741824,lost-after=3");
+        let spec = DeviceSpec::parse("file:path=/tmp,cap=1G,io-errors=5,lost-after=3", 0).unwrap();
+        assert_eq!(spec.to_string(), "file:path=/tmp,cap=1073741824,lost-after=3,io-errors=5");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hmm::spec::{DeviceSpec, SpecError, parse_size};
+use hmm::spec::{Backing, DeviceSpec, SpecError, parse_size};
 
 /// Torture hmm: a program does to its memory whatever a program may do, and knows every byte that it must read.
 ///
@@ -21,8 +21,8 @@ pub struct Args {
     /// Memory that may be resident, as of `hmm run`.
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_size)]
     pub(crate) ram: u64,
-    /// Where the rest lives, as of `hmm run` [default: lz4]. One that is lost on purpose, like `lz4:lost-after=1000`, loses
-    /// pages: a page is SIGBUS then, or as it must be.
+    /// Where the rest lives, as of `hmm run` [default: lz4]. One that fails on purpose, like `lz4:lost-after=1000`
+    /// or `lz4:io-errors=100,corrupt=1000`, loses pages: a page is SIGBUS then, or as it must be.
     #[arg(long = "device", value_name = "SPEC", value_parser = device)]
     pub(crate) devices: Vec<DeviceSpec>,
     /// Threads [default: one to four, by the seed].
@@ -46,10 +46,25 @@ fn device(text: &str) -> Result<DeviceSpec, SpecError> {
     DeviceSpec::parse(text, PHYSICAL_BYTES)
 }
 
+/// Whether this process has `CAP_SYS_PTRACE`, as its programs do then.
+fn may_trace() -> bool {
+    const CAP_SYS_PTRACE: u64 = 1 << 19;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let word = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    word.and_then(|word| u64::from_str_radix(word.trim(), 16).ok())
+        .is_some_and(|all| all & CAP_SYS_PTRACE != 0)
+}
+
 impl Args {
     /// Whether a device fails on purpose.
     pub(crate) fn may_lose(&self) -> bool {
-        self.devices.iter().any(|device| device.lost_after.is_some())
+        self.devices.iter().any(|device| device.rehearsal.may_lose())
+    }
+
+    /// Whether forks may be refused: with pages in files, on a device that fails, or away where the kernel does not report forks.
+    pub(crate) fn may_refuse(&self) -> bool {
+        let has_files = self.devices.iter().any(|device| matches!(device.backing, Backing::File { .. }));
+        !self.alone && (has_files || self.may_lose() || !may_trace())
     }
 
     /// The command line that does a round again.
@@ -100,6 +115,9 @@ pub struct WorkerArgs {
     /// Whether a device fails on purpose.
     #[arg(long)]
     pub(crate) may_lose: bool,
+    /// Whether forks may be refused.
+    #[arg(long)]
+    pub(crate) may_refuse: bool,
     /// Whether what is one mapping to the program may be several for mremap, as it is to the kernel.
     #[arg(long)]
     pub(crate) in_pieces: bool,
@@ -120,6 +138,9 @@ impl WorkerArgs {
         ];
         if self.may_lose {
             words.push("--may-lose".to_owned());
+        }
+        if self.may_refuse {
+            words.push("--may-refuse".to_owned());
         }
         if self.in_pieces {
             words.push("--in-pieces".to_owned());

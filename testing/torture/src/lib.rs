@@ -101,6 +101,7 @@ fn worker_args(args: &Args, seed: u64, time: Duration) -> WorkerArgs {
         threads: args.threads.map_or(by_seed, usize::from),
         size: args.ram * TIMES,
         may_lose: args.may_lose(),
+        may_refuse: args.may_refuse(),
         in_pieces: args.alone,
     }
 }

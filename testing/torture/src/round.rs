@@ -153,7 +153,9 @@ pub(crate) fn run(args: &Args, worker: &WorkerArgs, mut on_tick: impl FnMut(u64)
     let status = loop {
         match running.lines.recv_timeout(TICK) {
             Ok(Line::Progress(progress)) => {
-                on_tick(progress.iter().map(|(nr_done, _)| nr_done).sum());
+                // All that is known of one that ends by a page that was lost.
+                outcome.done.nr_operations = progress.iter().map(|(nr_done, _)| nr_done).sum();
+                on_tick(outcome.done.nr_operations);
                 watchdog.hear(progress);
             }
             Ok(Line::Done(done)) => (outcome.done, is_done) = (done, true),

@@ -66,3 +66,14 @@ fn a_lost_device_gives_no_wrong_bytes() {
         assert!(report["pages_stored"].as_u64() > Some(0), "{report}");
     }
 }
+
+/// Errors that pass, checksums that are wrong, a device that is slow: the same.
+#[test]
+fn a_failing_device_gives_no_wrong_bytes() {
+    if can_run() {
+        let device = "lz4:io-errors=20,corrupt=300,latency=100,seed=1";
+        let args = ["--seed", "5", "--minutes", "0.1", "--device", device, "--patience", "120"];
+        let report = torture(&args);
+        assert!(report["pages_stored"].as_u64() > Some(0), "{report}");
+    }
+}

@@ -34,12 +34,14 @@ pub(crate) struct Children {
     pids: Vec<c_int>,
     /// Where who outlives its parent says that all is well.
     orphans: c_int,
+    /// Whether there may be none.
+    may_refuse: bool,
 }
 
 impl Children {
-    /// No children; who outlives its parent writes to that pipe.
-    pub(crate) const fn writing_to(orphans: c_int) -> Self {
-        Self { pids: Vec::new(), orphans }
+    /// No children; who outlives its parent writes to that pipe. Whether forks may be refused.
+    pub(crate) const fn writing_to(orphans: c_int, may_refuse: bool) -> Self {
+        Self { pids: Vec::new(), orphans, may_refuse }
     }
 
     fn end_of(pid: c_int, status: c_int, is_killed: bool) -> Result<(), Finding> {
@@ -125,14 +127,18 @@ pub(super) fn fork(thread: &mut Thread<'_>) -> Result<(), Finding> {
             NR_FORKS.fetch_add(1, Ordering::Relaxed);
             parent(thread, pid, fate)
         }
-        _ => match last_errno() {
-            // No room for it, or pages in a file.
-            Errno(libc::EAGAIN | libc::ENOMEM) => {
-                NR_REFUSED.fetch_add(1, Ordering::Relaxed);
-                Ok(())
-            }
-            why => found(format_args!("fork: {why}")),
-        },
+        _ => refused(thread),
+    }
+}
+
+/// There is no child, because that cannot be now.
+fn refused(thread: &Thread<'_>) -> Result<(), Finding> {
+    match last_errno() {
+        Errno(libc::EAGAIN) if thread.children.may_refuse => {
+            NR_REFUSED.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+        why => found(format_args!("fork: {why}")),
     }
 }
 
@@ -165,21 +171,25 @@ fn child(thread: &mut Thread<'_>, common: Option<RwLockWriteGuard<'_, Common>>, 
     let parent = unsafe { libc::getppid() };
     thread.depth += 1;
     thread.children.pids.clear();
+    let who =
+        |thread: &Thread<'_>| format!("thread {}, child of depth {}, {fate:?}", thread.number, thread.depth);
     if fate == Fate::Orphan {
         // SAFETY: as in `fork`.
         match unsafe { libc::fork() } {
             0 => thread.depth += 1,
             pid if pid > 0 => end(0),
             _ => {
-                // There is no room for it: it is as if it had been.
+                if let Err(finding) = refused(thread) {
+                    finding.end(who(thread));
+                }
+                // It is as if it had been.
                 well(thread);
                 end(0);
             }
         }
     }
-    let who = format!("thread {}, child of depth {}, {fate:?}", thread.number, thread.depth);
     if let Err(finding) = life(thread, common, fate, parent) {
-        finding.end(who);
+        finding.end(who(thread));
     }
     if fate == Fate::Orphan {
         well(thread);

@@ -61,7 +61,7 @@ pub fn worker(args: &WorkerArgs) -> Result<ExitCode> {
             chance: Chance::new(args.seed, number as u64),
             buffer: Buffer::new().map_err(refused)?,
             heap: heap::Heap::default(),
-            children: fork::Children::writing_to(orphans[1]),
+            children: fork::Children::writing_to(orphans[1], args.may_refuse),
             common: &common,
             in_pieces: args.in_pieces,
             depth: 0,
