@@ -42,6 +42,15 @@ impl Standstill {
         *self = Self { since: None, is_told: false, is_stopped };
     }
 
+    /// The program has ended: whether it was told last that it has stopped.
+    pub(super) fn end(&mut self) -> bool {
+        std::mem::take(self).is_still()
+    }
+
+    const fn is_still(&self) -> bool {
+        self.is_stopped || self.is_told
+    }
+
     /// Looks at the program's threads.
     pub(super) fn look(&mut self, program: Pid) -> Option<Change> {
         if self.is_stopped {

@@ -185,6 +185,10 @@ impl<'a> Supervisor<'a> {
     fn note_status(&mut self, status: WaitStatus) {
         if let Some(ending) = Ending::of_status(status) {
             self.ending = Some(ending);
+            // It was killed, or went on for so short a time that only its end is told: the front has to hear of it.
+            if self.standstill.end() {
+                self.tell_front(Change::Continued);
+            }
         } else {
             self.standstill.note(!status.continued());
             self.tell_front(if status.continued() { Change::Continued } else { Change::Stopped });

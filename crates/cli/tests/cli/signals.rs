@@ -110,6 +110,24 @@ fn a_stopped_program_stops_hmm_and_both_go_on_together() {
     assert_eq!(running.finish().code(), 5);
 }
 
+/// The kernel tells of its end alone, not that it went on before.
+#[test]
+fn a_stopped_program_that_is_killed_ends_hmm() {
+    if !can_run() {
+        return;
+    }
+    for (signal, also) in [(libc::SIGKILL, libc::SIGKILL), (libc::SIGTERM, libc::SIGCONT)] {
+        let running = Running::start(&mut run_sh("echo begun; exec sleep 60"));
+        let front = running.pid();
+        let (_, program) = supervisor_and_program(front);
+        kill(pid(program), libc::SIGSTOP);
+        wait_until("hmm stops", || process_state(front).is_some_and(|(state, _)| state == 'T'));
+        kill(pid(program), signal);
+        kill(pid(program), also);
+        assert_eq!(running.finish().signal(), Some(signal));
+    }
+}
+
 /// A thread in vfork does not stop before its child has executed something, and the child is stopped as well.
 #[test]
 fn a_program_is_seen_to_stop_in_vfork() {
