@@ -379,6 +379,7 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     drop(shared);
     // If there is no child that took it over.
     reserve::end(&page);
+    runtime.engine().have_all_stay(false);
     runtime.thaw();
     set_state(next);
 }
@@ -398,10 +399,13 @@ fn prepare_engine(runtime: &Runtime, page: &Control) -> bool {
         if !runtime.freeze() {
             return false;
         }
+        // Until the fork: what was away then would be zeroes to the child.
+        runtime.engine().have_all_stay(true);
         let possible = !any_absent(runtime) && are_files_empty(runtime);
         if possible {
             reserve::try_fill(page, runtime);
         } else {
+            runtime.engine().have_all_stay(false);
             runtime.thaw();
         }
         return possible;

@@ -10,7 +10,7 @@
 //! no child the parent frees the slot; if there is no parent any more the supervisor does.
 //!
 //! Where the kernel reports no forks a fork needs all pages to be there, so none can leave for it: then only what is free
-//! is set aside, and the rest is charged whatever the budget says.
+//! is set aside, but for a little, and the rest is charged whatever the budget says.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -26,6 +26,8 @@ use crate::books::own_slot;
 
 /// Pages beyond those that are needed now: for faults that are served until the fork has come.
 const SLACK_PAGES: u64 = 64;
+/// Pages that are left for such faults where none can leave for them.
+const FAULT_PAGES: u64 = 256;
 /// As long as a fault waits for memory before the budget grows.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks while others hold the memory.
@@ -58,6 +60,11 @@ pub(crate) fn try_fill(page: &Control, runtime: &Runtime) -> bool {
     let Some((slot, _)) = waiting() else { return false };
     let (aside, mm) = (page.share(slot), runtime.engine().kernel());
     let missing = (mm.share().charged() + SLACK_PAGES).saturating_sub(aside.charged());
+    let missing = if mm.reports_forks() {
+        missing
+    } else {
+        missing.min(runtime.engine().free_pages().saturating_sub(FAULT_PAGES))
+    };
     let got = runtime.engine().set_aside(aside, missing);
     RESIDENT.store(mm.share().charged(), Ordering::Relaxed);
     AWAY.store(mm.stats().away.load(Ordering::Relaxed), Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! The engine's parts, and what all of its work shares: accounts, queues, frames.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use hmm_device::{Device, DevicePfn};
@@ -117,6 +117,8 @@ pub struct Engine<K> {
     /// What the others had asked when we last gave something.
     pub(crate) others_asked: AtomicU64,
     /// How stock was used until it was last looked at, and how often it was found not to have been since.
+    /// Set while no page may leave the program.
+    pub(crate) all_stay: AtomicBool,
     pub(crate) idle: Mutex<(usize, u32)>,
 }
 
@@ -156,6 +158,7 @@ impl<K: Kernel> Engine<K> {
             nr_exclusive: AtomicU64::new(0),
             own_asked: AtomicU64::new(0),
             others_asked: AtomicU64::new(0),
+            all_stay: AtomicBool::new(false),
             idle: Mutex::default(),
         }
     }

@@ -143,8 +143,20 @@ impl<K: Kernel> Engine<K> {
         stored
     }
 
+    /// From now on no page leaves the program, until this is called with false: who needs memory for a fault waits.
+    pub fn have_all_stay(&self, stay: bool) {
+        self.all_stay.store(stay, Ordering::SeqCst);
+    }
+
+    fn may_evict(&self) -> bool {
+        !self.all_stay.load(Ordering::SeqCst)
+    }
+
     /// Takes pages of the range out of the program into staging. Returns how many.
     pub fn evict_range(&self, range: PageRange) -> usize {
+        if !self.may_evict() {
+            return 0;
+        }
         let mut evicted = 0;
         for (id, _, part) in self.table.used_blocks(range) {
             let Some(bay) = self.empty_bay() else { break };
@@ -155,7 +167,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn evict(&self) -> bool {
-        let tries = self.evictable().len().min(EVICT_TRIES);
+        let tries = if self.may_evict() { self.evictable().len().min(EVICT_TRIES) } else { 0 };
         for _ in 0..tries {
             let Some(id) = self.evictable().pop_front() else { return false };
             let Some(bay) = self.empty_bay() else {

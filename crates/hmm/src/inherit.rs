@@ -1,5 +1,7 @@
 //! The child of a fork, whose parent may have kept memory from it.
 
+use std::sync::atomic::Ordering;
+
 use hmm_core::addr::{BlockId, PageRange};
 use hmm_core::bits::PageSet;
 use hmm_uapi::AddrRange;
@@ -21,6 +23,9 @@ impl Runtime {
     /// What registering says.
     pub fn register_anew(&self) -> Result<(), Errno> {
         let mm = self.engine().kernel();
+        // What was lent to this process is its own.
+        self.engine().have_all_stay(false);
+        mm.is_lent.store(false, Ordering::Relaxed);
         mm.extents().remove(pages_of(AddrRange { start: 0, end: END }));
         mm.register_own()
     }

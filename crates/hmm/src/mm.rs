@@ -6,6 +6,7 @@
 //! out of the registration for that time, because `MADV_DONTNEED` on it would send an event to ourselves.
 
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
 use hmm_core::addr::{BLOCK_PAGES, Bay, BlockId, PAGE_SIZE, PageRange, Slot, SlotRun, Vpn};
@@ -75,6 +76,8 @@ pub struct Mm {
     nursery: Mutex<Mapping>,
     pub(crate) extents: Extents,
     frames: LentFrames,
+    /// Whether the children of forks have what is registered, although forks are not reported.
+    pub(crate) is_lent: AtomicBool,
     books: Box<dyn Books>,
 }
 
@@ -109,7 +112,8 @@ impl Mm {
         // Where the kernel has no huge pages this fails, and small ones come of it.
         let _ = nursery.advise(0, BLOCK_BYTES, Advice::HugePage);
         let (nursery, extents, frames) = (Mutex::new(nursery), Extents::default(), LentFrames::default());
-        let mm = Self { files, staging, zeroes, nursery, extents, frames, books };
+        let is_lent = AtomicBool::new(false);
+        let mm = Self { files, staging, zeroes, nursery, extents, frames, is_lent, books };
         mm.register_staging(mm.staging.range())?;
         Ok(mm)
     }

@@ -3,10 +3,13 @@
 //! The kernel reports forks only to those who may trace (`CAP_SYS_PTRACE`). Without, the child of a fork that was not
 //! arranged would read zeroes where pages are away, and nobody would know. Rather no memory there than wrong bytes: what is
 //! registered is kept from children (`MADV_DONTFORK`), who get SIGSEGV, and `EFAULT` from system calls. While a fork is
-//! arranged no page is away, and children have all of it ([`Mm::lend`], [`Mm::withhold_all`]).
+//! arranged no page is away, nor does any leave, and children have all of it, with what comes meanwhile ([`Mm::lend`],
+//! [`Mm::withhold_all`]).
 //!
 //! The kernel has one flag for that, ours and the program's: what the program keeps from its children is noted, and
 //! stays kept.
+
+use std::sync::atomic::Ordering;
 
 use hmm_core::addr::{PageRange, Vpn};
 use hmm_uapi::mapping::Advice;
@@ -20,7 +23,7 @@ impl Mm {
     /// # Errors
     /// What `madvise(2)` says; the range must not be registered then.
     pub(crate) fn withhold(&self, range: PageRange) -> Result<(), Errno> {
-        if self.reports_forks() {
+        if self.reports_forks() || self.is_lent.load(Ordering::Relaxed) {
             return Ok(());
         }
         // SAFETY: nothing changes in this process.
@@ -36,8 +39,10 @@ impl Mm {
     }
 
     /// Lets the children of forks have what is registered, but for what the program keeps from them. For the time in which no
-    /// page is away. Does nothing where forks are heard of.
+    /// page is away. Does nothing where forks are heard of. To be called where nobody else works on the engine, as all that
+    /// comes before [`withhold_all`](Self::withhold_all).
     pub fn lend(&self) {
+        self.is_lent.store(true, Ordering::Relaxed);
         self.for_extents(&mut |extent| {
             let mut at = extent.start;
             while at < extent.end {
@@ -51,6 +56,7 @@ impl Mm {
 
     /// Keeps all that is registered from children again.
     pub fn withhold_all(&self) {
+        self.is_lent.store(false, Ordering::Relaxed);
         self.for_extents(&mut |extent| {
             // A part that was unmapped meanwhile makes it fail; the rest is done.
             let _ = self.withhold(extent);

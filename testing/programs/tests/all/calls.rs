@@ -213,6 +213,30 @@ fn a_bare_fork_never_reads_wrong_bytes() {
     }
 }
 
+/// What comes while a fork is arranged comes to the child as well, also where the kernel does not report forks; there no page
+/// leaves meanwhile.
+#[test]
+fn children_have_what_other_threads_map() {
+    if !can_run() || !is_root() || !has_programs(&["setpriv"]) {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("newcomers", &dir) else { return };
+    for rights in ["+sys_ptrace", "-sys_ptrace"] {
+        for mib in ["4", "12"] {
+            let managed = Job::new("setpriv")
+                .args(["--bounding-set", rights])
+                .arg(hmm_binary())
+                .args(["run", "--quiet", "--ram", "16M", "--"])
+                .arg(&program)
+                .args([mib, "200"])
+                .alone();
+            assert!(managed.status.success(), "{rights}, {mib}: {} {}", managed.status, managed.stderr);
+            assert_eq!(managed.stdout(), "every child had all of it\n");
+        }
+    }
+}
+
 /// A process whose pages are in a file cannot fork; a child that is forked when none are has a file of its own.
 #[test]
 fn memory_in_a_file_and_forks() {
