@@ -19,7 +19,7 @@ use crate::announce::Open;
 use crate::books::{RunPolicy, SharedBooks};
 use crate::mailbox::{EVERYTHING, MAILBOX};
 use crate::why::Why;
-use crate::{devices, dmirror, fork, relocate, threads, withhold};
+use crate::{devices, dmirror, fork, references, relocate, threads, withhold};
 
 /// Threads that answer faults.
 const NR_HANDLERS: usize = 2;
@@ -199,6 +199,7 @@ pub(crate) enum Answer {
 pub(crate) fn answer(runtime: &Runtime) -> Answer {
     let any_moves = relocate::serve(runtime);
     withhold::serve(runtime);
+    references::serve(runtime);
     let (asked, range) = MAILBOX.take();
     let mut since = CHANGING_SINCE.lock().unwrap_or_else(PoisonError::into_inner);
     if !range.is_empty() {
@@ -246,6 +247,10 @@ pub(crate) fn look_after(runtime: &'static Runtime) {
             let found = if has_budget() { discover(runtime, EVERYTHING) } else { Found::default() };
             tick = if found.ranges > 0 || found.is_changing { TICK_SHORT } else { (tick * 2).min(TICK_LONG) };
             runtime.engine().refresh_gauges();
+            if let Some(status) = threads::is_over(runtime.engine().kernel().procfs()) {
+                // SAFETY: ends the process, as the kernel would have.
+                unsafe { libc::_exit(status) }
+            }
         }
     }
 }

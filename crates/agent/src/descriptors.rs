@@ -3,28 +3,33 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use hmm::runtime::Runtime;
-use hmm::uapi::Fd;
+use hmm::uapi::maps::Maps;
+use hmm::uapi::pagemap::Pagemap;
+use hmm::uapi::procfs::Procfs;
 use hmm::uapi::uffd::Userfaultfd;
+use hmm::uapi::{Errno, Fd};
 use rustix::event::EventfdFlags;
+use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior};
 
 use crate::devices;
 
 /// Gives every descriptor that the engine knows by its number a meaning in this process. The caller's descriptor table has
 /// none of those numbers.
-pub(crate) fn renew(runtime: &Runtime, uffd: Userfaultfd) -> Result<(), &'static str> {
+pub(crate) fn renew(runtime: &Runtime, uffd: Userfaultfd, procfs: Procfs) -> Result<(), &'static str> {
     let mm = runtime.engine().kernel();
     let [alarm, help] = runtime.eventfds();
     let files = devices::empty_files().ok_or("pages on a file")?;
-    let known = [mm.uffd().as_fd(), mm.pagemap().as_fd(), mm.maps().as_fd(), alarm, help];
+    let known =
+        [mm.uffd().as_fd(), mm.procfs().as_fd(), mm.pagemap().as_fd(), mm.maps().as_fd(), alarm, help];
     let known: Vec<_> = known.into_iter().chain(files.iter().map(|file| file.as_fd())).collect();
 
     let eventfd = || rustix::event::eventfd(0, EventfdFlags::NONBLOCK).map(Fd::from).map_err(|_| "eventfd");
     let (alarm, help) = (eventfd()?, eventfd()?);
-    let pagemap = hmm::uapi::pagemap::Pagemap::open().map_err(|_| "pagemap")?;
-    let maps = hmm::uapi::maps::Maps::open().map_err(|_| "maps")?;
+    let pagemap = open_pagemap(&procfs).map_err(|_| "pagemap")?;
+    let maps = Maps::open_in(&procfs).map_err(|_| "maps")?;
     let others: Result<Vec<_>, _> = files.iter().map(|file| file.another_file()).collect();
     let others = others.map_err(|_| "no file")?;
-    let new = [uffd.as_fd(), pagemap.as_fd(), maps.as_fd(), alarm.as_fd(), help.as_fd()];
+    let new = [uffd.as_fd(), procfs.as_fd(), pagemap.as_fd(), maps.as_fd(), alarm.as_fd(), help.as_fd()];
     let new = new.into_iter().chain(others.iter().map(|file| file.as_fd()));
 
     // First above all of the numbers, then to them: they may be each other's.
@@ -33,7 +38,7 @@ pub(crate) fn renew(runtime: &Runtime, uffd: Userfaultfd) -> Result<(), &'static
         // SAFETY: makes a new descriptor.
         high.push(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 256) });
     }
-    drop((uffd, pagemap, maps, alarm, help, others));
+    drop((uffd, procfs, pagemap, maps, alarm, help, others));
     for (high, number) in high.into_iter().zip(known) {
         // SAFETY: the number is the engine's, or a device's, which owns it.
         if unsafe { libc::dup3(high, number.as_raw_fd(), libc::O_CLOEXEC) } < 0 {
@@ -43,4 +48,18 @@ pub(crate) fn renew(runtime: &Runtime, uffd: Userfaultfd) -> Result<(), &'static
         unsafe { libc::close(high) };
     }
     Ok(())
+}
+
+/// The page table of this process. That of a process that is not dumpable, as after a change of its user, is root's file:
+/// such a process is made dumpable for the moment that it takes to open it.
+fn open_pagemap(procfs: &Procfs) -> Result<Pagemap, Errno> {
+    let opened = Pagemap::open_in(procfs);
+    let is_dumpable = dumpable_behavior() == Ok(DumpableBehavior::Dumpable);
+    if opened.is_ok() || is_dumpable || set_dumpable_behavior(DumpableBehavior::Dumpable).is_err() {
+        return opened;
+    }
+    let opened = Pagemap::open_in(procfs);
+    // Whatever it was: what the kernel alone may set is as little to others.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    opened
 }

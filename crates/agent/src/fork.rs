@@ -26,21 +26,18 @@
 //! pages are away; else the child registers its memory anew.
 
 use std::ffi::c_int;
-use std::os::fd::{AsFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hmm::control::{Control, SlotState, VerdictKind};
 use hmm::core::notifier::Cause;
 use hmm::runtime::{Runtime, open_files};
+use hmm::uapi::procfs::Procfs;
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
 use hmm::uapi::uffd::{Access, EventBuffer, Features, Userfaultfd};
 use hmm::uapi::{Errno, Fd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
-};
 
 use crate::announce::{Open, is_watched};
 use crate::books::SharedBooks;
@@ -48,8 +45,8 @@ use crate::errno::failed;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
 use crate::{
-    MANAGED, announce, control, descriptors, devices, dmirror, fail, inherit, relocate, reserve, threads,
-    withhold,
+    MANAGED, announce, control, descriptors, devices, dmirror, fail, handover, inherit, relocate, reserve,
+    threads, withhold,
 };
 
 /// How a fork stands, for the thread that forks.
@@ -73,6 +70,8 @@ static FORKING: AtomicBool = AtomicBool::new(false);
 /// That thread, from when the engine is at rest.
 static ARRANGED_BY: AtomicI32 = AtomicI32::new(0);
 static CHILD_END: AtomicI32 = AtomicI32::new(-1);
+/// In the child, until its agent has started.
+static CHILD_PROCFS: AtomicI32 = AtomicI32::new(-1);
 static PARENT_END: AtomicI32 = AtomicI32::new(-1);
 /// In the child: 0 until its agent has started (1) or failed (2).
 static CHILD_STARTED: AtomicU32 = AtomicU32::new(0);
@@ -219,6 +218,9 @@ extern "C" fn child() {
         return;
     }
     let end_fd = CHILD_END.load(Ordering::Relaxed);
+    // Whatever comes of us: who ends with something unread is a failed connection to its peer, which hears nothing more.
+    // SAFETY: the descriptor is open: this is the only thread.
+    let inherited = handover::receive(unsafe { BorrowedFd::borrow_raw(end_fd) }).map(Procfs::from_fd);
     // A fault that was served meanwhile may have taken pages to a file.
     if Runtime::was_busy() || devices::empty_files().is_none() {
         let useless = [CHILD_USELESS];
@@ -229,7 +231,10 @@ extern "C" fn child() {
     }
     // As long as it is open here, we would not see that the parent is gone.
     close_end(&PARENT_END);
-    start_in_child();
+    match inherited.map_or_else(Procfs::open, Ok) {
+        Ok(procfs) => start_in_child(&procfs),
+        Err(_) => end("a forked process has no /proc"),
+    }
     close_end(&CHILD_END);
     ARRANGED_BY.store(0, Ordering::Relaxed);
     STATE.store(IDLE, Ordering::Release);
@@ -246,11 +251,13 @@ fn close_end(end: &AtomicI32) {
     unsafe { libc::close(end.swap(-1, Ordering::Relaxed)) };
 }
 
-fn start_in_child() {
+fn start_in_child(procfs: &Procfs) {
     let (Some(runtime), Some((page, _))) = (control::runtime(), control::setup()) else { return };
-    let Some(slot) = reserve::take_over(&page) else { end("more than 128 processes") };
+    let slot = reserve::take_over(&page, procfs).unwrap_or_else(|why| end(why));
+    CHILD_PROCFS.store(procfs.as_fd().as_raw_fd(), Ordering::Relaxed);
     SharedBooks::set_slot(slot);
     runtime.reset_threads();
+    threads::reset();
     runtime.engine().notifiers().forget_all();
     announce::reset();
     relocate::reset();
@@ -297,20 +304,19 @@ fn child_main() {
 fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
     // Out of the way of the numbers that the engine knows, and of everything else.
     // SAFETY: this thread's descriptor table is a copy of the program's, used by nobody else.
-    let end = unsafe { libc::fcntl(CHILD_END.load(Ordering::Relaxed), libc::F_DUPFD, 512) };
-    if end < 0 {
-        return Err("no descriptors");
-    }
+    let high = |fd: &AtomicI32| match unsafe { libc::fcntl(fd.load(Ordering::Relaxed), libc::F_DUPFD, 512) } {
+        high if high < 0 => Err("no descriptors"),
+        // SAFETY: it was made above.
+        high => Ok(unsafe { Fd::from_raw_fd(high) }),
+    };
+    let (end, procfs) = (high(&CHILD_END)?, Procfs::from_fd(high(&CHILD_PROCFS)?));
     // SAFETY: as above.
-    let closed = unsafe { hmm::uapi::sys::close_range(0, 511) };
-    // SAFETY: as above.
-    let end = unsafe { Fd::from_raw_fd(end) };
-    closed.map_err(|_| "close_range")?;
+    unsafe { hmm::uapi::sys::close_range(0, 511) }.map_err(|_| "close_range")?;
     let reports_forks = runtime.engine().kernel().reports_forks();
-    let handed_over = receive(&end);
+    let handed_over = receive_uffd(&end);
     let is_alone = reports_forks && handed_over.is_none();
     let uffd = handed_over.map_or_else(|| open_own(reports_forks), Ok)?;
-    descriptors::renew(runtime, uffd)?;
+    descriptors::renew(runtime, uffd, procfs)?;
     inherit::forget(runtime).map_err(|_| "smaps")?;
     if is_alone {
         register_alone(runtime)?;
@@ -342,17 +348,9 @@ fn register_alone(runtime: &Runtime) -> Result<(), &'static str> {
 
 /// Tells the parent that we are ready, and gets its answer: the userfaultfd of our memory, if the kernel has made one. `None`
 /// as well if the parent was killed.
-fn receive(end: &Fd) -> Option<Userfaultfd> {
+fn receive_uffd(end: &Fd) -> Option<Userfaultfd> {
     rustix::io::write(end, &[CHILD_READY]).ok()?;
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0u8];
-    let mut data = [rustix::io::IoSliceMut::new(&mut byte)];
-    rustix::net::recvmsg(end, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
-    let uffd = control.drain().find_map(|message| {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message { fds.next() } else { None }
-    });
-    uffd.map(|fd| Userfaultfd::from_fd(Fd::from(fd)))
+    handover::receive(end).map(Userfaultfd::from_fd)
 }
 
 /// The control thread's side: arranges a fork if one was asked for.
@@ -371,6 +369,8 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     let shared = runtime.announce_all(Cause::ProtectPage);
     runtime.engine().share_frames();
     dmirror::share_frames();
+    // It lies there until the child reads it, also if we are killed.
+    handover::send(&end, Some(runtime.engine().kernel().procfs().as_fd()));
     runtime.engine().kernel().lend();
     set_state(READY);
     let next = attend(runtime, &page, &end, open);
@@ -480,15 +480,7 @@ fn finish(end: &Fd, child: Option<&Userfaultfd>) -> u32 {
         return AGAIN;
     }
     if (read, byte[0]) == (1, CHILD_READY) {
-        let fds = child.map(AsFd::as_fd);
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if let Some(fd) = &fds {
-            control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
-        }
-        let data = [rustix::io::IoSlice::new(&[0u8])];
-        // If it fails there is no child any more.
-        let _ = rustix::net::sendmsg(end, &data, &mut control, SendFlags::NOSIGNAL);
+        handover::send(end, child.map(AsFd::as_fd));
     }
     DONE
 }

@@ -25,6 +25,7 @@ mod devices;
 mod dmirror;
 mod errno;
 mod fork;
+mod handover;
 mod inherit;
 mod interpose;
 mod mailbox;
@@ -32,6 +33,7 @@ mod mappings;
 mod next;
 mod protection;
 mod question;
+mod references;
 mod relocate;
 mod reserve;
 mod threads;
@@ -42,7 +44,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hmm::control::{CONTROL_ENV, Control, Figures, Text, Verdict, VerdictKind};
+use hmm::control::{CONTROL_ENV, Control, Figures, ProcessId, Slot, Text, Verdict, VerdictKind};
+use hmm::uapi::procfs::Procfs;
 
 #[global_allocator]
 static ALLOCATOR: hmm::heap::Private = hmm::heap::Private;
@@ -66,7 +69,7 @@ extern "C" fn init() {
         // The supervisor is gone: this program was started by a child of its child. It runs without us.
         Err(_) => return,
     };
-    let Some(slot) = control.claim_slot(std::process::id()) else { return };
+    let Some(slot) = own_slot(control) else { return };
     // Before there are our threads.
     bodies::replace();
     match control::start(control, slot) {
@@ -76,6 +79,11 @@ extern "C" fn init() {
         }
         Err(text) => fail(control, VerdictKind::AgentFailed, &text),
     }
+}
+
+fn own_slot(control: Control) -> Option<&'static Slot> {
+    let (process, name) = ProcessId::of_self(&Procfs::open().ok()?).ok()?;
+    control.claim_slot_of(process, &name)
 }
 
 /// Ends the process because it cannot be managed, before it has done anything.

@@ -20,6 +20,7 @@ use hmm::control::{Control, OnFull, ProcessId, Slot};
 use hmm::core::Reclaimed;
 use hmm::core::kernel::Kernel;
 use hmm::runtime::Runtime;
+use hmm::uapi::procfs::Procfs;
 use rustix::time::Timespec;
 
 use crate::books::own_slot;
@@ -98,16 +99,18 @@ pub(crate) fn end(page: &Control) {
     set_waiting(None);
 }
 
-/// In the child: has it counted in a slot of its own, what it has charged, and no more. `None` when there is no slot.
-pub(crate) fn take_over(page: &Control) -> Option<&'static Slot> {
-    let pid = std::process::id();
-    let taken = waiting().filter(|(slot, parent)| page.take_over(slot, *parent, pid));
+/// In the child: has it counted in a slot of its own, what it has charged, and no more.
+pub(crate) fn take_over(page: &Control, procfs: &Procfs) -> Result<&'static Slot, &'static str> {
+    let (process, name) =
+        ProcessId::of_self(procfs).map_err(|_| "a forked process cannot read /proc/self/stat")?;
+    let taken = waiting().filter(|(slot, parent)| page.take_over(slot, *parent, process));
     // Else the parent was killed, and what was set aside is free.
-    let slot = taken.map(|(slot, _)| slot).or_else(|| page.claim_slot(pid))?;
+    let slot = taken.map(|(slot, _)| slot).or_else(|| page.claim_slot_of(process, &name));
+    let slot = slot.ok_or("more than 128 processes")?;
     let (share, resident) = (page.share(slot), RESIDENT.load(Ordering::Relaxed));
     share.charge_shared(resident.saturating_sub(share.charged()));
     share.uncharge(share.charged().saturating_sub(resident));
     slot.stats().away.store(AWAY.load(Ordering::Relaxed), Ordering::Relaxed);
     set_waiting(None);
-    Some(slot)
+    Ok(slot)
 }

@@ -15,7 +15,7 @@ use crate::kernel::Kernel;
 use crate::notifier::{Cause, Change, Notifiers};
 use crate::read_ahead::Jobs;
 use crate::registry::{Held, MAX_DEVICES, Registry};
-use crate::staging::Staging;
+use crate::staging::{Staging, Which};
 use crate::state::{Frame, PageState, Ticket};
 use crate::stats::Stats;
 use crate::stream::Streams;
@@ -53,6 +53,8 @@ pub struct Config {
     /// Whether holes are filled as the kernel would: one at a time, and one that is read gets the zero page, which everybody
     /// shares, instead of memory of its own.
     pub zero_page: bool,
+    /// Whether the memory that a page leaves behind is used for others, until [`Engine::stop_reusing_memory`].
+    pub reuses_memory: bool,
 }
 
 impl Config {
@@ -69,6 +71,7 @@ impl Config {
             max_window: (budget_pages / 32).clamp(16, block) as u32,
             first_touch_pages: 16,
             zero_page: false,
+            reuses_memory: true,
         }
     }
 
@@ -146,7 +149,7 @@ impl<K: Kernel> Engine<K> {
             notifiers: Arc::default(),
             hints: Hints::default(),
             table: Table::new(),
-            staging: Staging::new(config.nr_bays),
+            staging: Staging::new(config.nr_bays, config.reuses_memory),
             streams: Streams::new(config.max_window),
             jobs: Jobs::new(),
             discards: Discards::new(),
@@ -276,7 +279,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Pages of staging that hold memory without meaning: free memory that is charged.
     pub fn nr_stock(&self) -> u64 {
-        self.staging.nr_stock() as u64
+        (self.staging.nr_stock() + self.staging.nr_spent()) as u64
     }
 
     /// Brings the gauges that are too dear to keep at all times up to date.
@@ -296,8 +299,24 @@ impl<K: Kernel> Engine<K> {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// From now on the memory that a page leaves behind goes back to the system, and others get fresh memory. To be called
+    /// before the program has the kernel refer to its pages otherwise than by their addresses, without pinning them: by
+    /// `vmsplice(2)`, by sending with `MSG_ZEROCOPY`, by an io_uring that does such things. What is in a pipe or in a packet would
+    /// be overwritten there. It costs the kernel's making and clearing that memory: about as much again as a page that streams.
+    pub fn stop_reusing_memory(&self) {
+        self.staging.stop_reusing();
+    }
+
+    /// Charges pages, all or none. What is spent is given back for them: it is free, but for the call.
     pub(crate) fn try_charge(&self, pages: usize) -> bool {
-        self.kernel.share().try_charge(pages as u64)
+        while !self.kernel.share().try_charge(pages as u64) {
+            let any_spent = self.staging.nr_spent() > 0;
+            let Some(surplus) = any_spent.then(|| self.staging.take_surplus(Which::Most)).flatten() else {
+                return false;
+            };
+            self.release(surplus);
+        }
+        true
     }
 
     pub(crate) fn charge_found(&self, pages: usize) {

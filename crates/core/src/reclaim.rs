@@ -1,8 +1,8 @@
 //! Making memory free: blocks leave the program for staging, wait there for their second chance, and go on to a device.
 //!
 //! Blocks leave in the order in which they came, whole, in one move with one flush of the TLBs. Staging holds as many
-//! as half of its bays before the oldest is migrated. Memory that a bay's pages leave behind is stock for the pages that
-//! come home next; when pages come home by copy, or the stock is of no use, it goes back to the system.
+//! as half of its bays before the oldest is migrated. Memory that a bay's pages leave behind is spent, and goes back to the
+//! system; what pages come home through is stock, and goes back when it is of no use.
 
 use std::sync::atomic::Ordering;
 
@@ -39,6 +39,8 @@ const GIVE_SHARE: u64 = 8;
 const IDLE_CALLS: u32 = 50;
 /// Stock that is kept for fetches when pages come home by copy.
 const COPY_STOCK_PAGES: usize = 4 * FETCH_PAGES;
+/// Spent pages that are given back without need: what that costs is a call of its own.
+const SPENT_PAGES: usize = BLOCK_PAGES / 2;
 
 impl<K: Kernel> Engine<K> {
     /// Pages that can be used without reclaim.
@@ -204,14 +206,15 @@ impl<K: Kernel> Engine<K> {
     pub(crate) fn release(&self, surplus: Surplus) {
         self.kernel.release(surplus.run);
         self.staging.put(surplus.run, Left::Nothing);
-        self.uncharge(surplus.nr_stock);
+        self.uncharge(surplus.nr_pages);
     }
 
-    /// Gives back stock that nobody will use.
+    /// Gives back what is spent, when it is worth a call, and stock that nobody will use.
     fn trim(&self) {
         let by_copy = self.config.home_by == HomeBy::Copy || self.streams.is_stray();
         loop {
-            let is_much = by_copy && self.staging.nr_stock() > COPY_STOCK_PAGES;
+            let is_much = self.staging.nr_spent() >= SPENT_PAGES
+                || by_copy && self.staging.nr_stock() > COPY_STOCK_PAGES;
             let which = if is_much { Which::Most } else { Which::Done };
             let Some(surplus) = self.staging.take_surplus(which) else { return };
             self.release(surplus);

@@ -5,16 +5,21 @@
 //!
 //! - `blank`: no memory behind it;
 //! - `stock`: memory without meaning, charged: the destination of the next page that comes home;
+//! - `spent`: memory without meaning, charged, that nobody may write to;
 //! - `staged`: a page of the program (states `Staged` and `Storing`), whose owner is noted;
 //! - lent: handed to a fetch or to a driver's migration; comes back by [`put`](Staging::put) or
 //!   [`stage`](Staging::stage).
 //!
 //! A move empties a slot, so pages that come home by move turn stock into blank, and nothing is allocated, zeroed or
 //! freed in the kernel. Memory of a huge page is never lent in parts: taking one page out of it costs a split.
+//!
+//! So what is written to a slot may lie in memory that was the program's. That must not be when the kernel still reads it for
+//! somebody: a page in a pipe (`vmsplice(2)`) or in a packet (`MSG_ZEROCOPY`) is referred to, not pinned, and a move takes it
+//! out. From when that may be (`stop_reusing`) such memory goes home as it is, or is spent.
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{BLOCK_PAGES, Bay, Slot, SlotRun, Vpn};
@@ -32,7 +37,10 @@ pub(crate) enum Left {
 #[derive(Debug)]
 struct BayState {
     stock: PageSet,
+    spent: PageSet,
     blank: PageSet,
+    /// Slots whose memory was the program's.
+    foreign: PageSet,
     staged: PageSet,
     owners: Box<[Vpn; BLOCK_PAGES]>,
     huge: bool,
@@ -48,7 +56,9 @@ impl BayState {
         blank.insert_range(0..BLOCK_PAGES);
         Self {
             stock: PageSet::EMPTY,
+            spent: PageSet::EMPTY,
             blank,
+            foreign: PageSet::EMPTY,
             staged: PageSet::EMPTY,
             owners: Box::new([Vpn(0); BLOCK_PAGES]),
             huge: false,
@@ -61,11 +71,16 @@ impl BayState {
         self.blank.len() == BLOCK_PAGES && !self.reserved
     }
 
-    /// The stretch of stock and blank slots with the most stock, from stock to stock, and how much that is.
+    /// Slots with memory that has no meaning.
+    fn idle(&self) -> PageSet {
+        self.stock.or(&self.spent)
+    }
+
+    /// The stretch of stock, spent and blank slots with the most memory, from memory to memory, and how much that is.
     fn fullest_stretch(&self) -> Option<(Range<usize>, usize)> {
         let mut best: Option<(Range<usize>, usize)> = None;
         let mut current: Option<(Range<usize>, usize)> = None;
-        for run in self.stock.runs() {
+        for run in self.idle().runs() {
             let joined = current
                 .filter(|(before, _)| (before.end..run.start).all(|index| self.blank.contains(index)))
                 .map(|(before, stock)| (before.start..run.end, stock + run.len()));
@@ -86,7 +101,7 @@ pub(crate) enum Which {
     Done,
     /// The bay that is nearest to being empty.
     Least,
-    /// The bay with the most to give.
+    /// The bay with the most to give, of what is spent if there is any.
     Most,
 }
 
@@ -96,7 +111,7 @@ pub(crate) enum Which {
 pub(crate) struct Surplus {
     pub(crate) run: SlotRun,
     /// Slots of it with memory.
-    pub(crate) nr_stock: usize,
+    pub(crate) nr_pages: usize,
 }
 
 #[derive(Debug)]
@@ -110,19 +125,24 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct Staging {
     inner: Mutex<Inner>,
-    /// Slots in stock. Read without the lock, by whoever wants to know how much memory is free.
+    /// Whether memory that was the program's becomes stock. Changed under the lock.
+    reuses: AtomicBool,
+    /// Slots in stock, and spent ones. Read without the lock, by whoever wants to know how much memory is free.
     nr_stock: AtomicUsize,
+    nr_spent: AtomicUsize,
     /// Times that stock came or went.
     nr_uses: AtomicUsize,
 }
 
 impl Staging {
-    pub(crate) fn new(nr_bays: u32) -> Self {
+    pub(crate) fn new(nr_bays: u32, reuses: bool) -> Self {
         let bays = (0..nr_bays).map(|_| BayState::new()).collect();
         let loaded = VecDeque::with_capacity(nr_bays as usize);
         Self {
             inner: Mutex::new(Inner { bays, loaded }),
+            reuses: AtomicBool::new(reuses),
             nr_stock: AtomicUsize::new(0),
+            nr_spent: AtomicUsize::new(0),
             nr_uses: AtomicUsize::new(0),
         }
     }
@@ -131,9 +151,29 @@ impl Staging {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Memory that was the program's is not lent any more, but for what is lent already.
+    pub(crate) fn stop_reusing(&self) {
+        let mut inner = self.lock();
+        if !self.reuses.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        for bay in &mut inner.bays {
+            let spent = bay.stock.and(&bay.foreign);
+            spent.runs().flatten().for_each(|index| bay.stock.remove(index));
+            self.nr_stock.fetch_sub(spent.len(), Ordering::Relaxed);
+            self.nr_spent.fetch_add(spent.len(), Ordering::Relaxed);
+            bay.spent = bay.spent.or(&spent);
+        }
+    }
+
     /// Slots in stock.
     pub(crate) fn nr_stock(&self) -> usize {
         self.nr_stock.load(Ordering::Relaxed)
+    }
+
+    /// Spent slots.
+    pub(crate) fn nr_spent(&self) -> usize {
+        self.nr_spent.load(Ordering::Relaxed)
     }
 
     /// Changes whenever stock came or went.
@@ -197,12 +237,25 @@ impl Staging {
         let bay = inner.bay(run.start.bay());
         match left {
             Left::Memory => {
-                indices(run).for_each(|index| bay.stock.insert(index));
-                self.nr_stock.fetch_add(run.len, Ordering::Relaxed);
+                let reuses = self.reuses.load(Ordering::Relaxed);
+                let (mut nr_stock, mut nr_spent) = (0, 0);
+                for index in indices(run) {
+                    let (set, nr) = match bay.foreign.contains(index) && !reuses {
+                        true => (&mut bay.spent, &mut nr_spent),
+                        false => (&mut bay.stock, &mut nr_stock),
+                    };
+                    set.insert(index);
+                    *nr += 1;
+                }
+                self.nr_stock.fetch_add(nr_stock, Ordering::Relaxed);
+                self.nr_spent.fetch_add(nr_spent, Ordering::Relaxed);
                 self.nr_uses.fetch_add(1, Ordering::Relaxed);
             }
             Left::Nothing => {
-                indices(run).for_each(|index| bay.blank.insert(index));
+                for index in indices(run) {
+                    bay.blank.insert(index);
+                    bay.foreign.remove(index);
+                }
                 // What is left of a huge page that a part was taken of are small ones.
                 bay.huge = false;
             }
@@ -251,6 +304,7 @@ impl Staging {
         for index in part {
             if filled.contains(index) {
                 state.owners[index] = first_page.add(index as u64);
+                state.foreign.insert(index);
             } else {
                 state.blank.insert(index);
             }
@@ -308,6 +362,7 @@ impl Staging {
         for index in staged.runs().flatten() {
             state.blank.remove(index);
             state.staged.insert(index);
+            state.foreign.insert(index);
             state.owners[index] = first_page.add(index as u64);
         }
         inner.enqueue(bay);
@@ -366,33 +421,36 @@ impl Staging {
         }
     }
 
-    /// Takes stock out, to be given back to the system. End with [`put`](Self::put) and [`Left::Nothing`].
+    /// Takes stock and what is spent out, to be given back to the system. End with [`put`](Self::put) and [`Left::Nothing`].
     ///
     /// All of it in one stretch, which may go over blank slots: what giving back costs is a call of its own, and a division
     /// of the mapping, however long the stretch is.
     pub(crate) fn take_surplus(&self, which: Which) -> Option<Surplus> {
         let mut inner = self.lock();
-        let with_stock =
-            || inner.bays.iter().enumerate().filter(|(_, bay)| !bay.stock.is_empty() && !bay.reserved);
-        let done = with_stock().find(|(_, bay)| bay.huge && bay.staged.is_empty());
-        let small = || with_stock().filter(|(_, bay)| !bay.huge);
+        let with_memory =
+            || inner.bays.iter().enumerate().filter(|(_, bay)| !bay.idle().is_empty() && !bay.reserved);
+        let done = with_memory().find(|(_, bay)| bay.huge && bay.staged.is_empty());
+        let small = || with_memory().filter(|(_, bay)| !bay.huge);
         let (number, _) = done.or_else(|| match which {
             Which::Done => None,
-            Which::Least => small().min_by_key(|(_, bay)| bay.stock.len()),
-            Which::Most => small().max_by_key(|(_, bay)| bay.stock.len()),
+            Which::Least => small().min_by_key(|(_, bay)| bay.idle().len()),
+            Which::Most => small().max_by_key(|(_, bay)| (bay.spent.len(), bay.stock.len())),
         })?;
         let bay = &mut inner.bays[number];
-        let (stretch, nr_stock) = bay.fullest_stretch()?;
+        let (stretch, nr_pages) = bay.fullest_stretch()?;
+        let nr_spent = stretch.clone().filter(|index| bay.spent.contains(*index)).count();
         for index in stretch.clone() {
             bay.stock.remove(index);
+            bay.spent.remove(index);
             bay.blank.remove(index);
         }
-        if bay.stock.is_empty() && bay.staged.is_empty() {
+        if bay.idle().is_empty() && bay.staged.is_empty() {
             bay.huge = false;
         }
-        self.nr_stock.fetch_sub(nr_stock, Ordering::Relaxed);
+        self.nr_spent.fetch_sub(nr_spent, Ordering::Relaxed);
+        self.nr_stock.fetch_sub(nr_pages - nr_spent, Ordering::Relaxed);
         let run = SlotRun { start: bay_number(number).slot(stretch.start), len: stretch.len() };
-        Some(Surplus { run, nr_stock })
+        Some(Surplus { run, nr_pages })
     }
 }
 
@@ -452,28 +510,67 @@ mod tests {
 
     #[test]
     fn scattered_stock_is_given_back_in_one_stretch() {
-        let staging = Staging::new(2);
+        let staging = Staging::new(2, false);
         let bay = stored(&staging, (0..BLOCK_PAGES).filter(|index| index % 3 == 1));
         let surplus = staging.take_surplus(Which::Most).unwrap();
         assert_eq!((surplus.run.start, surplus.run.len), (bay.slot(1), 511));
-        assert_eq!(surplus.nr_stock, 171);
-        assert_eq!(staging.nr_stock(), 0);
+        assert_eq!(surplus.nr_pages, 171);
+        assert_eq!(staging.nr_spent(), 0);
         assert!(staging.reserve_part(2..3).is_none_or(|other| other != bay), "blank slots of it are taken");
         staging.put(surplus.run, Left::Nothing);
         assert!(staging.lock().bay(bay).is_empty());
     }
 
+    /// Somebody may still read it.
+    #[test]
+    fn memory_that_was_the_programs_is_not_lent() {
+        let staging = Staging::new(2, true);
+        let bay = stored(&staging, 0..4);
+        assert_eq!((staging.nr_spent(), staging.nr_stock()), (0, 4));
+        let lent = staging.take_stock(1).unwrap();
+        staging.stop_reusing();
+        assert_eq!((staging.nr_spent(), staging.nr_stock()), (3, 0));
+        staging.put(lent, Left::Memory);
+        assert_eq!((staging.nr_spent(), staging.nr_stock()), (4, 0));
+        assert!(staging.take_stock(1).is_none());
+        let fresh = staging.take_blank(4).unwrap();
+        staging.put(fresh, Left::Memory);
+        assert_eq!(staging.take_stock(8), Some(fresh));
+        staging.put(fresh, Left::Memory);
+        // What is of no use goes back first.
+        let surplus = staging.take_surplus(Which::Most).unwrap();
+        assert!(surplus.run.start.bay() == bay && surplus.nr_pages >= 4, "{surplus:?}");
+        staging.put(surplus.run, Left::Nothing);
+        // A slot forgets what was in it.
+        let again = staging.take_blank(BLOCK_PAGES).unwrap();
+        staging.put(again, Left::Memory);
+        assert_eq!(staging.nr_spent(), 0);
+    }
+
+    #[test]
+    fn a_huge_page_that_was_the_programs_is_not_lent() {
+        let staging = Staging::new(2, false);
+        let bay = staging.reserve_bay().unwrap();
+        let mut all = PageSet::EMPTY;
+        all.insert_range(0..BLOCK_PAGES);
+        staging.load(bay, all, true, Vpn(0));
+        staging.unstage(SlotRun { start: bay.slot(0), len: BLOCK_PAGES }, Left::Memory);
+        assert!(staging.take_huge_stock().is_none());
+        let surplus = staging.take_surplus(Which::Done).unwrap();
+        assert_eq!(surplus.nr_pages, BLOCK_PAGES);
+    }
+
     #[test]
     fn a_stretch_ends_at_what_is_in_use() {
-        let staging = Staging::new(2);
+        let staging = Staging::new(2, false);
         let bay = stored(&staging, (0..100).filter(|index| index % 2 == 0));
         staging.stage(bay.slot(30), Vpn(30));
-        staging.lock().bay(bay).stock.remove(30);
+        staging.lock().bay(bay).spent.remove(30);
         let surplus = staging.take_surplus(Which::Most).unwrap();
-        assert_eq!((surplus.run.start, surplus.run.len, surplus.nr_stock), (bay.slot(32), 67, 34));
+        assert_eq!((surplus.run.start, surplus.run.len, surplus.nr_pages), (bay.slot(32), 67, 34));
         staging.put(surplus.run, Left::Nothing);
         let rest = staging.take_surplus(Which::Least).unwrap();
-        assert_eq!((rest.run.start, rest.run.len, rest.nr_stock), (bay.slot(0), 29, 15));
+        assert_eq!((rest.run.start, rest.run.len, rest.nr_pages), (bay.slot(0), 29, 15));
         staging.put(rest.run, Left::Nothing);
         assert!(staging.take_surplus(Which::Most).is_none());
     }

@@ -20,6 +20,8 @@ use crate::runtime::{RETRY_PAUSE_NS, pause};
 /// Bytes behind a file's mapping that are taken for the tail of its data, and left alone. Other memory finds room there, too,
 /// and is one mapping with the data then.
 const DATA_TAIL_BYTES: u64 = 1 << 20;
+/// `IORING_OFF_SQES`.
+const RING_OFFSET: u64 = 0x1000_0000;
 
 /// The longest that mappings can be changing without a moment of rest: far longer than a thread waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -65,6 +67,9 @@ pub fn discover(engine: &Engine<Mm>, within: AddrRange, exclude: &[AddrRange]) -
         }
         at = vma.end;
         if vma.kind == VmaKind::File {
+            if is_ring(&vma) {
+                engine.stop_reusing_memory();
+            }
             end_of_file = Some(vma.end);
             continue;
         }
@@ -80,6 +85,12 @@ pub fn discover(engine: &Engine<Mm>, within: AddrRange, exclude: &[AddrRange]) -
         for_parts_outside(range, exclude, &mut |part| take_over(engine, part, &mut found));
     }
     found
+}
+
+/// Whether the mapping is the entries of an io_uring, which can send pages as they are (`IORING_OP_SEND_ZC`). It may be a file
+/// that is mapped from the same offset on: that does no harm.
+fn is_ring(vma: &Vma) -> bool {
+    vma.perms.contains(Perms::SHARED | Perms::WRITE) && vma.offset == RING_OFFSET
 }
 
 /// Whether every change of registered mappings that was made before has been told, and applied.

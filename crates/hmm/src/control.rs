@@ -174,7 +174,11 @@ impl Control {
     ///
     /// `None` when all are taken, or when the process cannot be found in `/proc`.
     pub fn claim_slot(&self, pid: u32) -> Option<&'static Slot> {
-        let (process, name) = ProcessId::of_pid(pid).ok()?;
+        ProcessId::of_pid(pid).ok().and_then(|(process, name)| self.claim_slot_of(process, &name))
+    }
+
+    /// As [`claim_slot`](Self::claim_slot), for a process that has been looked up.
+    pub fn claim_slot_of(&self, process: ProcessId, name: &Text<16>) -> Option<&'static Slot> {
         let mut own = self.page.slots.iter().filter(|slot| slot.owner() == Some(process));
         if let Some(slot) = own.next() {
             // It was executed in the middle of a fork.
@@ -194,10 +198,10 @@ impl Control {
         self.claim(slot.owner()?, slot.name().as_str())
     }
 
-    /// The child `pid` makes the slot its own that `parent` has claimed for it. False when that is gone: the parent is, or
+    /// The child makes the slot its own that `parent` has claimed for it. False when that is gone: the parent is, or
     /// has given up.
-    pub fn take_over(&self, slot: &Slot, parent: ProcessId, pid: u32) -> bool {
-        let taken = ProcessId::of_pid(pid).is_ok_and(|(process, _)| slot.take_over(parent, process));
+    pub fn take_over(&self, slot: &Slot, parent: ProcessId, child: ProcessId) -> bool {
+        let taken = slot.take_over(parent, child);
         self.page.nr_processes.fetch_add(u64::from(taken), Ordering::Relaxed);
         taken
     }

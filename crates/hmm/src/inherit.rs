@@ -64,7 +64,9 @@ impl Runtime {
     /// What reading `/proc/self` says.
     pub fn forget_what_was_withheld(&self) -> Result<(), Errno> {
         let events = self.engine().events();
-        for_each_wiped_on_fork(&mut |range| events.removed(pages_of(range)))?;
+        for_each_wiped_on_fork(self.engine().kernel().procfs(), &mut |range| {
+            events.removed(pages_of(range))
+        })?;
         let extents = self.engine().kernel().extents();
         let forget = |range: PageRange| {
             if !range.is_empty() {
@@ -73,7 +75,7 @@ impl Runtime {
             }
         };
         let mut behind = 0;
-        for vma in Maps::open()?.iter_from(0) {
+        for vma in Maps::open_in(self.engine().kernel().procfs())?.iter_from(0) {
             let vma = vma?;
             forget(pages_of(AddrRange { start: behind, end: vma.start.min(END) }));
             behind = vma.end;

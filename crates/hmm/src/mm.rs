@@ -19,6 +19,7 @@ use hmm_uapi::AddrRange;
 use hmm_uapi::mapping::{Advice, Mapping};
 use hmm_uapi::maps::Maps;
 use hmm_uapi::pagemap::{Categories, PageRegion, Pagemap, ScanArgs};
+use hmm_uapi::procfs::Procfs;
 use hmm_uapi::uffd::{Access, CopyMode, Modes, MoveMode, Outcome, Userfaultfd};
 use rustix::io::Errno;
 
@@ -59,6 +60,8 @@ pub struct Files {
     pub access: Access,
     /// Whether it tells of forks, and serves the child until somebody takes that over.
     pub reports_forks: bool,
+    /// Where the next two come from. The child of a fork opens its own there.
+    pub procfs: Procfs,
     /// This process's page table.
     pub pagemap: Pagemap,
     /// This process's mappings.
@@ -135,6 +138,11 @@ impl Mm {
     pub(crate) fn register_own(&self) -> Result<(), Errno> {
         self.register_staging(self.staging.range())?;
         self.frames.register_again(&self.files.uffd)
+    }
+
+    /// What the mappings and the page table are read from.
+    pub fn procfs(&self) -> &Procfs {
+        &self.files.procfs
     }
 
     /// The mappings.

@@ -16,6 +16,8 @@ use hmm_core::kernel::Kernel;
 use hmm_core::{Engine, Outcome, Reclaimed};
 use hmm_uapi::AddrRange;
 use hmm_uapi::maps::Maps;
+use hmm_uapi::pagemap::Pagemap;
+use hmm_uapi::procfs::Procfs;
 use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
 use hmm_uapi::uffd::{EventBuffer, FaultAccess, Features, MAX_EVENTS, Userfaultfd};
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -435,12 +437,14 @@ pub fn open_files(
 ) -> Result<crate::mm::Files, OpenFilesError> {
     let uffd = Userfaultfd::open(access)?;
     let enabled = uffd.enable(crate::mm::features() | more)?;
+    let procfs = Procfs::open().map_err(OpenFilesError::Proc)?;
     Ok(crate::mm::Files {
         uffd,
         access,
         reports_forks: enabled.contains(Features::EVENT_FORK),
-        pagemap: hmm_uapi::pagemap::Pagemap::open().map_err(OpenFilesError::Proc)?,
-        maps: Maps::open().map_err(OpenFilesError::Proc)?,
+        pagemap: Pagemap::open_in(&procfs).map_err(OpenFilesError::Proc)?,
+        maps: Maps::open_in(&procfs).map_err(OpenFilesError::Proc)?,
+        procfs,
     })
 }
 

@@ -23,6 +23,7 @@ pub mod maps;
 pub mod pagemap;
 pub mod probe;
 pub mod process_vm;
+pub mod procfs;
 pub mod sys;
 pub mod tasks;
 pub mod thread;

@@ -3,12 +3,12 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use linux_raw_sys::general::{self as raw, pm_scan_arg};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, opcode};
 
 use crate::fd::Fd;
 use crate::ioc;
+use crate::procfs::Procfs;
 use crate::range::AddrRange;
 
 const PAGEMAP_SCAN: Opcode = opcode::read_write::<pm_scan_arg>(b'f', 16);
@@ -165,8 +165,15 @@ impl Pagemap {
     /// # Errors
     /// `ENOENT`: no procfs. `EACCES`: the process is not dumpable and not root's.
     pub fn open() -> Result<Self, Errno> {
-        let fd = rustix::fs::open(c"/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { fd: Fd::from(fd) })
+        Self::open_in(&Procfs::open()?)
+    }
+
+    /// Opens it in a procfs that is held open.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(procfs: &Procfs) -> Result<Self, Errno> {
+        procfs.open_file(c"self/pagemap").map(Self::from_fd)
     }
 
     /// Takes over an open pagemap.

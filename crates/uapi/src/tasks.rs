@@ -5,8 +5,13 @@ use std::io::Write;
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::procfs::Procfs;
+
 /// Field of a thread's `stat` that says where it ran last, counted from the one behind the name (the third).
 const PROCESSOR: usize = 39 - 3;
+/// Fields of a process's: how many threads it has (the 20th), and what its first has ended with (the 52nd).
+const NR_THREADS: usize = 20 - 3;
+const EXIT_CODE: usize = 52 - 3;
 /// Room for the text of a `stat`: 52 numbers of up to 20 digits.
 const STAT_BYTES: usize = 1200;
 /// Room for the beginning of a `status`: what comes before the line of locked memory has a name, numbers and the groups of a
@@ -29,6 +34,31 @@ fn beginning<'r>(path: &CStr, room: &'r mut [u8]) -> Option<&'r [u8]> {
     let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let len = rustix::io::read(&file, &mut *room).ok()?;
     room.get(..len)
+}
+
+/// The threads of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// How many there are, the first of them included also when it has ended.
+    pub nr: usize,
+    /// What the first of them gave to `exit(2)`, if it has ended. The process goes on while there are others.
+    pub first_ended: Option<i32>,
+}
+
+/// The threads of this process; `None` where that cannot be read. Neither allocates nor goes through libc.
+pub fn threads(procfs: &Procfs) -> Option<Threads> {
+    let mut room = [0; STAT_BYTES];
+    let len = rustix::io::read(procfs.open_file(c"self/stat").ok()?, &mut room[..]).ok()?;
+    parse_threads(room.get(..len)?)
+}
+
+fn parse_threads(stat: &[u8]) -> Option<Threads> {
+    let (_, mut fields) = split_stat(stat)?;
+    let state = fields.next()?;
+    let nr = fields.nth(NR_THREADS - 1)?.parse().ok()?;
+    // As `wait(2)` gives it: the status is the second byte.
+    let exit_code: i32 = fields.nth(EXIT_CODE - NR_THREADS - 1)?.parse().ok()?;
+    Some(Threads { nr, first_ended: (state == "Z").then_some(exit_code >> 8) })
 }
 
 fn processor(stat: &[u8]) -> Option<usize> {
@@ -79,6 +109,21 @@ mod tests {
             });
             assert_eq!(seen.join().unwrap(), Some(cpu));
         }
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_goes_on() {
+        let behind = |state: &str| {
+            let before: Vec<_> = (4..20).map(|n| n.to_string()).collect();
+            let after: Vec<_> = (21..52).map(|n| n.to_string()).collect();
+            format!("7 (x) Y) {state} {} 5 {} 1792", before.join(" "), after.join(" "))
+        };
+        let of = |state| parse_threads(behind(state).as_bytes());
+        assert_eq!(of("Z"), Some(Threads { nr: 5, first_ended: Some(7) }));
+        assert_eq!(of("S"), Some(Threads { nr: 5, first_ended: None }));
+        assert_eq!(parse_threads(b"7 (x) Z 1 2"), None);
+        let own = threads(&Procfs::open().unwrap()).unwrap();
+        assert!(own.nr >= 1 && own.first_ended.is_none(), "{own:?}");
     }
 
     #[test]

@@ -33,6 +33,11 @@ pub fn anonymous_bytes(pid: u32) -> u64 {
     line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
+/// The name of a process, at most 15 bytes of it.
+pub fn name(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
+}
+
 /// The state letter of a thread.
 pub fn state(task: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{task}/stat")).ok()?;

@@ -42,6 +42,11 @@ impl TempDir {
         std::fs::write(&path, content).expect("there is room for temporary files");
         path
     }
+
+    /// The text of a file in it; nothing if there is none.
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.join(name)).unwrap_or_default()
+    }
 }
 
 impl Drop for TempDir {

@@ -308,7 +308,7 @@ impl Kernel for SimKernel {
             if !is_calm && machine.entropy.one_in(4) {
                 return machine.slots.scan(bay);
             }
-            (0..BLOCK_PAGES).for_each(|index| machine.slots.fill(bay.slot(index), zeroes()));
+            (0..BLOCK_PAGES).for_each(|index| machine.slots.populate(bay.slot(index), zeroes()));
             if is_calm || !machine.entropy.one_in(4) {
                 machine.slots.set_huge(bay);
             }

@@ -71,7 +71,7 @@ impl Machine {
         Self {
             model: Model::new(setup.arena),
             memory: Memory::new(setup.arena.nr_pages),
-            slots: Slots::new(setup.config.nr_bays),
+            slots: Slots::new(&setup.config),
             devices: setup.devices.iter().chain(&setup.drivers).copied().map(Frames::new).collect(),
             events: Events::default(),
             threads: BTreeMap::new(),

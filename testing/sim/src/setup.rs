@@ -75,6 +75,7 @@ impl Setup {
                 max_window: 64,
                 first_touch_pages: 4,
                 zero_page: false,
+                reuses_memory: false,
             },
             devices: vec![DeviceSetup { capacity_pages: 4096, keeps_copies: true, is_coherent: false }],
             drivers: Vec::new(),
@@ -116,6 +117,7 @@ impl Setup {
             max_window: pick(&[4, 16, 64, 512]),
             first_touch_pages: pick(&[1, 4, 16]),
             zero_page: false,
+            reuses_memory: pick(&[0, 0, 1]) == 1,
         };
         let keeps_copies = pick(&[0, 1, 1]) == 1;
         let roomy = DeviceSetup { capacity_pages: 4096, keeps_copies, is_coherent: false };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use hmm_core::Config;
 use hmm_core::addr::{BLOCK_PAGES, Bay, Slot, SlotRun};
 use hmm_core::bits::PageSet;
 use hmm_core::kernel::BayScan;
@@ -21,6 +22,8 @@ enum Lent {
 #[derive(Clone, Debug, Default)]
 struct State {
     page: Option<Bytes>,
+    /// The page was the program's: somebody may still read it, by another reference than an address.
+    foreign: bool,
     lent: Lent,
 }
 
@@ -28,15 +31,18 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Slots {
     slots: Vec<State>,
+    /// Whether memory that was the program's may be written.
+    reuses_memory: bool,
     nr_present: usize,
     /// Bays that received a whole huge page and have not given any of it back.
     huge: BTreeSet<u32>,
 }
 
 impl Slots {
-    pub(crate) fn new(nr_bays: u32) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         Self {
-            slots: vec![State::default(); nr_bays as usize * BLOCK_PAGES],
+            slots: vec![State::default(); config.nr_bays as usize * BLOCK_PAGES],
+            reuses_memory: config.reuses_memory,
             nr_present: 0,
             huge: BTreeSet::new(),
         }
@@ -64,10 +70,16 @@ impl Slots {
 
     /// A page comes from the program.
     pub(crate) fn fill(&mut self, slot: Slot, page: Bytes) {
+        self.populate(slot, page);
+        self.state(slot).foreign = !self.reuses_memory;
+    }
+
+    /// Fresh memory comes to the slot.
+    pub(crate) fn populate(&mut self, slot: Slot, page: Bytes) {
         let state = self.state(slot);
         assert_eq!(state.lent, Lent::No, "a page is moved to {slot:?} while its bytes are in use");
         assert!(state.page.is_none(), "a page is moved to {slot:?}, which holds another");
-        state.page = Some(page);
+        (state.page, state.foreign) = (Some(page), false);
         self.nr_present += 1;
     }
 
@@ -151,6 +163,8 @@ impl Slots {
             assert_eq!(state.lent, Lent::No, "{slot:?} is written while its bytes are in use");
             state.lent = Lent::Write;
             let was_empty = state.page.is_none();
+            assert!(was_empty || !state.foreign, "{slot:?} is written, and was the program's");
+            state.foreign = false;
             let page = state.page.get_or_insert_with(crate::memory::zeroes);
             bytes.extend_from_slice(&page[..]);
             self.nr_present += usize::from(was_empty);
@@ -163,7 +177,7 @@ impl Slots {
         for (slot, bytes) in slots_of(run).zip(pages) {
             let state = self.state(slot);
             assert_eq!(state.lent, Lent::Write, "{slot:?} was not lent for writing");
-            *state = State { page: Some(Bytes::new(*bytes)), lent: Lent::No };
+            *state = State { page: Some(Bytes::new(*bytes)), foreign: false, lent: Lent::No };
         }
     }
 }

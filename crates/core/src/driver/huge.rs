@@ -19,7 +19,7 @@ use crate::engine::Engine;
 use crate::fetch::transfer_home;
 use crate::kernel::Kernel;
 use crate::registry::{DeviceId, Member};
-use crate::staging::Left;
+use crate::staging::{Left, Which};
 use crate::state::{Frame, PageState, Ticket};
 use crate::table::States;
 
@@ -236,12 +236,18 @@ impl<K: Kernel> Engine<K> {
         if let Some(bay) = self.staging.take_huge_stock() {
             return Some(bay);
         }
-        if !self.try_charge(BLOCK_PAGES) {
+        if !self.charge_for_copy(BLOCK_PAGES) {
             return None;
         }
-        let Some(bay) = self.staging.take_empty() else {
-            self.uncharge(BLOCK_PAGES);
-            return None;
+        let bay = loop {
+            if let Some(bay) = self.staging.take_empty() {
+                break bay;
+            }
+            let Some(surplus) = self.staging.take_surplus(Which::Done) else {
+                self.uncharge(BLOCK_PAGES);
+                return None;
+            };
+            self.release(surplus);
         };
         let filled = self.kernel.fill_bay(bay);
         let is_full = filled.present.len() == BLOCK_PAGES;

@@ -14,12 +14,14 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hmm_core::ledger::Share;
 use hmm_core::stats::Stats;
 use hmm_device::Usage;
 use hmm_uapi::Errno;
+use hmm_uapi::procfs::Procfs;
 use hmm_uapi::tasks::split_stat;
 
 use super::text::{SharedText, Text};
@@ -51,10 +53,15 @@ impl ProcessId {
     /// # Errors
     /// `NotFound` when there is none, `InvalidData` when `/proc` speaks another language than expected.
     pub fn of_pid(pid: u32) -> io::Result<(Self, Text<16>)> {
-        // The name is at most 16 bytes and the numbers up to the start time are bounded: one read gets them all.
-        let mut buffer = [0; 512];
-        let len = File::open(path_of(pid).as_str())?.read(&mut buffer)?;
-        parse_stat(pid, &buffer[..len]).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        read_stat(&mut File::open(path_of(pid).as_str())?)
+    }
+
+    /// This process, under the pid that it has for those who mounted procfs, and its name.
+    ///
+    /// # Errors
+    /// As [`of_pid`](Self::of_pid).
+    pub fn of_self(procfs: &Procfs) -> io::Result<(Self, Text<16>)> {
+        read_stat(&mut File::from(OwnedFd::from(procfs.open_file(c"self/stat")?)))
     }
 
     /// The process of that word, if it is one.
@@ -102,9 +109,18 @@ fn path_of(pid: u32) -> Text<32> {
     Text::format(format_args!("/proc/{pid}/stat"))
 }
 
+fn read_stat(file: &mut File) -> io::Result<(ProcessId, Text<16>)> {
+    // The name is at most 16 bytes and the numbers up to the start time are bounded: one read gets them all.
+    let mut buffer = [0; 512];
+    let len = file.read(&mut buffer)?;
+    parse_stat(&buffer[..len]).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// Reads `/proc/PID/stat`: `PID (NAME) STATE` and numbers. A zombie has none of the memory that we account, so it counts
 /// as gone; unless it is only the first thread of a process whose other threads go on.
-fn parse_stat(pid: u32, stat: &[u8]) -> Option<(ProcessId, Text<16>)> {
+fn parse_stat(stat: &[u8]) -> Option<(ProcessId, Text<16>)> {
+    let pid = stat.split(|byte| *byte == b' ').next()?;
+    let pid: u32 = std::str::from_utf8(pid).ok()?.parse().ok()?;
     let (name, mut fields) = split_stat(stat)?;
     let name = String::from_utf8_lossy(name);
     let state = fields.next()?;
@@ -231,7 +247,7 @@ mod tests {
     fn parse_threads(name_and_state: &str, nr_threads: u32) -> Option<(ProcessId, Text<16>)> {
         let numbers =
             format!("1 1 1 34816 1 4194304 100 0 0 0 5 6 0 0 20 0 {nr_threads} 0 987654 3000000 500");
-        parse_stat(77, format!("77 {name_and_state} {numbers}").as_bytes())
+        parse_stat(format!("77 {name_and_state} {numbers}").as_bytes())
     }
 
     fn parse(name_and_state: &str) -> Option<(ProcessId, Text<16>)> {
@@ -255,8 +271,8 @@ mod tests {
     fn zombies_and_cut_texts_are_no_processes() {
         assert_eq!(parse("(sort) Z"), None);
         assert!(parse_threads("(sort) Z", 2).is_some(), "its other thread goes on");
-        assert_eq!(parse_stat(77, b"77 (sort) R 1 1"), None);
-        assert_eq!(parse_stat(77, b""), None);
+        assert_eq!(parse_stat(b"77 (sort) R 1 1"), None);
+        assert_eq!(parse_stat(b""), None);
     }
 
     #[test]

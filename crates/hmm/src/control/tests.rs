@@ -148,6 +148,10 @@ fn charges_of_the_dead_are_taken_back_once_and_their_counts_stay() {
     assert_eq!(control.nr_processes(), 2);
 }
 
+fn identity(process: &Sleeper) -> ProcessId {
+    ProcessId::of_pid(process.pid()).unwrap().0
+}
+
 /// A parent with 40 pages, and a slot for its child with 30.
 fn about_to_fork(control: &Control, parent: &Sleeper) -> (ProcessId, &'static Slot, &'static Slot) {
     let slot = control.claim_slot(parent.pid()).unwrap();
@@ -162,7 +166,7 @@ fn a_child_takes_over_what_was_set_aside_for_it_and_outlives_its_parent() {
     let (parent, child) = (Sleeper::new(), Sleeper::new());
     let (owner, slot, childs) = about_to_fork(&control, &parent);
     assert_eq!(control.nr_processes(), 1);
-    assert!(control.take_over(childs, owner, child.pid()));
+    assert!(control.take_over(childs, owner, identity(&child)));
     assert_eq!((control.nr_processes(), control.ledger().charged()), (2, 70));
     // The parent was killed, and its supervisor has seen it as the owner of both.
     control.settle(slot, owner);
@@ -182,7 +186,7 @@ fn what_was_set_aside_goes_with_the_parent() {
     assert_eq!(control.ledger().charged(), 40);
     control.settle(slot, owner);
     assert_eq!(control.ledger().charged(), 0);
-    assert!(!control.take_over(childs, owner, child.pid()), "it is gone");
+    assert!(!control.take_over(childs, owner, identity(&child)), "it is gone");
     assert!(control.claim_slot(child.pid()).is_some());
 }
 
@@ -193,7 +197,7 @@ fn a_slot_is_freed_by_who_comes_next_if_somebody_died_while_he_freed_it() {
     let (owner, _, childs) = about_to_fork(&control, &parent);
     childs.begin_to_leave(owner);
     assert_eq!(childs.owner(), Some(owner));
-    assert!(!control.take_over(childs, owner, child.pid()), "half of it may be gone");
+    assert!(!control.take_over(childs, owner, identity(&child)), "half of it may be gone");
     control.settle(childs, owner);
     assert_eq!((childs.owner(), control.ledger().charged()), (None, 40));
 }

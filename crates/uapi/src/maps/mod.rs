@@ -11,10 +11,10 @@ pub use smaps::for_each_wiped_on_fork;
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::fd::Fd;
+use crate::procfs::Procfs;
 use crate::range::AddrRange;
 
 bitflags::bitflags! {
@@ -98,7 +98,15 @@ impl Maps {
     /// # Errors
     /// `ENOENT`: no procfs. `EACCES`: the process is not dumpable and not root's.
     pub fn open() -> Result<Self, Errno> {
-        let maps = Self::open_with(Source::Query)?;
+        Self::open_in(&Procfs::open()?)
+    }
+
+    /// Opens it in a procfs that is held open.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in(procfs: &Procfs) -> Result<Self, Errno> {
+        let maps = Self { fd: procfs.open_file(c"self/maps")?, source: Source::Query };
         match query::next_vma(&maps.fd, 0) {
             Err(Errno::NOTTY | Errno::INVAL) => Ok(Self { source: Source::Text, ..maps }),
             _ => Ok(maps),
@@ -110,8 +118,7 @@ impl Maps {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with(source: Source) -> Result<Self, Errno> {
-        let fd = rustix::fs::open(c"/proc/self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { fd: Fd::from(fd), source })
+        Ok(Self { fd: Procfs::open()?.open_file(c"self/maps")?, source })
     }
 
     /// Where the answers come from.

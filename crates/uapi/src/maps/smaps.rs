@@ -2,18 +2,18 @@
 
 use std::mem::MaybeUninit;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::text::{Line, READ_BYTES, number};
+use crate::procfs::Procfs;
 use crate::range::AddrRange;
 
-/// Gives the mappings that are zeroes in the child of a fork (`MADV_WIPEONFORK`).
+/// Gives the mappings of this process that are zeroes in the child of a fork (`MADV_WIPEONFORK`).
 ///
 /// # Errors
 /// What opening and reading say; none is expected where procfs is mounted.
-pub fn for_each_wiped_on_fork(each: &mut dyn FnMut(AddrRange)) -> Result<(), Errno> {
-    let fd = rustix::fs::open(c"/proc/self/smaps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+pub fn for_each_wiped_on_fork(procfs: &Procfs, each: &mut dyn FnMut(AddrRange)) -> Result<(), Errno> {
+    let fd = procfs.open_file(c"self/smaps")?;
     let mut line = Line::new();
     let mut range = AddrRange { start: 0, end: 0 };
     let mut buffer = [MaybeUninit::uninit(); READ_BYTES];
@@ -59,7 +59,7 @@ mod tests {
         let mapping = Mapping::anonymous(3 * 4096).unwrap();
         mapping.advise(4096, 4096, Advice::WipeOnFork).unwrap();
         let mut found = Vec::new();
-        for_each_wiped_on_fork(&mut |range| found.push(range)).unwrap();
+        for_each_wiped_on_fork(&Procfs::open().unwrap(), &mut |range| found.push(range)).unwrap();
         let start = mapping.range().start + 4096;
         assert!(found.contains(&AddrRange { start, end: start + 4096 }), "{found:?}");
         let behind = start + 4096;

@@ -14,6 +14,8 @@ mod kernel_tests;
 mod numpy;
 mod python;
 mod redis;
+mod rude;
+mod runtimes;
 mod sort;
 mod sqlite;
 mod user;

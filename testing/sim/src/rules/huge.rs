@@ -17,7 +17,10 @@ const HOME: Select = Select::PRIVATE;
 
 /// A world in which the first block is a huge page, and devices have a large run and some frames more.
 fn world() -> Fixture {
-    let world = Fixture::with_frames(ALL + 64);
+    with_huge_page(Fixture::with_frames(ALL + 64))
+}
+
+fn with_huge_page(world: Fixture) -> Fixture {
     // Noise, so that pages of zeroes are not taken for others.
     world.world.op(&Op::Fill { span: BLOCK, pattern: Pattern::Noise, stamp: 3 });
     world.world.shared().lock().memory.set_huge(0);
@@ -95,7 +98,7 @@ fn a_huge_page_goes_and_comes_home_as_one() {
 
 #[test]
 fn the_memory_that_it_left_is_where_it_comes_home_to() {
-    let world = world();
+    let world = with_huge_page(Fixture::that_reuses_memory(ALL + 64));
     let charged = world.engine().nr_stock();
     assert!(take(&world));
     assert_eq!(world.engine().nr_stock(), charged + ALL as u64, "its memory is kept");

@@ -88,10 +88,17 @@ impl Fixture {
         Self::with_setup(nr_frames, Setup { budget_pages: 1300, ..Setup::calm(1) })
     }
 
+    /// As [`with_frames`](Self::with_frames); the memory that a page leaves behind is used for others.
+    fn that_reuses_memory(nr_frames: usize) -> Self {
+        let calm = Setup::calm(1);
+        let config = hmm_core::Config { reuses_memory: true, ..calm.config };
+        Self::with_setup(nr_frames, Setup { budget_pages: 1300, config, ..calm })
+    }
+
     /// An address space without a budget.
     fn mirrored() -> Self {
         let calm = Setup::calm(1);
-        let config = hmm_core::Config { zero_page: true, ..calm.config };
+        let config = hmm_core::Config { zero_page: true, reuses_memory: true, ..calm.config };
         Self::with_setup(NR_FRAMES, Setup { budget_pages: 1 << 20, config, ..calm })
     }
 

@@ -1,0 +1,263 @@
+/*
+ * Programs that do to their process what libraries in it do not expect. argv: what, and MiB. Fills memory, most of which is away
+ * then, does it, and reads and writes all of the memory again; where it forks the child does, too, and a child of the child. What
+ * it prints is the same alone and under hmm.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "check.h"
+
+#define PAGE 4096ul
+#define NOBODY 65534
+
+static size_t nr_pages;
+static volatile uint64_t (*memory)[PAGE / 8];
+
+static void fill(uint64_t key)
+{
+	for (size_t i = 0; i < nr_pages; i++)
+		memory[i][i % 512] = i * 7 + key;
+}
+
+static void verify(uint64_t key)
+{
+	for (size_t i = 0; i < nr_pages; i++)
+		CHECK(memory[i][i % 512] == i * 7 + key, i);
+}
+
+/* In a child, and in a child of the child: reads, writes, reads. */
+static void fork_twice(void)
+{
+	pid_t pid = fork();
+	int status;
+
+	CHECK(pid >= 0, pid);
+	if (!pid) {
+		verify(1);
+		fill(2);
+		pid_t inner = fork();
+		CHECK(inner >= 0, inner);
+		if (!inner) {
+			verify(2);
+			_exit(0);
+		}
+		CHECK(waitpid(inner, &status, 0) == inner && status == 0, status);
+		verify(2);
+		_exit(0);
+	}
+	CHECK(waitpid(pid, &status, 0) == pid && status == 0, status);
+}
+
+static void close_everything(void)
+{
+	for (int fd = 3; fd < 4096; fd++)
+		close(fd);
+	CHECK(!syscall(SYS_close_range, 3, ~0u, 0), 0);
+	fork_twice();
+}
+
+/* As a daemon does: the program ends, and its grandchild goes on. Here it tells over a pipe when it is done. */
+static void leave_to_a_daemon(void)
+{
+	int ends[2], status;
+	char byte;
+
+	CHECK(!pipe(ends), 0);
+	pid_t pid = fork();
+	CHECK(pid >= 0, pid);
+	if (!pid) {
+		CHECK(setsid() > 0, 0);
+		if (fork())
+			_exit(0);
+		CHECK(!chdir("/"), 0);
+		close(0);
+		verify(1);
+		fill(3);
+		verify(3);
+		_exit(write(ends[1], "d", 1) != 1);
+	}
+	close(ends[1]);
+	CHECK(waitpid(pid, &status, 0) == pid && status == 0, status);
+	CHECK(read(ends[0], &byte, 1) == 1 && byte == 'd', byte);
+}
+
+/* The kernel makes such a process one that is not dumpable: some of its files in procfs are root's then. */
+static void change_user(void)
+{
+	CHECK(!setgid(NOBODY) && !setuid(NOBODY), 0);
+	CHECK(prctl(PR_GET_DUMPABLE) == 0, 0);
+	fork_twice();
+	CHECK(prctl(PR_GET_DUMPABLE) == 0, 0);
+}
+
+static void change_root(void)
+{
+	char root[] = "/tmp/hmm-root-XXXXXX";
+
+	CHECK(mkdtemp(root), 0);
+	CHECK(!chdir(root) && !rmdir(root) && !chroot("."), 0);
+	CHECK(open("/proc/self/maps", O_RDONLY) < 0, 0);
+	fork_twice();
+}
+
+/* The child is the first process of its namespace, and /proc is still that of the one around it. */
+static void change_pids(void)
+{
+	CHECK(!unshare(CLONE_NEWPID), 0);
+	fork_twice();
+}
+
+/* Nothing but read, write, exit and sigreturn from here on. The end of the last thread is the end of the program. */
+static void confine(void)
+{
+	CHECK(!syscall(SYS_seccomp, SECCOMP_SET_MODE_STRICT, 0, 0), 0);
+	verify(1);
+	fill(4);
+	verify(4);
+	syscall(SYS_exit, 7);
+}
+
+static void *end_last(void *unused)
+{
+	(void)unused;
+	usleep(200000);
+	verify(1);
+	syscall(SYS_exit, 5);
+	return NULL;
+}
+
+/* Neither thread ends the process. Both say the same: to the kernel it is the last that counts, to the agent the first. */
+static void end_by_threads(void)
+{
+	pthread_t thread;
+
+	CHECK(!pthread_create(&thread, NULL, end_last, NULL), 0);
+	syscall(SYS_exit, 5);
+}
+
+static void block_signals(void)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	CHECK(!sigprocmask(SIG_BLOCK, &all, NULL), 0);
+	verify(1);
+	fork_twice();
+}
+
+static void limit(int resource, rlim_t most)
+{
+	struct rlimit limit = { most, most };
+
+	CHECK(!setrlimit(resource, &limit), resource);
+}
+
+static void limit_itself(void)
+{
+	limit(RLIMIT_NOFILE, 8);
+	limit(RLIMIT_MEMLOCK, 0);
+	limit(RLIMIT_CORE, 0);
+	limit(RLIMIT_STACK, 1 << 20);
+}
+
+static void crash(int signal)
+{
+	volatile int *nowhere = NULL;
+
+	(void)signal;
+	verify(1);
+	*nowhere = 1;
+}
+
+static void crash_in_a_handler(void)
+{
+	signal(SIGUSR1, crash);
+	raise(SIGUSR1);
+}
+
+static void *execute(void *unused)
+{
+	(void)unused;
+	verify(1);
+	execl("/bin/echo", "echo", "executed in a thread", NULL);
+	return NULL;
+}
+
+static void execute_in_a_thread(void)
+{
+	pthread_t thread;
+
+	CHECK(!pthread_create(&thread, NULL, execute, NULL), 0);
+	pthread_join(thread, NULL);
+}
+
+/* As a JVM and sanitizers do. */
+static void reserve_terabytes(void)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	char *closed = mmap(NULL, 4ul << 40, PROT_NONE, flags, -1, 0);
+	char *open = mmap(NULL, 1ul << 40, PROT_READ | PROT_WRITE, flags, -1, 0);
+
+	CHECK(closed != MAP_FAILED && open != MAP_FAILED, 0);
+	CHECK(!mprotect(closed + (1ul << 40), 1ul << 30, PROT_READ | PROT_WRITE), 0);
+	for (size_t at = 0; at < 1ul << 40; at += 1ul << 32)
+		open[at] = (char)(at >> 32);
+	for (size_t at = 0; at < 1ul << 30; at += 1ul << 20)
+		closed[(1ul << 40) + at] = (char)(at >> 20);
+	verify(1);
+	for (size_t at = 0; at < 1ul << 40; at += 1ul << 32)
+		CHECK(open[at] == (char)(at >> 32), at);
+	for (size_t at = 0; at < 1ul << 30; at += 1ul << 20)
+		CHECK(closed[(1ul << 40) + at] == (char)(at >> 20), at);
+}
+
+static const struct {
+	const char *name;
+	void (*act)(void);
+} acts[] = {
+	{ "close everything", close_everything },
+	{ "leave to a daemon", leave_to_a_daemon },
+	{ "change user", change_user },
+	{ "change root", change_root },
+	{ "change pids", change_pids },
+	{ "confine", confine },
+	{ "end by threads", end_by_threads },
+	{ "block signals", block_signals },
+	{ "limit itself", limit_itself },
+	{ "crash in a handler", crash_in_a_handler },
+	{ "execute in a thread", execute_in_a_thread },
+	{ "reserve terabytes", reserve_terabytes },
+};
+
+int main(int argc, char **argv)
+{
+	CHECK(argc == 3, argc);
+	nr_pages = strtoul(argv[2], NULL, 0) * 256;
+	memory = malloc(nr_pages * PAGE);
+	CHECK(memory, 0);
+	fill(1);
+	for (size_t i = 0; i < sizeof acts / sizeof *acts; i++) {
+		if (strcmp(acts[i].name, argv[1]))
+			continue;
+		acts[i].act();
+		verify(1);
+		fill(5);
+		verify(5);
+		puts(argv[1]);
+		return 0;
+	}
+	CHECK(0, "what to do is not known");
+}
