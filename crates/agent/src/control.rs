@@ -10,7 +10,7 @@ use hmm::control::{Control, Slot, SlotState};
 use hmm::core::{Config, Engine};
 use hmm::heap;
 use hmm::mm::Mm;
-use hmm::runtime::{Runtime, open_files};
+use hmm::runtime::Runtime;
 use hmm::uapi::AddrRange;
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake, set_thread_name};
 use hmm::uapi::uffd::{Access, Features};
@@ -19,7 +19,7 @@ use crate::announce::Open;
 use crate::books::{RunPolicy, SharedBooks};
 use crate::mailbox::{EVERYTHING, MAILBOX};
 use crate::why::Why;
-use crate::{devices, dmirror, fork, references, relocate, threads, withhold};
+use crate::{devices, dmirror, files, fork, references, relocate, threads, withhold};
 
 /// Threads that answer faults.
 const NR_HANDLERS: usize = 2;
@@ -119,9 +119,8 @@ fn set_up() -> Result<(), Why> {
         dmirror::reserve()?.into_iter().for_each(exclude);
     }
     // Forks are only reported to those who may trace; the others' forks are refused while pages are away.
-    let files = open_files(Access::Full, Features::EVENT_FORK)
-        .or_else(|_| open_files(Access::Full, Features::empty()))
-        .map_err(Why::all)?;
+    let files =
+        files::open(Features::EVENT_FORK).or_else(|_| files::open(Features::empty())).map_err(Why::all)?;
     let books = Box::new(SharedBooks::new(control, slot));
     let mm = Mm::new(files, config.nr_bays, books).map_err(Why::not("staging memory"))?;
     let engine = Engine::new(mm, all_devices, config);

@@ -32,10 +32,11 @@ use std::time::{Duration, Instant};
 
 use hmm::control::{Control, SlotState, VerdictKind};
 use hmm::core::notifier::Cause;
-use hmm::runtime::{Runtime, open_files};
+use hmm::handover;
+use hmm::runtime::Runtime;
 use hmm::uapi::procfs::Procfs;
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
-use hmm::uapi::uffd::{Access, EventBuffer, Features, Userfaultfd};
+use hmm::uapi::uffd::{EventBuffer, Features, Userfaultfd};
 use hmm::uapi::{Errno, Fd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -45,7 +46,7 @@ use crate::errno::failed;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
 use crate::{
-    MANAGED, announce, control, descriptors, devices, dmirror, fail, handover, inherit, relocate, reserve,
+    MANAGED, announce, control, descriptors, devices, dmirror, fail, files, inherit, relocate, reserve,
     threads, withhold,
 };
 
@@ -220,7 +221,7 @@ extern "C" fn child() {
     let end_fd = CHILD_END.load(Ordering::Relaxed);
     // Whatever comes of us: who ends with something unread is a failed connection to its peer, which hears nothing more.
     // SAFETY: the descriptor is open: this is the only thread.
-    let inherited = handover::receive(unsafe { BorrowedFd::borrow_raw(end_fd) }).map(Procfs::from_fd);
+    let inherited = receive_fd(unsafe { BorrowedFd::borrow_raw(end_fd) }).map(Procfs::from_fd);
     // A fault that was served meanwhile may have taken pages to a file.
     if Runtime::was_busy() || devices::empty_files().is_none() {
         let useless = [CHILD_USELESS];
@@ -329,7 +330,7 @@ fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
 
 fn open_own(reports_forks: bool) -> Result<Userfaultfd, &'static str> {
     let more = if reports_forks { Features::EVENT_FORK } else { Features::empty() };
-    open_files(Access::Full, more).map(|files| files.uffd).map_err(|_| "no userfaultfd")
+    files::open(more).map(|files| files.uffd).map_err(|_| "no userfaultfd")
 }
 
 /// The parent was killed before it could hand our userfaultfd over: takes our memory over without it.
@@ -350,7 +351,12 @@ fn register_alone(runtime: &Runtime) -> Result<(), &'static str> {
 /// as well if the parent was killed.
 fn receive_uffd(end: &Fd) -> Option<Userfaultfd> {
     rustix::io::write(end, &[CHILD_READY]).ok()?;
-    handover::receive(end).map(Userfaultfd::from_fd)
+    receive_fd(end).map(Userfaultfd::from_fd)
+}
+
+/// Waits for a descriptor. `None` if there is none, or nobody any more who could send one.
+fn receive_fd(end: impl AsFd) -> Option<Fd> {
+    handover::receive(end, &mut [0]).ok()?.1
 }
 
 /// The control thread's side: arranges a fork if one was asked for.
@@ -370,7 +376,7 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     runtime.engine().share_frames();
     dmirror::share_frames();
     // It lies there until the child reads it, also if we are killed.
-    handover::send(&end, Some(runtime.engine().kernel().procfs().as_fd()));
+    let _read_by_nobody = handover::send(&end, &[0], Some(runtime.engine().kernel().procfs().as_fd()));
     runtime.engine().kernel().lend();
     set_state(READY);
     let next = attend(runtime, &page, &end, open);
@@ -480,7 +486,7 @@ fn finish(end: &Fd, child: Option<&Userfaultfd>) -> u32 {
         return AGAIN;
     }
     if (read, byte[0]) == (1, CHILD_READY) {
-        handover::send(end, child.map(AsFd::as_fd));
+        let _read_by_nobody = handover::send(end, &[0], child.map(AsFd::as_fd));
     }
     DONE
 }

@@ -24,8 +24,8 @@ mod descriptors;
 mod devices;
 mod dmirror;
 mod errno;
+mod files;
 mod fork;
-mod handover;
 mod inherit;
 mod interpose;
 mod mailbox;
@@ -36,15 +36,18 @@ mod question;
 mod references;
 mod relocate;
 mod reserve;
+mod root;
 mod threads;
 mod why;
 mod withhold;
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hmm::control::{CONTROL_ENV, Control, Figures, ProcessId, Slot, Text, Verdict, VerdictKind};
+use hmm::control::{
+    By, CONTROL_ENV, Control, Figures, ProcessId, Slot, SlotState, Text, Verdict, VerdictKind,
+};
+use hmm::door::DOOR_ENV;
 use hmm::uapi::procfs::Procfs;
 
 #[global_allocator]
@@ -64,20 +67,27 @@ static INIT: extern "C" fn() = init;
 extern "C" fn init() {
     interpose::install();
     let Some(path) = std::env::var_os(CONTROL_ENV) else { return };
-    let control = match Control::open(Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()))) {
-        Ok(control) => control,
+    let door = std::env::var_os(DOOR_ENV).map(PathBuf::from);
+    let (control, by) = match Control::find(Path::new(&path), door.as_deref()) {
+        Ok(found) => found,
         // The supervisor is gone: this program was started by a child of its child. It runs without us.
         Err(_) => return,
     };
+    door.into_iter().for_each(files::set_door);
     let Some(slot) = own_slot(control) else { return };
     // Before there are our threads.
     bodies::replace();
-    match control::start(control, slot) {
-        Ok(()) => {
+    match (control::start(control, slot), by) {
+        (Ok(()), _) => {
             fork::install();
             MANAGED.store(true, Ordering::Release);
         }
-        Err(text) => fail(control, VerdictKind::AgentFailed, &text),
+        // Where another user's program cannot be managed it runs all the same, as one that could not be preloaded.
+        (Err(text), By::Door) => {
+            control.set_why_unmanaged(&Text::format(format_args!("{text}")));
+            slot.set_state(SlotState::Unmanaged);
+        }
+        (Err(text), By::Path) => fail(control, VerdictKind::AgentFailed, &text),
     }
 }
 

@@ -10,9 +10,10 @@ pub(crate) fn print(text: fmt::Arguments<'_>) {
     let _reader_gone = io::stdout().lock().write_fmt(text);
 }
 
-/// Writes one line to standard error, with the command's name in front.
+/// Writes one line to standard error, with the command's name in front. Names in it may be anybody's: what would move a
+/// terminal's cursor, or worse, is not written.
 pub(crate) fn note(text: fmt::Arguments<'_>) {
-    let mut line = format!("hmm: {text}");
+    let mut line = format!("hmm: {text}").replace(|c: char| c.is_control() && c != '\n', "?");
     line.push('\n');
     raw(&line);
 }

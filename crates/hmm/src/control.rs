@@ -18,8 +18,8 @@
 //! - The verdict is written by the first process that has one: see [`Verdict`].
 //!
 //! Everything is atomics, so that a process that is killed in the middle of a write leaves old or new values, never
-//! undefined ones. The sharers trust each other as threads of one program do: they run as the same user, and any of
-//! them could trace the others anyway.
+//! undefined ones. Whatever a sharer writes here, the others stay sound: it can take the budget from them, and change the
+//! configuration of those that come later.
 
 mod page;
 mod slot;
@@ -32,8 +32,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use hmm_core::ledger::{Ledger, NR_SHARES, Share};
+use hmm_uapi::procfs::Procfs;
 use thiserror::Error;
 
+use crate::door;
 use crate::spec::DeviceSpec;
 use page::Page;
 
@@ -114,6 +116,15 @@ impl RunConfig {
     }
 }
 
+/// How a process came to the control page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// It could open it: it is of the supervisor's user.
+    Path,
+    /// The supervisor gave it to a process of another user.
+    Door,
+}
+
 /// A mapping of the control page. It stays for the life of the process: the agent has no moment at which it could go.
 #[derive(Clone, Copy, Debug)]
 pub struct Control {
@@ -142,9 +153,30 @@ impl Control {
     /// [`ControlError::Open`], or [`ControlError::Foreign`] when the file is no control page of this version.
     pub fn open(path: &Path) -> Result<Self, ControlError> {
         let page = Page::open(path).map_err(|source| ControlError::Open { path: path.to_owned(), source })?;
+        Self::checked(page, path)
+    }
+
+    fn checked(page: Result<&'static Page, &'static str>, path: &Path) -> Result<Self, ControlError> {
         match page.and_then(Page::check) {
             Ok(page) => Ok(Self { page }),
             Err(what) => Err(ControlError::Foreign { path: path.to_owned(), what }),
+        }
+    }
+
+    /// As [`open`](Self::open); a program of another user than the supervisor's, who may not, asks at the [`door`].
+    ///
+    /// # Errors
+    /// As for `open`: what that said, if the door stays closed, too.
+    pub fn find(path: &Path, door: Option<&Path>) -> Result<(Self, By), ControlError> {
+        let error = match Self::open(path) {
+            Ok(control) => return Ok((control, By::Path)),
+            Err(error) => error,
+        };
+        let process = || ProcessId::of_self(&Procfs::open().ok()?).ok();
+        let file = door.and_then(|door| door::control(door, process()?.0));
+        match file.and_then(|file| Page::of_file(file.into()).ok()) {
+            Some(page) => Self::checked(page, path).map(|control| (control, By::Door)),
+            None => Err(error),
         }
     }
 
@@ -259,6 +291,16 @@ impl Control {
             }
         }
         any
+    }
+
+    /// Records why a process runs unmanaged. The last record counts. Allocates nothing.
+    pub fn set_why_unmanaged(&self, why: &Text<256>) {
+        self.page.why_unmanaged.store(why.as_str());
+    }
+
+    /// Why the last process runs unmanaged that has said so; empty if none has.
+    pub fn why_unmanaged(&self) -> Text<256> {
+        self.page.why_unmanaged.load()
     }
 
     /// Records why a process cannot go on. Only the first record counts; says whether this one was it. Allocates nothing.

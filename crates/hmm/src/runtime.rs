@@ -437,11 +437,23 @@ pub fn open_files(
 ) -> Result<crate::mm::Files, OpenFilesError> {
     let uffd = Userfaultfd::open(access)?;
     let enabled = uffd.enable(crate::mm::features() | more)?;
+    open_files_for(uffd, access, enabled.contains(Features::EVENT_FORK))
+}
+
+/// As [`open_files`], with a userfaultfd that is there, and enabled.
+///
+/// # Errors
+/// [`OpenFilesError::Proc`].
+pub fn open_files_for(
+    uffd: Userfaultfd,
+    access: hmm_uapi::uffd::Access,
+    reports_forks: bool,
+) -> Result<crate::mm::Files, OpenFilesError> {
     let procfs = Procfs::open().map_err(OpenFilesError::Proc)?;
     Ok(crate::mm::Files {
         uffd,
         access,
-        reports_forks: enabled.contains(Features::EVENT_FORK),
+        reports_forks,
         pagemap: Pagemap::open_in(&procfs).map_err(OpenFilesError::Proc)?,
         maps: Maps::open_in(&procfs).map_err(OpenFilesError::Proc)?,
         procfs,

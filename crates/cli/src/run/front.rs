@@ -13,11 +13,16 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::channel::Ending;
+use super::place::Place;
 use super::signals::{Inbox, Received};
 use crate::failure::{Attempt, Failure};
 
 /// Waits until the supervisor says how the program ended, and ends the same way.
-pub(super) fn stand_in(socket: UnixStream, supervisor: u32) -> Result<ExitCode, Failure> {
+pub(super) fn stand_in(
+    socket: UnixStream,
+    supervisor: u32,
+    place: Option<&Place>,
+) -> Result<ExitCode, Failure> {
     let inbox = Inbox::open().attempt("read signals")?;
     loop {
         let mut fds = [
@@ -38,7 +43,11 @@ pub(super) fn stand_in(socket: UnixStream, supervisor: u32) -> Result<ExitCode, 
         if told {
             return match Ending::receive(&socket) {
                 Ok(ending) => Ok(ending.imitate()),
-                Err(_) => Err(Failure::of_hmm("the supervisor was killed, and the program with it")),
+                Err(_) => {
+                    // It would have.
+                    place.inspect(|place| place.remove());
+                    Err(Failure::of_hmm("the supervisor was killed, and the program with it"))
+                }
             };
         }
     }

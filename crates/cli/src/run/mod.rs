@@ -15,14 +15,18 @@
 //! program, which the kernel also does when the supervisor dies. Nothing is left running unwatched.
 
 mod channel;
+mod descent;
+mod door;
 mod elf;
 mod front;
 mod job;
 mod live;
+mod place;
 mod preload;
 mod program;
 mod signals;
 mod standstill;
+mod strays;
 mod summary;
 mod supervisor;
 mod totals;
@@ -30,14 +34,16 @@ mod verdict;
 mod watch;
 
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use hmm::control::{CONTROL_ENV, Control};
+use hmm::door::DOOR_ENV;
 
 use crate::args::RunArgs;
 use crate::failure::{Attempt, Failure};
 use job::Job;
+use place::Place;
 use signals::Mask;
 
 /// Runs the program. Returns in both processes, each with its own exit code.
@@ -47,25 +53,31 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     crate::doctor::require_run()?;
     let mask = Mask::block().attempt("block signals")?;
     let (to_supervisor, to_front) = UnixStream::pair().attempt("create a socket pair")?;
+    let place = Place::create();
     let front = rustix::process::getpid();
     // SAFETY: this process has one thread, so the child finds every lock free and may do what the parent might.
     match unsafe { libc::fork() } {
         0 => {
             drop(to_supervisor);
-            Ok(supervisor::supervise(job, mask, front, to_front))
+            Ok(supervisor::supervise(job, mask, front, to_front, place.as_ref()))
         }
         pid if pid > 0 => {
             drop((to_front, job));
-            front::stand_in(to_supervisor, pid.cast_unsigned())
+            front::stand_in(to_supervisor, pid.cast_unsigned(), place.as_ref())
         }
-        _ => Err(std::io::Error::last_os_error()).attempt("start the supervisor"),
+        _ => {
+            let error = std::io::Error::last_os_error();
+            place.inspect(Place::remove);
+            Err(error).attempt("start the supervisor")
+        }
     }
 }
 
 /// A process can have one agent, and this one's children would get two.
 fn refuse_nesting() -> Result<(), Failure> {
+    let door = std::env::var_os(DOOR_ENV).map(PathBuf::from);
     match std::env::var_os(CONTROL_ENV) {
-        Some(path) if Control::open(Path::new(&path)).is_ok() => Err(Failure::of_hmm(
+        Some(path) if Control::find(Path::new(&path), door.as_deref()).is_ok() => Err(Failure::of_hmm(
             "`hmm run` was called by a program that runs under hmm itself: its memory is managed already",
         )),
         _ => Ok(()),

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 /// Built by `build.rs`.
-const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libhmm_agent.so"));
+pub(super) const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/libhmm_agent.so"));
 
 /// What the dynamic linker reads.
 pub(super) const PRELOAD_ENV: &str = "LD_PRELOAD";

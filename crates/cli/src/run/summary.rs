@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::channel::Ending;
 use super::signals;
+use super::strays::{Stray, Strays};
 use super::totals::{Gauges, Totals};
 use super::watch::Watch;
 use crate::pages::{bytes, pages};
@@ -61,6 +62,10 @@ pub(super) struct Summary {
     peaks: Gauges,
     nr_processes: u64,
     nr_unmanaged: u64,
+    /// Some of those that were not managed, by name.
+    strays: Vec<Stray>,
+    /// What the last of them said that could not be managed.
+    why_unmanaged: String,
     totals: Totals,
     verdict: Option<Verdict>,
 }
@@ -71,7 +76,7 @@ impl Summary {
         ending: Ending,
         wall: Duration,
         control: &Control,
-        watch: &Watch,
+        (watch, strays): (&Watch, &Strays),
     ) -> Self {
         let (user, system) = cpu_time_of_children();
         Self {
@@ -84,7 +89,9 @@ impl Summary {
             peak_pages: control.ledger().peak(),
             peaks: watch.peaks().clone(),
             nr_processes: control.nr_processes(),
-            nr_unmanaged: watch.nr_unmanaged() + control.nr_turned_away(),
+            nr_unmanaged: watch.nr_unmanaged() + control.nr_turned_away() + strays.nr_uncounted(),
+            strays: strays.told().to_vec(),
+            why_unmanaged: control.why_unmanaged().as_str().to_owned(),
             totals: Totals::of(control),
             verdict: control.verdict(),
         }
@@ -103,10 +110,13 @@ impl Summary {
         }
         if self.nr_unmanaged > 0 {
             warnings.push(format!(
-                "warning: {} of {} processes ran without hmm",
-                self.nr_unmanaged,
-                self.nr_processes.max(self.nr_unmanaged)
+                "warning: {} processes ran without hmm, and {} with it",
+                self.nr_unmanaged, self.nr_processes
             ));
+        }
+        warnings.extend(self.strays.iter().map(|stray| format!("  without hmm: {stray}")));
+        if !self.why_unmanaged.is_empty() {
+            warnings.push(format!("  the last that could not be managed said: {}", self.why_unmanaged));
         }
         if self.peak_pages > self.config.ram_pages {
             warnings.push(format!(
@@ -137,6 +147,11 @@ impl Summary {
             )?;
         }
         Ok(())
+    }
+
+    fn unmanaged(&self) -> Vec<String> {
+        let said = Some(&self.why_unmanaged).filter(|text| !text.is_empty()).cloned();
+        self.strays.iter().map(ToString::to_string).chain(said).collect()
     }
 
     fn name(&self) -> String {
@@ -199,6 +214,8 @@ struct Json {
     metadata_bytes: u64,
     processes: u64,
     unmanaged_processes: u64,
+    /// The first of them by name and pid, with the reason, and what the last said that could not be managed.
+    unmanaged: Vec<String>,
     fault_latency: LatencyJson,
     counters: Map<String, Value>,
     verdict: Option<VerdictJson>,
@@ -269,6 +286,7 @@ impl Json {
             metadata_bytes: summary.peaks.metadata_bytes,
             processes: summary.nr_processes,
             unmanaged_processes: summary.nr_unmanaged,
+            unmanaged: summary.unmanaged(),
             fault_latency: LatencyJson {
                 count: latency.count(),
                 p50_ns: latency.quantile(0.5),
@@ -329,6 +347,8 @@ fn cpu_time_of_children() -> (Duration, Duration) {
 
 #[cfg(test)]
 mod tests {
+    use hmm::control::{SlotState, Text};
+
     use super::*;
 
     const PAGES: u64 = 16 << 8;
@@ -341,7 +361,13 @@ mod tests {
     }
 
     fn summary(control: &Control, ending: Ending) -> Summary {
-        Summary::new(vec!["sort".into()], ending, Duration::from_millis(1500), control, &Watch::new(*control))
+        Summary::new(
+            vec!["sort".into()],
+            ending,
+            Duration::from_millis(1500),
+            control,
+            (&Watch::new(*control), &Strays::default()),
+        )
     }
 
     #[test]
@@ -351,6 +377,20 @@ mod tests {
         assert!(warnings.len() == 1 && warnings[0].contains("ran without hmm"), "{warnings:?}");
         control.claim_slot(std::process::id()).unwrap();
         assert_eq!(summary(&control, Ending::Exited(0)).warnings(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_could_not_be_managed_is_told_with_the_reason() {
+        let control = control();
+        let slot = control.claim_slot(std::process::id()).unwrap();
+        assert_eq!(slot.state(), SlotState::Starting);
+        control.set_why_unmanaged(&Text::format(format_args!("no userfaultfd")));
+        let summary = summary(&control, Ending::Exited(0));
+        assert!(summary.warnings().iter().any(|line| line.contains("no userfaultfd")));
+        let mut json = Vec::new();
+        summary.write_json(&mut json).unwrap();
+        let json: Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(json["unmanaged"], serde_json::json!(["no userfaultfd"]));
     }
 
     #[test]

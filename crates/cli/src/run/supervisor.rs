@@ -9,17 +9,21 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use hmm::control::{CONTROL_ENV, Control, VerdictKind};
+use hmm::door::{DOOR_ENV, LIBRARY_ENV};
 use hmm_uapi::{Fd, sys};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
 use super::channel::Ending;
+use super::door::Door;
 use super::job::{Job, Show, StatsFile};
 use super::live::Live;
+use super::place::Place;
 use super::preload::{self, PRELOAD_ENV};
 use super::program::Program;
 use super::signals::{self, Inbox, Mask};
 use super::standstill::{Change, Standstill};
+use super::strays::Strays;
 use super::summary::Summary;
 use super::verdict;
 use super::watch::Watch;
@@ -30,8 +34,14 @@ use crate::output;
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// Runs the program to its end, and what it leaves behind to theirs. The exit code is seen by nobody.
-pub(super) fn supervise(job: Job, mask: Mask, front: Pid, socket: UnixStream) -> ExitCode {
-    let refused = match Supervisor::start(job, mask, front, &socket) {
+pub(super) fn supervise(
+    job: Job,
+    mask: Mask,
+    front: Pid,
+    socket: UnixStream,
+    place: Option<&Place>,
+) -> ExitCode {
+    let refused = match Supervisor::start(job, mask, front, &socket, place) {
         Ok(supervisor) => supervisor.work().err(),
         Err(failure) => Some(failure),
     };
@@ -39,6 +49,7 @@ pub(super) fn supervise(job: Job, mask: Mask, front: Pid, socket: UnixStream) ->
         let _printed = failure.report();
         let _front_gone = Ending::Exited(failure.code()).send(&socket);
     }
+    place.inspect(|place| place.remove());
     ExitCode::SUCCESS
 }
 
@@ -55,6 +66,9 @@ struct Supervisor<'a> {
     standstill: Standstill,
     control: Control,
     watch: Watch,
+    strays: Strays,
+    /// Only in a run of root's.
+    door: Option<Door>,
     live: Option<Live>,
     verdict_told: bool,
     show: Show,
@@ -66,7 +80,13 @@ struct Supervisor<'a> {
 }
 
 impl<'a> Supervisor<'a> {
-    fn start(job: Job, mask: Mask, front: Pid, socket: &'a UnixStream) -> Result<Self, Failure> {
+    fn start(
+        job: Job,
+        mask: Mask,
+        front: Pid,
+        socket: &'a UnixStream,
+        place: Option<&Place>,
+    ) -> Result<Self, Failure> {
         let inbox = Inbox::open().attempt("read signals")?;
         socket.set_nonblocking(true).attempt("use the socket pair")?;
         let front_fd = sys::pidfd_open(front.as_raw_nonzero().get()).attempt("watch the front process")?;
@@ -79,7 +99,8 @@ impl<'a> Supervisor<'a> {
 
         let (control_fd, control) = Control::create(&job.config).map_err(Failure::of_hmm)?;
         let library = preload::library().attempt("create the library to preload")?;
-        let mut command = command(&job.program, &job.command_line, &library, &control_fd)?;
+        let door = place.map(|place| open_door(place, &control_fd)).transpose()?;
+        let mut command = command(&job.program, &job.command_line, [&library, &control_fd], place)?;
         put_in_place(&mut command, mask, group);
         let started = Instant::now();
         let child = command.spawn().map_err(|error| cannot_start(&job.program, &error))?;
@@ -93,6 +114,8 @@ impl<'a> Supervisor<'a> {
             standstill: Standstill::default(),
             control,
             watch: Watch::new(control),
+            strays: Strays::default(),
+            door,
             live: job.show.live.then(|| Live::new(job.config, group)),
             verdict_told: false,
             show: job.show,
@@ -107,6 +130,7 @@ impl<'a> Supervisor<'a> {
         loop {
             self.wait()?;
             self.heed_front();
+            self.door.as_mut().map(Door::serve);
             while let Some(signal) = self.inbox.next().attempt("read signals")? {
                 if signal.number != libc::SIGCHLD && !signal.from_kernel {
                     self.pass_on(signal.number);
@@ -117,6 +141,9 @@ impl<'a> Supervisor<'a> {
             // While its process still has its slot, and its name.
             self.tell_verdict();
             self.watch.look();
+            if self.ending.is_none() {
+                self.strays.look();
+            }
             if let Some(live) = &mut self.live {
                 live.draw(&self.control);
             }
@@ -137,6 +164,9 @@ impl<'a> Supervisor<'a> {
         if self.front.is_some() {
             fds.push(PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN));
         }
+        fds.extend(
+            self.door.iter().flat_map(Door::fds).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+        );
         fds.extend(self.watch.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         match poll(&mut fds, Some(&TICK)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -245,7 +275,7 @@ impl<'a> Supervisor<'a> {
         };
         let command_line = std::mem::take(&mut self.command_line);
         let wall = self.started.elapsed();
-        let summary = Summary::new(command_line, ending, wall, &self.control, &self.watch);
+        let summary = Summary::new(command_line, ending, wall, &self.control, (&self.watch, &self.strays));
         for warning in summary.warnings() {
             output::note(format_args!("{warning}"));
         }
@@ -266,20 +296,31 @@ impl<'a> Supervisor<'a> {
     }
 }
 
+fn open_door(place: &Place, control: &OwnedFd) -> Result<Door, Failure> {
+    let control = control.try_clone().attempt("copy a descriptor")?;
+    Door::open(&place.door(), control).attempt("make a socket for programs of other users")
+}
+
 /// The program with the agent inside.
 fn command(
     program: &Program,
     command_line: &[OsString],
-    library: &OwnedFd,
-    control: &OwnedFd,
+    [library, control]: [&OwnedFd; 2],
+    place: Option<&Place>,
 ) -> Result<Command, Failure> {
     let path_of = |fd| preload::path_of(fd).attempt("hand memory to the program by way of /proc");
-    let preload = preload::with_inherited(path_of(library)?.as_os_str(), std::env::var_os(PRELOAD_ENV));
+    let by_descriptor = path_of(library)?;
+    // Where there is a place it is for all: the environment goes from one user's program to another's.
+    let library = place.map_or_else(|| by_descriptor.clone(), Place::library);
+    let preload = preload::with_inherited(library.as_os_str(), std::env::var_os(PRELOAD_ENV));
     let mut command = Command::new(&program.path);
     if let Some((name, args)) = command_line.split_first() {
         command.arg0(name).args(args);
     }
     command.env(PRELOAD_ENV, preload).env(CONTROL_ENV, path_of(control)?);
+    if let Some(place) = place {
+        command.env(DOOR_ENV, place.door()).env(LIBRARY_ENV, by_descriptor);
+    }
     Ok(command)
 }
 

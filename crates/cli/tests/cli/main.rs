@@ -11,6 +11,8 @@ mod memory;
 #[cfg(test)]
 mod passing_through;
 #[cfg(test)]
+mod place;
+#[cfg(test)]
 mod refusals;
 #[cfg(test)]
 mod signals;

@@ -18,7 +18,7 @@ use crate::spec::{DeviceSpec, MAX_SPEC_BYTES};
 
 /// "hmm-ctrl", to be changed with every change of the layout that the size does not show.
 const MAGIC: u64 = u64::from_be_bytes(*b"hmm-ctrl");
-const VERSION: u64 = 5;
+const VERSION: u64 = 6;
 const PAGE_BYTES: usize = size_of::<Page>();
 
 /// Everything that is shared. Valid whatever its bytes are: it has only atomic integers.
@@ -32,6 +32,8 @@ pub(super) struct Page {
     pub(super) supervisor: AtomicU64,
     pub(super) ledger: Ledger,
     pub(super) verdict: SharedVerdict,
+    /// What the last process said that could not be managed and went on.
+    pub(super) why_unmanaged: SharedText<32>,
     /// The slots from this one on have never been claimed.
     pub(super) nr_reached: AtomicU64,
     /// Processes that have had a slot.
@@ -65,7 +67,12 @@ impl Page {
 
     /// Maps an existing one, or says why the file is none.
     pub(super) fn open(path: &Path) -> io::Result<Result<&'static Self, &'static str>> {
-        let file = File::options().read(true).write(true).open(path)?;
+        Self::of_file(File::options().read(true).write(true).open(path)?.into())
+    }
+
+    /// As [`open`](Self::open), for a file that is open.
+    pub(super) fn of_file(fd: OwnedFd) -> io::Result<Result<&'static Self, &'static str>> {
+        let file = File::from(fd);
         if file.metadata()?.len() != PAGE_BYTES as u64 {
             return Ok(Err("its size differs"));
         }

@@ -69,7 +69,7 @@ impl ProcessId {
         (word != 0).then_some(Self(word))
     }
 
-    pub(super) const fn word(self) -> u64 {
+    pub(crate) const fn word(self) -> u64 {
         self.0
     }
 

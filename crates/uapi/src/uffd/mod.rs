@@ -30,7 +30,7 @@ use crate::range::AddrRange;
 
 pub use event::{Event, EventBuffer, Events, FaultAccess, MAX_EVENTS};
 pub use features::{EnableError, Features, supported_features};
-pub use open::{Access, OpenError};
+pub use open::{Access, OpenError, open_node};
 pub use resolve::{CopyMode, MoveMode, Outcome};
 
 /// The letter of userfaultfd's ioctls.

@@ -1,9 +1,11 @@
 //! Getting a userfaultfd: by the device node, or by the system call.
 
-use std::os::fd::FromRawFd;
+use std::ffi::CStr;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 
-use linux_raw_sys::general::{O_CLOEXEC, O_NONBLOCK, UFFD_USER_MODE_ONLY};
-use rustix::fs::{Mode, OFlags};
+use linux_raw_sys::general::{O_CLOEXEC, O_NONBLOCK, S_IFMT, UFFD_USER_MODE_ONLY};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mm::UserfaultfdFlags;
 
@@ -13,6 +15,9 @@ use crate::ioc;
 
 /// `USERFAULTFD_IOC_NEW`, which the bindings lack: number 0 of userfaultfd's ioctls.
 const IOC_NEW: u32 = rustix::ioctl::opcode::none(super::IOC_GROUP, 0);
+
+/// What the kernel calls a userfaultfd.
+const NAME: &[u8] = b"anon_inode:[userfaultfd]";
 
 /// Whose faults a userfaultfd serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +74,14 @@ pub enum OpenError {
     },
 }
 
+/// The device node, open: with it any process can [open](Userfaultfd::open_by_node) a userfaultfd.
+///
+/// # Errors
+/// `ENOENT`: there is none. `EACCES`: it is not for this user.
+pub fn open_node() -> Result<Fd, Errno> {
+    rustix::fs::open(c"/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map(Fd::from)
+}
+
 impl Userfaultfd {
     /// Opens one for this address space: by `/dev/userfaultfd`, else by `userfaultfd(2)`. Closed on exec, and reading
     /// it does not wait. It serves nothing before [`enable`](Self::enable).
@@ -89,8 +102,15 @@ impl Userfaultfd {
     }
 
     fn open_by_device(access: Access) -> Result<Self, Errno> {
-        let node = rustix::fs::open(c"/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        let node = Fd::from(node);
+        Self::open_by_node(open_node()?, access)
+    }
+
+    /// Opens one for this address space by an open [device node](open_node), whoever has opened that. Otherwise as
+    /// [`open`](Self::open).
+    ///
+    /// # Errors
+    /// `ENOTTY`: it is not that node. `EMFILE`, `ENFILE`, `ENOMEM`.
+    pub fn open_by_node(node: impl AsFd, access: Access) -> Result<Self, Errno> {
         let mut flags = O_CLOEXEC | O_NONBLOCK;
         if access == Access::UserModeOnly {
             flags |= UFFD_USER_MODE_ONLY;
@@ -99,6 +119,18 @@ impl Userfaultfd {
         let fd = unsafe { ioc::call_with_value(&node, IOC_NEW, flags as usize) }?;
         // SAFETY: the kernel has just made this descriptor for us.
         Ok(Self::from_fd(unsafe { Fd::from_raw_fd(fd) }))
+    }
+
+    /// Takes a descriptor over that a stranger has sent, if it is a userfaultfd. Calls of it do nothing to anything else then.
+    pub fn of_stranger(fd: Fd) -> Option<Self> {
+        // Files that have neither a type nor a directory are the kernel's own, and this is the name of ours.
+        let has_type = rustix::fs::fstat(&fd).map_or(true, |stat| stat.st_mode & S_IFMT != 0);
+        let mut path = [0u8; 40];
+        write!(&mut path[..], "/proc/self/fd/{}\0", fd.as_raw_fd()).ok()?;
+        let mut name = [0u8; NAME.len() + 1];
+        let path = CStr::from_bytes_until_nul(&path).ok()?;
+        let len = rustix::fs::readlinkat_raw(CWD, path, &mut name[..]).ok()?;
+        (!has_type && name.get(..len) == Some(NAME)).then(|| Self::from_fd(fd))
     }
 
     fn open_by_syscall(access: Access) -> Result<Self, Errno> {

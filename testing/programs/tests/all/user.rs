@@ -1,11 +1,12 @@
-//! An ordinary user, with and without the right to open /dev/userfaultfd.
+//! An ordinary user, with and without the right to open /dev/userfaultfd; and root's programs that execute others as another
+//! user.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use hmm_programs::command::hmm_binary;
 use hmm_programs::skip::{has_programs, is_root, skipped};
-use hmm_programs::{Job, TempDir, can_run};
+use hmm_programs::{Hmm, Job, MIB, TempDir, assert_same_output, can_run};
 
 const DEVICE: &str = "/dev/userfaultfd";
 /// nobody's, with a group that nobody else has: it is only in this test's processes.
@@ -84,4 +85,65 @@ fn an_ordinary_user_needs_the_right_and_no_more() {
     assert_eq!(done.code(), 125, "{done:?}");
     assert_eq!(done.stdout(), "");
     assert!(done.stderr.contains(DEVICE), "{}", done.stderr);
+}
+
+/// Changes all of 64 MiB several times, in system calls, too, and in a child.
+const WORK: &str = "import os
+b = bytearray(64 << 20)
+for k in range(3):
+  for i in range(0, len(b), 4096): b[i] = (k + i // 4096) % 200
+pid = os.fork()
+if pid == 0:
+  for i in range(0, len(b), 4096): b[i] = b[i] + 1
+  os.write(1, b'child %d %d\\n' % (os.getuid(), sum(b)))
+  os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+open('/dev/null', 'wb').write(b)
+r, w = os.pipe()
+os.write(w, memoryview(b)[4095:8191])
+os.write(1, b'%d %d %r\\n' % (os.getuid(), sum(b), os.read(r, 4)))
+";
+
+/// Root's program and another user's, one budget.
+#[test]
+fn what_is_executed_as_another_user_is_managed() {
+    if !can_run() || !is_root() || !has_programs(&["setpriv", "/usr/bin/python3"]) {
+        return;
+    }
+    let work = "/usr/bin/python3 -c \"$0\"";
+    let user = format!("setpriv --reuid={USER} --regid={GROUP} --clear-groups");
+    // Both at the same time; what they say comes in order.
+    let script = format!("own=$({work}) & {user} {work} && wait && {user} sh -c 'exec {work}' \"$0\"");
+    let job = Job::sh(&script).arg(WORK);
+    let (alone, managed) = (job.alone(), job.under(&Hmm::ram(32 * MIB)));
+    assert!(alone.status.success(), "{}", alone.stderr);
+    assert_same_output(&managed, &alone);
+    let stats = managed.stats();
+    assert!(stats.get("processes") >= 7, "{stats}");
+    assert_eq!(stats.get("unmanaged_processes"), 0, "{stats}");
+    assert!(stats.get("peak_resident_bytes") <= 32 * MIB, "the budget was exceeded: {stats}");
+    assert!(stats.count("pgstore") * 4096 >= 64 * MIB, "hardly anything left: {stats}");
+}
+
+/// Behind another root directory there is no library where it was, but the supervisor's in `/proc`.
+#[test]
+fn what_is_executed_behind_another_root_is_managed() {
+    if !can_run() || !is_root() || !has_programs(&["unshare", "mount", "chroot", "/usr/bin/python3"]) {
+        return;
+    }
+    let script = "mount --rbind / \"$1\" || exit 9
+mount -t tmpfs none \"$1$(dirname $(dirname ${HMM_DOOR:-/run/x/door}))\" || exit 9
+exec chroot \"$1\" /usr/bin/python3 -c \"$0\"";
+    let dir = TempDir::new();
+    let job = Job::new("unshare").args(["--mount", "sh", "-c", script, WORK]).arg(dir.path());
+    let alone = job.alone();
+    if alone.status.code() == Some(9) {
+        skipped("no mounts here");
+        return;
+    }
+    let managed = job.under(&Hmm::ram(32 * MIB));
+    assert_same_output(&managed, &alone);
+    let stats = managed.stats();
+    assert_eq!(stats.get("unmanaged_processes"), 0, "{stats}");
+    assert!(stats.count("pgstore") * 4096 >= 32 * MIB, "hardly anything left: {stats}");
 }
