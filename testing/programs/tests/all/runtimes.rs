@@ -1,4 +1,4 @@
-//! Runtimes that manage memory of their own: a JVM, node; a debugger; processes of make.
+//! Runtimes that manage memory of their own: a JVM, node; a database server; a debugger; processes of make.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -63,6 +63,45 @@ console.log(sum);",
         150_000 * scale()
     );
     same_within_budgets(&Job::new("node").args(["-e", &script]));
+}
+
+/// As root, on a directory that is another user's, because it refuses to be root; else in one of the caller's.
+const POSTGRES: &str = r#"
+set -e
+PATH=/usr/lib/postgresql/15/bin:$PATH
+if [ $(id -u) = 0 ]; then
+    dir=$(mktemp -d -p "$1")
+    chown postgres "$dir"
+    exec runuser -u postgres -- sh -c "$0" "$0" "$dir" "$2"
+fi
+cd "$1"
+initdb -D "$1/data" --no-sync -A trust --locale=C -E UTF8 >"$1/log"
+set -- "$1" "$2" -c listen_addresses= -c work_mem=1GB -c shared_buffers=16MB -c fsync=off
+(shift 2; exec postgres -D data -k "$PWD" "$@") >>"$1/log" 2>&1 &
+until pg_isready -q -h "$1"; do kill -0 $! || { cat "$1/log"; exit 1; }; sleep 0.1; done
+psql -h "$1" -d postgres -qAt -v n="$2" <<'S'
+create table t as select i, md5(i::text) as h, (i::bigint * 7919) % 1000003 as k from generate_series(1, :n) i;
+analyze t;
+select count(*), md5(string_agg(h, '' order by h)) from t;
+select sum(length(x)), md5(string_agg(x, '')) from (select h || k as x from t order by k desc, h) s;
+select count(*), sum(n) from (select h, count(*) n from t group by h) s;
+select count(*), sum(a.k) from t a join t b on a.h = md5(b.i::text);
+create index on t (h);
+select i, k from t where h = md5('12345');
+S
+kill -INT $!
+wait $!
+"#;
+
+/// It forks a process for each client, and sorts and hashes in memory of its own; nothing but root's program starts it.
+#[test]
+fn postgres_sorts_and_hashes() {
+    if !can_run() || !has_programs(&["/usr/lib/postgresql/15/bin/postgres", "psql", "runuser"]) {
+        return;
+    }
+    let dir = TempDir::new();
+    let nr_rows = (200_000 * scale()).to_string();
+    same_within_budgets(&Job::sh(POSTGRES).arg(POSTGRES).arg(dir.path()).arg(nr_rows));
 }
 
 /// A debugger stops all threads, the agent's among them, reads what is there, and lets them go on.
