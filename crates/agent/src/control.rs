@@ -178,10 +178,13 @@ pub(crate) fn discover_all(runtime: &Runtime) {
 
 /// Looks for memory in a range, leaving out what is ours.
 pub(crate) fn discover(runtime: &Runtime, within: AddrRange) -> Found {
-    let exclude = EXCLUDE.lock().unwrap_or_else(PoisonError::into_inner);
-    runtime.set_exclude(&exclude);
-    drop(exclude);
+    set_exclude(runtime);
     runtime.discover(within)
+}
+
+/// Says what is ours.
+pub(crate) fn set_exclude(runtime: &Runtime) {
+    runtime.set_exclude(&EXCLUDE.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 /// What became of what the program's threads have asked for.

@@ -9,6 +9,7 @@
 //!          |                   answers the child's faults <------ libc's part of fork
 //!          |                                                      starts an agent of its own
 //!          |                   sends the uffd over b <----------- says so over a
+//!          |                                        <----------- has a use for it (`child`)
 //!          <------------  done, thaws
 //! ```
 //!
@@ -26,29 +27,25 @@
 //! pages are away; else the child registers its memory anew.
 
 use std::ffi::c_int;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hmm::control::{Control, SlotState, VerdictKind};
+use hmm::control::{Control, VerdictKind};
 use hmm::core::notifier::Cause;
 use hmm::handover;
 use hmm::runtime::Runtime;
-use hmm::uapi::procfs::Procfs;
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
-use hmm::uapi::uffd::{EventBuffer, Features, Userfaultfd};
+use hmm::uapi::uffd::{EventBuffer, Userfaultfd};
 use hmm::uapi::{Errno, Fd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::announce::{Open, is_watched};
-use crate::books::SharedBooks;
 use crate::errno::failed;
+use crate::inherit::NR_REPEATED;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
-use crate::{
-    MANAGED, announce, control, descriptors, devices, dmirror, fail, files, inherit, relocate, reserve,
-    threads, withhold,
-};
+use crate::{MANAGED, child, control, devices, dmirror, fail, reserve};
 
 /// How a fork stands, for the thread that forks.
 const IDLE: u32 = 0;
@@ -61,25 +58,20 @@ const AGAIN: u32 = 4;
 /// The engine could not be brought to rest.
 const REFUSED: u32 = 5;
 
-/// What the child says over its end.
-const CHILD_READY: u8 = b'R';
-const CHILD_USELESS: u8 = b'X';
-
 static STATE: AtomicU32 = AtomicU32::new(IDLE);
 /// Held by the thread that forks.
 static FORKING: AtomicBool = AtomicBool::new(false);
 /// That thread, from when the engine is at rest.
 static ARRANGED_BY: AtomicI32 = AtomicI32::new(0);
-static CHILD_END: AtomicI32 = AtomicI32::new(-1);
-/// In the child, until its agent has started.
-static CHILD_PROCFS: AtomicI32 = AtomicI32::new(-1);
+pub(crate) static CHILD_END: AtomicI32 = AtomicI32::new(-1);
 static PARENT_END: AtomicI32 = AtomicI32::new(-1);
-/// In the child: 0 until its agent has started (1) or failed (2).
-static CHILD_STARTED: AtomicU32 = AtomicU32::new(0);
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at who waits for the control thread while it waits for the fork.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+/// Looks at mappings, as long as they are changing, and the pause in between.
+const MAX_LOOKS: usize = 100;
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000 };
 /// Copies of the engine that may turn out useless before the fork is given up.
 const MAX_TRIES: usize = 16;
 
@@ -93,7 +85,7 @@ static BARE_FORK: Next<Fork> = unsafe { Next::new(c"_Fork", refuse) };
 /// Called once, on the program's main thread.
 pub(crate) fn install() {
     // SAFETY: the three functions do what such handlers may, on the thread that forks.
-    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+    unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(in_child)) };
 }
 
 /// See `fork(2)`.
@@ -110,7 +102,7 @@ pub extern "C" fn _Fork() -> libc::pid_t {
     arranged(|| {
         let pid = BARE_FORK.get()();
         if pid == 0 {
-            child()
+            in_child()
         } else {
             parent()
         }
@@ -121,10 +113,11 @@ pub extern "C" fn _Fork() -> libc::pid_t {
 /// Forks with the engine at rest, again if the copy was of no use. Here there is a way back, which there is not in
 /// `prepare`.
 fn arranged(fork: impl Fn() -> libc::pid_t) -> libc::pid_t {
-    for _ in 0..MAX_TRIES {
+    for nr_repeated in 0..MAX_TRIES {
         if MANAGED.load(Ordering::Acquire) && !arrange() {
             break;
         }
+        NR_REPEATED.store(nr_repeated, Ordering::Relaxed);
         let pid = fork();
         if pid <= 0 || STATE.load(Ordering::Acquire) != AGAIN {
             return pid;
@@ -174,7 +167,6 @@ fn arrange() -> bool {
     if made == 0 {
         CHILD_END.store(ends[0], Ordering::Relaxed);
         PARENT_END.store(ends[1], Ordering::Relaxed);
-        CHILD_STARTED.store(0, Ordering::Relaxed);
         set_state(ASKED);
         MAILBOX.poke();
         if wait_while(ASKED) == READY {
@@ -214,32 +206,20 @@ extern "C" fn parent() {
 }
 
 /// After the fork, in the child, on its only thread.
-extern "C" fn child() {
+extern "C" fn in_child() {
     if !MANAGED.load(Ordering::Acquire) {
         return;
     }
-    let end_fd = CHILD_END.load(Ordering::Relaxed);
-    // Whatever comes of us: who ends with something unread is a failed connection to its peer, which hears nothing more.
-    // SAFETY: the descriptor is open: this is the only thread.
-    let inherited = receive_fd(unsafe { BorrowedFd::borrow_raw(end_fd) }).map(Procfs::from_fd);
-    // A fault that was served meanwhile may have taken pages to a file.
-    if Runtime::was_busy() || devices::empty_files().is_none() {
-        let useless = [CHILD_USELESS];
-        // SAFETY: sends a byte.
-        unsafe { libc::send(end_fd, useless.as_ptr().cast(), 1, 0) };
-        // SAFETY: ends the process, of which nothing is needed.
-        unsafe { libc::_exit(0) };
-    }
-    // As long as it is open here, we would not see that the parent is gone.
-    close_end(&PARENT_END);
-    match inherited.map_or_else(Procfs::open, Ok) {
-        Ok(procfs) => start_in_child(&procfs),
-        Err(_) => end("a forked process has no /proc"),
-    }
+    child::start();
     close_end(&CHILD_END);
     ARRANGED_BY.store(0, Ordering::Relaxed);
     STATE.store(IDLE, Ordering::Release);
     FORKING.store(false, Ordering::Release);
+}
+
+/// In the child.
+pub(crate) fn close_parent_end() {
+    close_end(&PARENT_END);
 }
 
 fn close_ends() {
@@ -252,111 +232,13 @@ fn close_end(end: &AtomicI32) {
     unsafe { libc::close(end.swap(-1, Ordering::Relaxed)) };
 }
 
-fn start_in_child(procfs: &Procfs) {
-    let (Some(runtime), Some((page, _))) = (control::runtime(), control::setup()) else { return };
-    let slot = reserve::take_over(&page, procfs).unwrap_or_else(|why| end(why));
-    CHILD_PROCFS.store(procfs.as_fd().as_raw_fd(), Ordering::Relaxed);
-    SharedBooks::set_slot(slot);
-    runtime.reset_threads();
-    threads::reset();
-    runtime.engine().notifiers().forget_all();
-    announce::reset();
-    relocate::reset();
-    withhold::reset();
-    MAILBOX.reset();
-    let started = threads::spawn(false, child_main);
-    while started.is_ok() && CHILD_STARTED.load(Ordering::Acquire) == 0 {
-        let _ = futex_wait(&CHILD_STARTED, Scope::Private, 0, Some(PATIENCE));
-    }
-    if started.is_err() || CHILD_STARTED.load(Ordering::Acquire) != 1 {
-        end("the agent of a forked process could not be started");
-    }
-    slot.set_state(SlotState::Managed);
-}
-
-fn end(text: &str) -> ! {
+/// Ends the process, which cannot go on without an agent.
+pub(crate) fn end(text: &str) -> ! {
     match control::setup() {
         Some((page, _)) => fail(page, VerdictKind::AgentFailed, text),
         // SAFETY: ends the process; cannot happen, because who comes here was set up.
         None => unsafe { libc::_exit(125) },
     }
-}
-
-/// The child's control thread.
-fn child_main() {
-    let _ = hmm::uapi::sys::set_thread_name(c"hmm-control");
-    let outcome = control::runtime().ok_or("no runtime").and_then(|runtime: &'static Runtime| {
-        open_again(runtime)?;
-        if dmirror::is_on() {
-            dmirror::forget();
-            dmirror::listen(runtime).map_err(|_| "no listeners")?;
-        }
-        control::spawn_workers().map_err(|_| "no threads")?;
-        Ok(runtime)
-    });
-    CHILD_STARTED.store(if outcome.is_ok() { 1 } else { 2 }, Ordering::Release);
-    futex_wake(&CHILD_STARTED, Scope::Private, 1);
-    if let Ok(runtime) = outcome {
-        control::look_after(runtime);
-    }
-}
-
-/// Has the descriptors of the agent's, in this process.
-fn open_again(runtime: &Runtime) -> Result<(), &'static str> {
-    // Out of the way of the numbers that the engine knows, and of everything else.
-    // SAFETY: this thread's descriptor table is a copy of the program's, used by nobody else.
-    let high = |fd: &AtomicI32| match unsafe { libc::fcntl(fd.load(Ordering::Relaxed), libc::F_DUPFD, 512) } {
-        high if high < 0 => Err("no descriptors"),
-        // SAFETY: it was made above.
-        high => Ok(unsafe { Fd::from_raw_fd(high) }),
-    };
-    let (end, procfs) = (high(&CHILD_END)?, Procfs::from_fd(high(&CHILD_PROCFS)?));
-    // SAFETY: as above.
-    unsafe { hmm::uapi::sys::close_range(0, 511) }.map_err(|_| "close_range")?;
-    let reports_forks = runtime.engine().kernel().reports_forks();
-    let handed_over = receive_uffd(&end);
-    let is_alone = reports_forks && handed_over.is_none();
-    let uffd = handed_over.map_or_else(|| open_own(reports_forks), Ok)?;
-    descriptors::renew(runtime, uffd, procfs)?;
-    inherit::forget(runtime).map_err(|_| "smaps")?;
-    if is_alone {
-        register_alone(runtime)?;
-    } else if !reports_forks {
-        runtime.register_anew().map_err(|_| "register")?;
-        control::discover_all(runtime);
-    }
-    Ok(())
-}
-
-fn open_own(reports_forks: bool) -> Result<Userfaultfd, &'static str> {
-    let more = if reports_forks { Features::EVENT_FORK } else { Features::empty() };
-    files::open(more).map(|files| files.uffd).map_err(|_| "no userfaultfd")
-}
-
-/// The parent was killed before it could hand our userfaultfd over: takes our memory over without it.
-fn register_alone(runtime: &Runtime) -> Result<(), &'static str> {
-    let start = Instant::now();
-    loop {
-        match runtime.register_alone() {
-            Ok(true) => return Ok(()),
-            Ok(false) => return Err("a page was touched that only the parent had"),
-            // It is about to be gone.
-            Err(Errno::BUSY) if start.elapsed() < PATIENCE => _ = rustix::thread::nanosleep(&LOOK),
-            Err(_) => return Err("register"),
-        }
-    }
-}
-
-/// Tells the parent that we are ready, and gets its answer: the userfaultfd of our memory, if the kernel has made one. `None`
-/// as well if the parent was killed.
-fn receive_uffd(end: &Fd) -> Option<Userfaultfd> {
-    rustix::io::write(end, &[CHILD_READY]).ok()?;
-    receive_fd(end).map(Userfaultfd::from_fd)
-}
-
-/// Waits for a descriptor. `None` if there is none, or nobody any more who could send one.
-fn receive_fd(end: impl AsFd) -> Option<Fd> {
-    handover::receive(end, &mut [0]).ok()?.1
 }
 
 /// The control thread's side: arranges a fork if one was asked for.
@@ -377,10 +259,10 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     dmirror::share_frames();
     // It lies there until the child reads it, also if we are killed.
     let _read_by_nobody = handover::send(&end, &[0], Some(runtime.engine().kernel().procfs().as_fd()));
-    runtime.engine().kernel().lend();
+    lend(runtime);
     set_state(READY);
     let next = attend(runtime, &page, &end, open);
-    runtime.engine().kernel().withhold_all();
+    withhold_all(runtime);
     drop(end);
     drop(shared);
     // If there is no child that took it over.
@@ -388,6 +270,37 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     runtime.engine().have_all_stay(false);
     runtime.thaw();
     set_state(next);
+}
+
+/// Looks at the mappings, again if they were changing, while the engine is at rest.
+fn until_calm(runtime: &Runtime, look: &mut dyn FnMut()) {
+    for _ in 0..MAX_LOOKS {
+        look();
+        if !runtime.engine().kernel().uffd().is_changing() {
+            return;
+        }
+        runtime.serve_once(&mut |child| runtime.poison_child(&child));
+        // Who has changed them gets to run.
+        let _ = rustix::thread::nanosleep(&PAUSE);
+    }
+}
+
+/// Lets the child have managed memory, where nobody hears of forks.
+fn lend(runtime: &Runtime) {
+    let mm = runtime.engine().kernel();
+    if !mm.reports_forks() {
+        until_calm(runtime, &mut || mm.lend());
+    }
+}
+
+/// Keeps it from children that are not arranged again.
+fn withhold_all(runtime: &Runtime) {
+    let mm = runtime.engine().kernel();
+    if !mm.reports_forks() {
+        let mut withheld = vec![];
+        until_calm(runtime, &mut || withheld.append(&mut mm.withhold_all()));
+        mm.lend_others(&withheld);
+    }
 }
 
 /// Whether the child can have devices of its own; while the engine is at rest.
@@ -429,6 +342,11 @@ fn prepare_engine(runtime: &Runtime, page: &Control) -> bool {
         answer();
         runtime.serve_once(&mut |child| runtime.poison_child(&child));
     };
+    // So that a child knows what it has.
+    until_calm(runtime, &mut || {
+        answer();
+        control::discover_all(runtime);
+    });
     // In this order: what leaves for the child may go to a file.
     let possible = reserve::fill(page, runtime, on_full, &mut &serve) && are_files_empty(runtime);
     if !possible {
@@ -480,13 +398,18 @@ fn attend(runtime: &'static Runtime, page: &Control, end: &Fd, open: &mut Open) 
 
 /// The child has said something, or is not there.
 fn finish(end: &Fd, child: Option<&Userfaultfd>) -> u32 {
-    let mut byte = [0u8];
-    let read = rustix::io::read(end, &mut byte).unwrap_or(0);
-    if read == 1 && byte[0] == CHILD_USELESS {
-        return AGAIN;
-    }
-    if (read, byte[0]) == (1, CHILD_READY) {
+    let mut said = hear(end);
+    if said == Some(child::READY) {
         let _read_by_nobody = handover::send(end, &[0], child.map(AsFd::as_fd));
+        // Its faults are its own from here on.
+        said = hear(end);
     }
-    DONE
+    if said == Some(child::USELESS) { AGAIN } else { DONE }
+}
+
+/// Waits for what the child has to say. `None` if it is gone.
+fn hear(end: &Fd) -> Option<u8> {
+    let mut byte = [0u8];
+    let nr = rustix::io::retry_on_intr(|| rustix::io::read(end, &mut byte)).unwrap_or(0);
+    (nr == 1).then_some(byte[0])
 }

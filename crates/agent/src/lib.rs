@@ -19,6 +19,7 @@ mod announce;
 mod bodies;
 mod books;
 mod brk;
+mod child;
 mod control;
 mod descriptors;
 mod devices;

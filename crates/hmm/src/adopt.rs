@@ -140,7 +140,7 @@ pub(crate) fn take_part(engine: &Engine<Mm>, within: AddrRange) -> Found {
 }
 
 /// Calls `each` for the parts of the range that are in none of `exclude`.
-fn for_parts_outside(range: AddrRange, exclude: &[AddrRange], each: &mut dyn FnMut(AddrRange)) {
+pub(crate) fn for_parts_outside(range: AddrRange, exclude: &[AddrRange], each: &mut dyn FnMut(AddrRange)) {
     let mut start = range.start;
     while start < range.end {
         let inside = exclude.iter().find(|ours| ours.contains(start));
@@ -223,6 +223,7 @@ fn register_next(engine: &Engine<Mm>, rest: PageRange) -> Step {
     }
     // SAFETY: as in `register`.
     if unsafe { mm.uffd().register(range_of(gap), MODES) }.is_err() {
+        mm.lend_range(gap);
         return Step::Refused(gap);
     }
     if one_mapping(mm, gap).is_none_or(|now| gap.intersect(now) != gap) {

@@ -31,7 +31,7 @@ mod freeze;
 pub mod handover;
 pub mod heap;
 pub mod hints;
-mod inherit;
+pub mod inherit;
 pub mod manage;
 mod messages;
 mod migrating;

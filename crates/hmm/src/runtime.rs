@@ -199,6 +199,11 @@ impl Runtime {
         ours.into_iter().any(|ours| ours.start < range.end && range.start < ours.end)
     }
 
+    /// What is never managed.
+    pub(crate) fn excluded(&self) -> Vec<AddrRange> {
+        self.exclude.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Says what is never managed, besides staging.
     pub fn set_exclude(&self, ranges: &[AddrRange]) {
         let mut exclude = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);

@@ -15,6 +15,7 @@ use hmm_core::addr::{PageRange, Vpn};
 use hmm_uapi::mapping::Advice;
 use rustix::io::Errno;
 
+use crate::adopt::is_manageable;
 use crate::mm::{Mm, range_of};
 
 impl Mm {
@@ -40,27 +41,69 @@ impl Mm {
 
     /// Lets the children of forks have what is registered, but for what the program keeps from them. For the time in which no
     /// page is away. Does nothing where forks are heard of. To be called where nobody else works on the engine, as all that
-    /// comes before [`withhold_all`](Self::withhold_all).
+    /// comes before [`withhold_all`](Self::withhold_all); again, when events have been read, if mappings were changing.
+    ///
+    /// A mapping can have grown in place: what is new of it is kept from children as the rest is, and in no extent before it is
+    /// found. So mappings are lent, not extents. Those that are lent grow by what is lent as well.
     pub fn lend(&self) {
         self.is_lent.store(true, Ordering::Relaxed);
-        self.for_extents(&mut |extent| {
-            let mut at = extent.start;
-            while at < extent.end {
-                let kept = self.extents.withheld().next_in(at, extent.end);
-                let kept = kept.unwrap_or(PageRange::new(extent.end, 0));
-                self.lend_range(PageRange { start: at, end: kept.start });
-                at = kept.end;
+        if self.reports_forks() {
+            return;
+        }
+        // Where the last one ends: one that has grown since it was looked at goes on there, as a mapping of its own.
+        let mut behind = Vpn(0);
+        for vma in self.maps().iter_from(0).map_while(Result::ok) {
+            let mapping = PageRange::of_bytes(vma.start, vma.end);
+            let is_ours = self.extents.next_in(mapping.start, mapping.end).is_some();
+            if is_manageable(&vma) && (is_ours || behind == mapping.start) {
+                behind = self.lend_mapping(mapping);
             }
-        });
+        }
     }
 
-    /// Keeps all that is registered from children again.
-    pub fn withhold_all(&self) {
+    /// Gives where it ends, if its end is lent.
+    fn lend_mapping(&self, mapping: PageRange) -> Vpn {
+        let mut at = mapping.start;
+        loop {
+            let kept = self.extents.withheld().next_in(at, mapping.end);
+            let next = kept.unwrap_or(PageRange::new(mapping.end, 0));
+            self.lend_range(PageRange { start: at, end: next.start });
+            match kept {
+                None => return mapping.end,
+                // What it grows by is kept as it is.
+                Some(kept) if kept.end == mapping.end => return Vpn(0),
+                Some(kept) => at = kept.end,
+            }
+        }
+    }
+
+    /// Keeps all that is registered from children again, and gives what that is. If mappings were changing it is to be done once
+    /// more when events have been read, and what turns out to be others' by then is to be lent.
+    #[must_use = "some of it may be others'"]
+    pub fn withhold_all(&self) -> Vec<PageRange> {
         self.is_lent.store(false, Ordering::Relaxed);
-        self.for_extents(&mut |extent| {
+        let mut all = vec![];
+        let mut at = Vpn(0);
+        while !self.reports_forks()
+            && let Some(extent) = self.extents.next_in(at, Vpn(u64::MAX >> 12))
+        {
+            at = extent.end;
             // A part that was unmapped meanwhile makes it fail; the rest is done.
             let _ = self.withhold(extent);
-        });
+            all.push(extent);
+        }
+        all
+    }
+
+    /// Lets children have what is not registered of ranges that were taken for it.
+    pub fn lend_others(&self, ranges: &[PageRange]) {
+        for range in ranges {
+            let mut rest = *range;
+            while let Some(gap) = self.extents.first_gap(rest) {
+                self.lend_range(gap);
+                rest.start = gap.end;
+            }
+        }
     }
 
     /// The program keeps a range from its children, or does so no longer (`MADV_DONTFORK`, `MADV_DOFORK`), and has told the
@@ -77,16 +120,6 @@ impl Mm {
                 self.extents.withheld().remove(part);
                 let _ = self.withhold(part);
             }
-        }
-    }
-
-    fn for_extents(&self, each: &mut dyn FnMut(PageRange)) {
-        let mut at = Vpn(0);
-        while !self.reports_forks()
-            && let Some(extent) = self.extents.next_in(at, Vpn(u64::MAX >> 12))
-        {
-            at = extent.end;
-            each(extent);
         }
     }
 }

@@ -18,6 +18,7 @@ use hmm::core::ledger::Ledger;
 use hmm::core::stats::Stats;
 use hmm::core::{Config, Engine};
 use hmm::device::Ram;
+use hmm::inherit::More;
 use hmm::mm::{Books, Mm};
 use hmm::runtime::{Policy, Runtime, open_files};
 use hmm::uapi::AddrRange;
@@ -391,4 +392,87 @@ fn a_page_that_others_hold_the_memory_for_is_granted_after_a_while() {
         arena.assert_holds(8, 1, 7);
         assert!(mm.stats().overcharged.load(Ordering::Relaxed) > 0, "counted");
     });
+}
+
+/// The child of a fork, whose userfaultfd is the kernel's copy of its parent's, tells what it has by that, whatever the copy
+/// of the engine knows.
+#[test]
+fn what_a_child_has_is_what_is_registered() {
+    alone("what_a_child_has_is_what_is_registered", || {
+        let arena = Arena::new();
+        let pages = |first, nr_pages| {
+            let range = arena.range(first, nr_pages);
+            PageRange::of_bytes(range.start, range.end)
+        };
+        let extents = arena.runtime.engine().kernel().extents();
+        for first in [8, 32] {
+            arena.map(first, 8);
+            assert_eq!(arena.look(first, 8), Some(1));
+        }
+        // What an unread event has ended: nothing is there any more, or other memory.
+        arena.map(60, 8);
+        extents.set_vma(pages(48, 8));
+        extents.set_vma(pages(60, 8));
+        let inherited = arena.runtime.inherited(true).expect("proc");
+        assert_eq!(inherited.more(), More::Nothing);
+        arena.runtime.forget_gone(&inherited);
+        assert_eq!(arena.known(0, ARENA_PAGES), [(8, 8), (32, 8)]);
+        // Where the userfaultfd has gone with the parent, memory is all that can be told.
+        extents.set_vma(pages(48, 8));
+        extents.set_vma(pages(60, 8));
+        arena.runtime.forget_gone(&arena.runtime.inherited(false).expect("proc"));
+        assert_eq!(arena.known(0, ARENA_PAGES), [(8, 8), (32, 8), (60, 8)]);
+
+        extents.remove(pages(12, 4));
+        assert_eq!(arena.runtime.inherited(true).expect("proc").more(), More::Behind);
+        extents.remove(pages(32, 8));
+        assert_eq!(arena.runtime.inherited(true).expect("proc").more(), More::Elsewhere);
+    });
+}
+
+/// Where forks are not reported, what is lent and kept are mappings of the kernel's, which can differ from what is known.
+#[test]
+fn children_are_lent_what_has_grown_and_others_memory() {
+    alone("children_are_lent_what_has_grown_and_others_memory", || {
+        let arena = Arena::new();
+        arena.map(8, 8);
+        assert_eq!(arena.look(8, 8), Some(1));
+        let mm = arena.runtime.engine().kernel();
+        // SAFETY: nothing of the arena is there.
+        unsafe { rustix::mm::munmap(arena.at(16), 4 * PAGE) }.expect("unmaps");
+        // SAFETY: the mapping is the test's alone.
+        let grown = unsafe { rustix::mm::mremap(arena.at(8), 8 * PAGE, 12 * PAGE, MremapFlags::empty()) };
+        assert_eq!(grown, Ok(arena.at(8)));
+        assert!(is_kept(arena.at(8)) && is_kept(arena.at(19)));
+        mm.lend();
+        assert!(!is_kept(arena.at(8)) && !is_kept(arena.at(19)));
+
+        // Other memory has come to a place that is still known.
+        arena.map(48, 4);
+        let stale = arena.range(48, 4);
+        let stale = PageRange::of_bytes(stale.start, stale.end);
+        mm.extents().set_vma(stale);
+        let kept = mm.withhold_all();
+        assert!(is_kept(arena.at(8)) && is_kept(arena.at(48)));
+        mm.extents().remove(stale);
+        mm.lend_others(&kept);
+        assert!(is_kept(arena.at(8)) && !is_kept(arena.at(48)));
+    });
+}
+
+/// Whether the kernel keeps the mapping of that address from children.
+fn is_kept(at: *mut c_void) -> bool {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").expect("proc");
+    let mut is_it = false;
+    for line in smaps.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            if is_it {
+                return flags.split_whitespace().any(|flag| flag == "dc");
+            }
+        } else if let Some((start, end)) = line.split(' ').next().and_then(|range| range.split_once('-')) {
+            let number = |text| usize::from_str_radix(text, 16).expect("an address");
+            is_it = (number(start)..number(end)).contains(&at.addr());
+        }
+    }
+    panic!("nothing is mapped at {at:p}");
 }

@@ -1,10 +1,11 @@
 /*
  * Forks while another thread maps and touches memory: the child has all that was there.
  *
- *     newcomers MIB ROUNDS
+ *     newcomers MIB ROUNDS advice|none
  *
  * MIB of memory are written once, and stay. A thread maps some more, writes to it, says where it is, and after a while unmaps
- * it. Every child reads the memory that stays, and what it finds to be there of the other. A fork may be refused.
+ * it, with or without having said before that children shall not have it. Every child reads the memory that stays, and what
+ * it finds to be there of the other. A fork may be refused.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,6 +14,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -26,6 +28,7 @@ static uint64_t *words;
 static size_t nr_pages;
 static uint64_t *volatile newcomer;
 static volatile int stopping;
+static int with_advice;
 
 static void write_words(uint64_t *memory, size_t nr)
 {
@@ -56,9 +59,11 @@ static void *come_and_go(void *unused)
 		newcomer = memory;
 		usleep(200);
 		newcomer = NULL;
-		/* The flag that keeps it from children, which is ours to change. */
-		CHECK(madvise(memory, NEW_PAGES * PAGE, MADV_DONTFORK) == 0, 0);
-		CHECK(madvise(memory, NEW_PAGES * PAGE, MADV_DOFORK) == 0, 0);
+		if (with_advice) {
+			/* The flag that keeps it from children, which is ours to change. */
+			CHECK(madvise(memory, NEW_PAGES * PAGE, MADV_DONTFORK) == 0, 0);
+			CHECK(madvise(memory, NEW_PAGES * PAGE, MADV_DOFORK) == 0, 0);
+		}
 		newcomer = memory;
 		usleep(200);
 		newcomer = NULL;
@@ -72,7 +77,8 @@ int main(int argc, char **argv)
 	pthread_t thread;
 	unsigned long nr_forks = 0;
 
-	CHECK(argc == 3, argc);
+	CHECK(argc == 4, argc);
+	with_advice = !strcmp(argv[3], "advice");
 	nr_pages = strtoul(argv[1], NULL, 0) * 256;
 	unsigned long nr_rounds = strtoul(argv[2], NULL, 0);
 

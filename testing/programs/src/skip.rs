@@ -41,13 +41,3 @@ pub fn is_root() -> bool {
     }
     is_root
 }
-
-/// Whether a test that is known to fail, or not yet known to pass reliably, is left out: unless `HMM_PROGRAMS_ALL` is set,
-/// it is skipped, and says why.
-pub fn is_known_gap(why: &str) -> bool {
-    let left_out = std::env::var_os("HMM_PROGRAMS_ALL").is_none();
-    if left_out {
-        skipped(&format!("known gap: {why} (HMM_PROGRAMS_ALL=1 runs it)"));
-    }
-    left_out
-}
