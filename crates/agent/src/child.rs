@@ -131,7 +131,7 @@ fn main() {
                 dmirror::forget();
                 dmirror::listen(runtime).map_err(|_| "no listeners")?;
             }
-            control::spawn_workers().map_err(|_| "no threads")?;
+            control::spawn_workers(runtime).map_err(|_| "no threads")?;
             Ok(runtime)
         });
     let word = match outcome {

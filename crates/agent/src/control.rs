@@ -21,8 +21,6 @@ use crate::mailbox::{EVERYTHING, MAILBOX};
 use crate::why::Why;
 use crate::{devices, dmirror, files, fork, references, relocate, threads, withhold};
 
-/// Threads that answer faults.
-const NR_HANDLERS: usize = 2;
 /// How often the control thread looks for new memory without being asked, while there is some.
 const TICK_SHORT: Duration = Duration::from_millis(10);
 /// How often when there was none for long.
@@ -132,15 +130,15 @@ fn set_up() -> Result<(), Why> {
     if run.dmirror {
         dmirror::listen(runtime)?;
     }
-    spawn_workers()?;
+    spawn_workers(runtime)?;
     discover_all(runtime);
     slot.set_state(SlotState::Managed);
     Ok(())
 }
 
 /// Starts the handlers, the reclaimer and the device thread, which share this thread's descriptors.
-pub(crate) fn spawn_workers() -> Result<(), Why> {
-    for _ in 0..NR_HANDLERS {
+pub(crate) fn spawn_workers(runtime: &Runtime) -> Result<(), Why> {
+    for _ in 0..runtime.nr_handlers() {
         threads::spawn(true, serve).map_err(Why::not("cannot start a handler"))?;
     }
     threads::spawn(true, reclaim).map_err(Why::not("cannot start the reclaimer"))?;

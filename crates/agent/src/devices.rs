@@ -2,6 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hmm::core::Engine;
 use hmm::core::kernel::Kernel;
@@ -17,6 +18,9 @@ use crate::why::Why;
 
 /// One in so many pages of the budget is little.
 const LITTLE_SHARE: u64 = 4;
+
+/// Seconds that a transfer may take: what the kernel's own disk drivers wait for, as a rule.
+const PATIENCE_S: u64 = 30;
 
 /// A pool's memory, whose addresses are known.
 #[derive(Debug)]
@@ -46,7 +50,13 @@ static FILES: Mutex<Vec<(u8, Arc<FileDevice>)>> = Mutex::new(Vec::new());
 /// Makes the device of that number, and tells where its memory is that is not from the agent's allocator.
 pub(crate) fn open(number: u8, spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Vec<AddrRange>), Why> {
     let (device, ranges) = open_backing(number, spec)?;
-    Ok((spec.rehearsal.of(device), ranges))
+    Ok((spec.rehearsal.of(device, patience(spec)), ranges))
+}
+
+/// For how long a transfer is waited for. `None`: for ever.
+fn patience(spec: &DeviceSpec) -> Option<Duration> {
+    let seconds = spec.patience_s.unwrap_or(PATIENCE_S);
+    (seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
 /// The files that hold nothing, for whoever makes them anew. `None`: one of them holds something.
@@ -83,7 +93,8 @@ fn open_backing(number: u8, spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Vec<A
     match &spec.backing {
         Backing::File { dir, capacity_bytes } => {
             // Requests are made one by one: a ring would have threads of its own in the program.
-            let config = FileConfig::new(dir, *capacity_bytes).without_io_uring();
+            let config =
+                FileConfig::new(dir, *capacity_bytes).without_io_uring().with_patience(patience(spec));
             let device = Arc::new(FileDevice::create(&config).map_err(Why::all)?);
             FILES.lock().unwrap_or_else(PoisonError::into_inner).push((number, device.clone()));
             let ranges = device.own_ranges().to_vec();

@@ -10,6 +10,7 @@ use crate::addr::{BlockId, SlotRun, Vpn};
 use crate::copies::CopyPolicy;
 use crate::events::Discards;
 use crate::fetch::Moved;
+use crate::flights::Flights;
 use crate::hints::Hints;
 use crate::kernel::Kernel;
 use crate::notifier::{Cause, Change, Notifiers};
@@ -106,6 +107,7 @@ pub struct Engine<K> {
     pub(crate) jobs: Jobs,
     pub(crate) discards: Discards,
     pub(crate) copies: CopyPolicy,
+    pub(crate) flights: Flights,
     /// Pages that the program moved while they were being fetched.
     pub(crate) moved: Mutex<Vec<Moved>>,
     /// Frames of pages that were given up while they were being fetched, and whose place another page has taken.
@@ -141,8 +143,11 @@ impl<K: Kernel> Engine<K> {
     pub fn new(kernel: K, tiers: Vec<Arc<dyn Device>>, config: Config) -> Self {
         assert!(tiers.len() <= MAX_DEVICES, "an engine has at most sixteen devices");
         assert!(config.nr_bays >= 2, "staging has at least two bays");
+        let flights = Flights::new();
+        (0..).zip(&tiers).for_each(|(number, tier)| flights.expect_patience(number, tier));
         Self {
             kernel,
+            flights,
             registry: Registry::new(tiers),
             config,
             gate: RwLock::new(()),
@@ -203,8 +208,9 @@ impl<K: Kernel> Engine<K> {
         match self.state(page) {
             PageState::Device { frame } | PageState::Fetching { frame, .. } => {
                 let request = hmm_device::Fetch { frames: &[frame.pfn], bytes };
+                let Ok(pass) = self.flights.begin(frame.device) else { return Peeked::Lost };
                 let fetched = self.device(frame).is_some_and(|device| device.fetch(request).stop.is_none());
-                if fetched { Peeked::Bytes } else { Peeked::Lost }
+                if fetched && pass.land() { Peeked::Bytes } else { Peeked::Lost }
             }
             PageState::Staged { slot, .. } | PageState::Storing { slot } | PageState::Exclusive { slot } => {
                 self.kernel

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{BLOCK_PAGES, PageRange, SlotRun, Vpn};
 use crate::engine::{Engine, HomeBy};
+use crate::flights::Grounded;
 use crate::kernel::{Kernel, Stop};
 use crate::reclaim::Reclaimed;
 use crate::staging::Left;
@@ -68,7 +69,7 @@ impl<K: Kernel> Engine<K> {
                         self.stats().direct_reclaim.fetch_add(1, Ordering::Relaxed);
                         self.ask_others();
                     }
-                    match self.reclaim() {
+                    match self.reclaim_for(Some(page)) {
                         Reclaimed::Progress => {}
                         Reclaimed::Nothing => return Outcome::Retry,
                         Reclaimed::Full => return Outcome::Full,
@@ -106,10 +107,18 @@ impl<K: Kernel> Engine<K> {
                         Some(stop) => return Step::Ended(self.stopped(page, stop)),
                     }
                 }
+                let pass = match self.flights.begin(frame.device) {
+                    Ok(pass) => pass,
+                    Err(Grounded::Busy) => return Step::Ended(Outcome::Retry),
+                    Err(Grounded::Hopeless) => {
+                        self.lose(&mut states, page, frame);
+                        return self.poison_page(page);
+                    }
+                };
                 let Some(fetch) = self.plan_fetch(&mut states, page, frame) else { return Step::NeedMemory };
                 drop(states);
                 drop(gate);
-                self.run_fetch(fetch)
+                self.run_fetch(fetch, pass)
             }
             PageState::Coherent { .. } => {
                 drop(states);

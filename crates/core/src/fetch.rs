@@ -11,6 +11,7 @@ use hmm_device::{Device, DeviceError, DevicePfn, Fetch as Request, Transfer};
 use crate::addr::{BLOCK_PAGES, PAGE_SIZE, PageRange, SlotRun, Vpn};
 use crate::engine::Engine;
 use crate::fault::{Outcome, Step};
+use crate::flights::{Awaited, Pass};
 use crate::kernel::{Kernel, Stop};
 use crate::notifier::{Cause, Change};
 use crate::registry::Held;
@@ -117,8 +118,15 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Transfers and completes.
-    pub(crate) fn run_fetch(&self, fetch: Fetch) -> Step {
-        let transfer = self.transfer(&fetch);
+    pub(crate) fn run_fetch(&self, fetch: Fetch, pass: Pass<'_>) -> Step {
+        let asked_for = (fetch.purpose == Purpose::Fault).then_some(fetch.frames[0]);
+        pass.is_awaited(Awaited::Pages { ticket: fetch.ticket, range: fetch.range(), asked_for });
+        let transfer = self.transfer(&fetch, &pass);
+        if !pass.land() {
+            // Nobody waits for it any more, and the pages are not ours.
+            self.staging.put(fetch.slots, Left::Memory);
+            return Step::Ended(Outcome::Done);
+        }
         let gate = self.gate();
         let block = self.table.block(fetch.first.block());
         let mut states = block.lock();
@@ -140,7 +148,7 @@ impl<K: Kernel> Engine<K> {
         step
     }
 
-    fn transfer(&self, fetch: &Fetch) -> Transfer {
+    fn transfer(&self, fetch: &Fetch, pass: &Pass<'_>) -> Transfer {
         let Some(device) = self.registry.get(fetch.device) else {
             return Transfer::stopped(0, DeviceError::Lost);
         };
@@ -150,7 +158,7 @@ impl<K: Kernel> Engine<K> {
             let change = Change { range: fetch.range(), cause: Cause::Clear, owner: None };
             drop(self.notifiers.invalidate(change));
         }
-        transfer_home(&self.kernel, &*device, &fetch.frames[..fetch.slots.len], fetch.slots)
+        transfer_home(&self.kernel, &*device, pass, &fetch.frames[..fetch.slots.len], fetch.slots)
     }
 
     /// Maps what was fetched, puts back what was not. Returns the end of the pages that need no more care, or why the
@@ -371,6 +379,7 @@ impl<K: Kernel> Engine<K> {
 pub(crate) fn transfer_home(
     kernel: &impl Kernel,
     device: &dyn Device,
+    pass: &Pass<'_>,
     frames: &[DevicePfn],
     slots: SlotRun,
 ) -> Transfer {
@@ -383,7 +392,9 @@ pub(crate) fn transfer_home(
             let more = device.fetch(Request { frames: &frames[done..], bytes });
             transfer = Transfer { done: done + more.done, stop: more.stop };
         });
-        if transfer.stop != Some(DeviceError::Io) {
+        // What came is not put at risk by another call that may not return.
+        let is_risky = pass.may_be_overdue() && (transfer.done > 0 || pass.is_overdue());
+        if transfer.stop != Some(DeviceError::Io) || is_risky {
             break;
         }
     }

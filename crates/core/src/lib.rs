@@ -42,6 +42,7 @@ mod engine;
 mod events;
 mod fault;
 mod fetch;
+mod flights;
 mod frames;
 mod home;
 mod migrate;

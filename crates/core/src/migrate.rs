@@ -17,6 +17,7 @@ use hmm_device::{Access, DeviceError, DevicePfn, Store};
 
 use crate::addr::{Bay, Slot, SlotRun, Vpn};
 use crate::engine::Engine;
+use crate::flights::{Awaited, Grounded, Pass};
 use crate::kernel::Kernel;
 use crate::staging::Left;
 use crate::state::{Frame, PageState};
@@ -50,6 +51,8 @@ pub(crate) struct Migrated {
     pub(crate) overtaken: usize,
     /// Pages that no device took; they are staged as before.
     pub(crate) refused: usize,
+    /// One of the devices was not asked, because it has not answered to others yet.
+    pub(crate) put_off: bool,
 }
 
 /// A run of pages between staging and a device.
@@ -60,18 +63,24 @@ pub(crate) struct Migration<'e, K: Kernel, Stage> {
     entries: [Entry; MIGRATE_PAGES],
     len: usize,
     access: Access,
+    /// A device was passed by that may have room.
+    put_off: bool,
+    /// The fault for which memory is to become free.
+    fault: Option<Vpn>,
     stage: PhantomData<Stage>,
 }
 
 impl<'e, K: Kernel> Migration<'e, K, Collected> {
     /// Collects staged pages of the bay, from its front.
-    pub(crate) fn collect(engine: &'e Engine<K>, bay: Bay) -> Self {
+    pub(crate) fn collect(engine: &'e Engine<K>, bay: Bay, fault: Option<Vpn>) -> Self {
         let entry = Entry { slot: bay.slot(0), copy: None, dst: None };
         let mut migration = Self {
             engine,
             entries: [entry; MIGRATE_PAGES],
             len: 0,
             access: Access::Random,
+            put_off: false,
+            fault,
             stage: PhantomData,
         };
         let staged = engine.staging.staged(bay);
@@ -126,6 +135,8 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
             entries: self.entries,
             len: self.len,
             access: self.access,
+            put_off: self.put_off,
+            fault: self.fault,
             stage: PhantomData,
         };
         self.len = 0;
@@ -173,9 +184,20 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
         }
     }
 
+    /// The right to a call of the device. `None`: there are calls of it that take long.
+    fn begin(&mut self, number: u8) -> Option<Pass<'e>> {
+        let pass = self.engine.flights.begin_if_fast(number);
+        self.put_off |= pass.as_ref().is_err_and(|why| *why == Grounded::Busy);
+        if let (Ok(pass), Some(page)) = (&pass, self.fault) {
+            pass.is_awaited(Awaited::Fault(page));
+        }
+        pass.ok()
+    }
+
     /// Stores pages on one device until it refuses; returns the first that it did not take.
     #[expect(clippy::cast_possible_truncation, reason = "at most sixteen devices")]
     fn copy_to(&mut self, number: usize, first: usize, end: usize) -> usize {
+        let Some(pass) = self.begin(number as u8) else { return first };
         let device = &self.engine.devices()[number];
         let mut frames = [DevicePfn::default(); MIGRATE_PAGES];
         let frames = &mut frames[..end - first];
@@ -198,6 +220,8 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
                 break;
             }
         }
+        // Late or not: the pages were in staging all the time, and are in the frames now.
+        drop(pass);
         device.free(&frames[stored..]);
         for (entry, pfn) in self.entries[first..].iter_mut().zip(&frames[..stored]) {
             entry.dst = Some(Frame { device: number as u8, pfn: *pfn });
@@ -210,7 +234,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
 impl<K: Kernel> Migration<'_, K, Copied> {
     /// Makes the frames the pages' homes.
     pub(crate) fn commit(mut self) -> Migrated {
-        let mut migrated = Migrated::default();
+        let mut migrated = Migrated { put_off: self.put_off, ..Migrated::default() };
         let gate = self.engine.gate();
         for number in 0..self.len {
             let entry = self.entries[number];

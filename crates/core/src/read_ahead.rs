@@ -86,17 +86,19 @@ impl<K: Kernel> Engine<K> {
                 // Where a driver's pages are is the driver's choice, until the program touches them.
                 return true;
             }
+            let Ok(pass) = self.flights.begin_if_fast(frame.device) else { return true };
             let window = usize::try_from(job.rest.nr_pages()).unwrap_or(FETCH_PAGES);
-            self.mark(&mut states, page, frame.device, window, Purpose::Ahead { trigger: job.trigger })
+            let purpose = Purpose::Ahead { trigger: job.trigger };
+            self.mark(&mut states, page, frame.device, window, purpose).map(|fetch| (fetch, pass))
         };
-        let Some(fetch) = fetch else { return true };
+        let Some((fetch, pass)) = fetch else { return true };
         let rest = PageRange { start: page.add(fetch.nr_pages()), end: job.rest.end };
         if !rest.is_empty() {
             // Before the transfer: another thread may carry on behind it at the same time.
             self.jobs.lock().push_front(Job { rest, trigger: false });
         }
         // Its outcome is for nobody: who needs a page that did not come will fault.
-        let _ = self.run_fetch(fetch);
+        let _ = self.run_fetch(fetch, pass);
         true
     }
 }

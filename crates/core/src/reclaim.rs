@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::addr::{BLOCK_PAGES, Bay, BlockId, PageRange};
+use crate::addr::{BLOCK_PAGES, Bay, BlockId, PageRange, Vpn};
 use crate::bits::PageSet;
 use crate::engine::{Engine, HomeBy};
 use crate::fetch::FETCH_PAGES;
@@ -130,6 +130,11 @@ impl<K: Kernel> Engine<K> {
 
     /// Does one step: takes a block out of the program, or migrates some pages of the bay that has waited longest.
     pub fn reclaim(&self) -> Reclaimed {
+        self.reclaim_for(None)
+    }
+
+    /// The same, of who serves a fault at a page.
+    pub(crate) fn reclaim_for(&self, fault: Option<Vpn>) -> Reclaimed {
         if self.is_poor() {
             return Reclaimed::Nothing;
         }
@@ -138,7 +143,7 @@ impl<K: Kernel> Engine<K> {
         if self.staging.nr_loaded() < depth && self.evict() {
             return Reclaimed::Progress;
         }
-        let stored = self.store();
+        let stored = self.store(fault);
         if stored == Reclaimed::Nothing && (self.evict() || self.revoke_all()) {
             return Reclaimed::Progress;
         }
@@ -302,9 +307,9 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Migrates some pages of the bay that has waited longest.
-    pub(crate) fn store(&self) -> Reclaimed {
+    pub(crate) fn store(&self, fault: Option<Vpn>) -> Reclaimed {
         let Some(bay) = self.staging.next_loaded() else { return Reclaimed::Nothing };
-        let collected = Migration::collect(self, bay);
+        let collected = Migration::collect(self, bay, fault);
         if collected.len() == 0 {
             drop(collected);
             self.staging.requeue(bay);
@@ -314,6 +319,8 @@ impl<K: Kernel> Engine<K> {
         self.staging.requeue(bay);
         if migrated.committed + migrated.overtaken > 0 || self.drop_copies(BLOCK_PAGES) > 0 {
             Reclaimed::Progress
+        } else if migrated.put_off {
+            Reclaimed::Nothing
         } else {
             Reclaimed::Full
         }

@@ -16,6 +16,9 @@ pub enum DeviceError {
     /// The frame's bytes are not those that were stored. They must not be delivered.
     #[error("the frame's content does not match its checksum")]
     Corrupt,
+    /// The device has not answered within its [patience](crate::Device::patience). It is not said what became of the transfer.
+    #[error("the device has not answered in the time that it has for it")]
+    TimedOut,
     /// The device cannot do this.
     #[error("the device does not support this")]
     Unsupported,

@@ -1,6 +1,7 @@
 //! What points to a device is a device: decorators and the engine take any of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{Caps, Device, DeviceError, DevicePfn, Fetch, Store, Transfer, Usage};
 
@@ -41,6 +42,10 @@ macro_rules! forward {
 
             fn memory(&self) -> Option<std::ops::Range<u64>> {
                 (**self).memory()
+            }
+
+            fn patience(&self) -> Option<Duration> {
+                (**self).patience()
             }
 
             fn flush(&self) -> Result<(), DeviceError> {

@@ -18,6 +18,8 @@ mod pfn;
 mod ram;
 mod rng;
 
+use std::time::Duration;
+
 pub mod conformance;
 pub mod decorate;
 
@@ -129,6 +131,16 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// nothing at the frame's own: the engine never has such a frame stored to or fetched, and the device must not touch it.
     /// `None`, as it is for private devices: the CPU cannot map a frame.
     fn memory(&self) -> Option<std::ops::Range<u64>> {
+        None
+    }
+
+    /// How long a transfer may take before it is given up, where the device waits for something that may never answer: a disk, a
+    /// network. `None`: its calls return by themselves.
+    ///
+    /// When a [`fetch`](Device::fetch) has not returned in that time, the page that was asked for is poison, and its frame is
+    /// freed; the frames of the others may be, too, and stored to anew, before the call returns. What it brings is dropped.
+    /// The buffer stays the call's until then. Frames of a [`store`](Device::store) stay with it. Constant over its life.
+    fn patience(&self) -> Option<Duration> {
         None
     }
 

@@ -8,6 +8,9 @@ use std::time::Duration;
 use hmm_device::decorate::{Fault, Faulty, Rule, Throttle, Throttled, Verb, When};
 use hmm_device::{Device, DeviceError};
 
+/// Nobody waits for so long.
+const FOR_EVER: Duration = Duration::from_secs(1 << 30);
+
 /// What goes wrong. By default nothing does.
 ///
 /// What happens by chance follows from the seed and from the order of the calls.
@@ -22,14 +25,15 @@ pub struct Rehearsal {
     pub corrupt: u64,
     /// Microseconds that each transfer takes longer.
     pub latency_us: u64,
+    /// In each process, no transfer returns any more after so many.
+    pub stuck_after: Option<u64>,
     /// Of what happens by chance.
     pub seed: u64,
 }
 
 impl Rehearsal {
     /// What can be asked for, for messages.
-    pub(crate) const KNOWN: &'static str =
-        "lost-after=CALLS, io-errors=ONE-IN, corrupt=ONE-IN, latency=MICROSECONDS, seed=N for rehearsals";
+    pub(crate) const KNOWN: &'static str = "lost-after=CALLS, io-errors=ONE-IN, corrupt=ONE-IN, latency=MICROSECONDS, stuck-after=CALLS, seed=N for rehearsals";
 
     /// Asks `count` for the value of each option.
     ///
@@ -41,19 +45,26 @@ impl Rehearsal {
             io_errors: count("io-errors")?.unwrap_or(0),
             corrupt: count("corrupt")?.unwrap_or(0),
             latency_us: count("latency")?.unwrap_or(0),
+            stuck_after: count("stuck-after")?,
             seed: count("seed")?.unwrap_or(0),
         })
     }
 
     /// Whether pages that the device holds may be lost.
     pub const fn may_lose(&self) -> bool {
-        self.lost_after.is_some() || self.io_errors > 0 || self.corrupt > 0
+        self.lost_after.is_some() || self.stuck_after.is_some() || self.io_errors > 0 || self.corrupt > 0
     }
 
-    /// The device that does as `device` does, but for what goes wrong.
-    pub fn of(self, device: Arc<dyn Device>) -> Arc<dyn Device> {
+    /// The device that does as `device` does, but for what goes wrong. One that gets stuck has a
+    /// [patience](Device::patience): its own, or the one that is given here.
+    pub fn of(self, device: Arc<dyn Device>, patience: Option<Duration>) -> Arc<dyn Device> {
         let plan = self.plan();
-        let device = if plan.is_empty() { device } else { Arc::new(Faulty::new(device, plan)) };
+        let patience = device.patience().or(patience.filter(|_| self.stuck_after.is_some()));
+        let device: Arc<dyn Device> = match patience {
+            _ if plan.is_empty() => device,
+            None => Arc::new(Faulty::new(device, plan)),
+            Some(patience) => Arc::new(Faulty::new(device, plan).with_patience(patience)),
+        };
         if self.latency_us == 0 {
             return device;
         }
@@ -70,7 +81,16 @@ impl Rehearsal {
         let lost = self.lost_after.map(|calls| Rule::lost_from(calls.saturating_add(1)));
         let passing = [Verb::Store, Verb::Fetch].map(|verb| by_chance(verb, self.io_errors, DeviceError::Io));
         let corrupt = by_chance(Verb::Fetch, self.corrupt, DeviceError::Corrupt);
-        lost.into_iter().chain(passing.into_iter().flatten()).chain(corrupt).collect()
+        let stuck = |verb| {
+            let when = When::From(self.stuck_after?.saturating_add(1));
+            Some(Rule { verb: Some(verb), when, fault: Fault::Stick(FOR_EVER) })
+        };
+        let stuck = [Verb::Store, Verb::Fetch].map(stuck);
+        lost.into_iter()
+            .chain(stuck.into_iter().flatten())
+            .chain(passing.into_iter().flatten())
+            .chain(corrupt)
+            .collect()
     }
 }
 
@@ -79,6 +99,9 @@ impl fmt::Display for Rehearsal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(calls) = self.lost_after {
             write!(f, ",lost-after={calls}")?;
+        }
+        if let Some(calls) = self.stuck_after {
+            write!(f, ",stuck-after={calls}")?;
         }
         let others = [
             ("io-errors", self.io_errors),
@@ -101,7 +124,7 @@ mod tests {
 
     /// How many of 3000 stores, and of as many fetches, do not succeed.
     fn failures(rehearsal: Rehearsal) -> [Vec<DeviceError>; 2] {
-        let device = rehearsal.of(Arc::new(Ram::new(1)));
+        let device = rehearsal.of(Arc::new(Ram::new(1)), None);
         let (mut frames, mut bytes) = ([DevicePfn(0)], vec![3; PAGE_SIZE]);
         let (mut stores, mut fetches) = (Vec::new(), Vec::new());
         for _ in 0..3000 {

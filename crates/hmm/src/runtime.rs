@@ -34,6 +34,10 @@ use hmm_core::addr::PageRange;
 
 /// Faults that one handler retries at the same time; more are sent back to fault again.
 const MAX_PENDING: usize = 64;
+/// Handlers where every device's calls return by themselves.
+const NR_HANDLERS: usize = 2;
+/// How often one that sleeps looks after calls of devices that may not return.
+const WATCH_TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 /// Pause between retries.
 pub(crate) const RETRY_PAUSE_NS: i64 = 50_000;
 /// A fault that found no memory for so long gets it beyond the budget, and is counted.
@@ -169,6 +173,11 @@ impl Runtime {
         })
     }
 
+    /// Threads that are to be in [`serve`](Self::serve): one more than devices can hold up.
+    pub fn nr_handlers(&self) -> usize {
+        NR_HANDLERS.max(self.engine.max_flights() + 1)
+    }
+
     /// Threads that have begun their work.
     pub(crate) fn nr_running(&self) -> usize {
         self.running.load(Ordering::SeqCst) as usize
@@ -249,11 +258,17 @@ impl Runtime {
     pub fn serve(&self) -> Result<(), Errno> {
         let waiter = self.waiter()?;
         self.running.fetch_add(1, Ordering::SeqCst);
-        let mut buffer = EventBuffer::new();
+        // A call of a device that does not return must not hold up more than what needs it: no other fault is in such a thread's
+        // hands.
+        let may_be_held_up = self.engine.max_flights() > 0;
+        let mut buffer = if may_be_held_up { EventBuffer::for_one() } else { EventBuffer::new() };
         let mut faults = [Touch::NONE; MAX_EVENTS];
         let mut retries = Retries::new();
         let mut place = Place::new(&self.follower);
         while !self.stopping.load(Ordering::Relaxed) {
+            if may_be_held_up {
+                self.engine.watch(Instant::now());
+            }
             if self.is_frozen() {
                 // A child of a fork begins without followers.
                 place.leave();
@@ -266,6 +281,10 @@ impl Runtime {
                 place.served(touch.tid, self.engine.is_stray());
             }
             self.kick_if_low();
+            if may_be_held_up && retries.len > 0 {
+                pause(RETRY_PAUSE_NS);
+                self.send_back(&mut retries);
+            }
             if nr_faults > 0 {
                 continue;
             }
@@ -275,7 +294,7 @@ impl Runtime {
                 self.call_for_help();
                 self.engine.read_ahead();
             } else {
-                self.sleep(&waiter);
+                self.sleep(&waiter, may_be_held_up.then_some(&WATCH_TICK));
             }
         }
         Ok(())
@@ -297,11 +316,11 @@ impl Runtime {
         }
     }
 
-    fn sleep(&self, waiter: &OwnedFd) {
+    fn sleep(&self, waiter: &OwnedFd, at_most: Option<&Timespec>) {
         self.sleeping.fetch_add(1, Ordering::Relaxed);
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); 2];
         // EINTR is impossible with signals blocked, and harmless without.
-        let woken = epoll::wait(waiter, &mut events, None);
+        let woken = epoll::wait(waiter, &mut events, at_most);
         self.sleeping.fetch_sub(1, Ordering::Relaxed);
         if woken.is_ok_and(|(events, _)| events.iter().any(|event| event.data.u64() == HELP)) {
             let _ = rustix::io::read(&self.help, &mut [0u8; 8]);
@@ -344,6 +363,10 @@ impl Runtime {
 
     /// There is no memory for a page now. When that was so for too long there is more.
     fn starve(&self, page: Vpn) {
+        if self.engine.awaits_device() {
+            // It answers, or it becomes clear that it does not.
+            return;
+        }
         let now = Instant::now();
         let patience = if self.engine.is_overdrawn() { STUCK_AGAIN } else { STUCK };
         if now.duration_since(self.waits.go_on(page, now)) > patience {

@@ -26,7 +26,6 @@ use crate::runtime::{OpenFilesError, Policy, Runtime, open_files};
 const MIN_RAM_BYTES: u64 = 16 << 20;
 /// More pages than an address space has.
 const UNBOUNDED_PAGES: u64 = 1 << 40;
-const NR_HANDLERS: usize = 2;
 /// Times that pages are asked to come home when the space ends, and the pause in between: a second.
 const HOME_ROUNDS: usize = 1000;
 const HOME_PAUSE: Duration = Duration::from_millis(1);
@@ -149,7 +148,7 @@ fn start(runtime: &Arc<Runtime>) -> std::io::Result<Vec<JoinHandle<()>>> {
             work(&shared);
         })
     };
-    let handlers = (0..NR_HANDLERS).map(|_| {
+    let handlers = (0..runtime.nr_handlers()).map(|_| {
         spawn("hmm-handler", |runtime| {
             // It fails before it has served anything, and the other handler takes all.
             let _ = runtime.serve();

@@ -208,6 +208,9 @@ pub enum Backing {
 pub struct DeviceSpec {
     /// What it is.
     pub backing: Backing,
+    /// Seconds after which a transfer is given up that has not returned; 0 for never. `None`: what the device has by itself, which
+    /// is 30 for a file.
+    pub patience_s: Option<u64>,
     /// What it does wrong on purpose.
     pub rehearsal: Rehearsal,
 }
@@ -215,7 +218,7 @@ pub struct DeviceSpec {
 impl From<Backing> for DeviceSpec {
     /// A device that does not fail on purpose.
     fn from(backing: Backing) -> Self {
-        Self { backing, rehearsal: Rehearsal::default() }
+        Self { backing, patience_s: None, rehearsal: Rehearsal::default() }
     }
 }
 
@@ -259,28 +262,32 @@ impl DeviceSpec {
     }
 
     fn parse_lz4(options: &str, physical_bytes: u64) -> Result<Self, SpecError> {
-        let mut options = Options::new("lz4", "cap=SIZE", options)?;
+        let mut options = Options::new("lz4", "cap=SIZE, patience=SECONDS", options)?;
         let default = (physical_bytes / 2).clamp(*LZ4_BYTES.start(), *LZ4_BYTES.end());
         let capacity_bytes = options.size("cap")?.unwrap_or(default);
-        let rehearsal = Rehearsal::read(|option| options.count(option))?;
-        options.end()?;
-        Ok(Self { backing: Backing::Lz4 { capacity_bytes }, rehearsal })
+        Self::with_rest(Backing::Lz4 { capacity_bytes }, options)
     }
 
     fn parse_file(options: &str) -> Result<Self, SpecError> {
-        let mut options = Options::new("file", "path=DIRECTORY, cap=SIZE", options)?;
+        let mut options = Options::new("file", "path=DIRECTORY, cap=SIZE, patience=SECONDS", options)?;
         let dir = absolute(Path::new(options.take("path").ok_or(SpecError::NoPath)?))?;
         let capacity_bytes = match options.size("cap")? {
             Some(bytes) => bytes,
             None => half_of_what_is_free(&dir)?,
         };
-        let rehearsal = Rehearsal::read(|option| options.count(option))?;
-        options.end()?;
-        let spec = Self { backing: Backing::File { dir: dir.clone(), capacity_bytes }, rehearsal };
+        let spec = Self::with_rest(Backing::File { dir: dir.clone(), capacity_bytes }, options)?;
         if spec.to_string().len() > MAX_SPEC_BYTES {
             return Err(SpecError::Path { path: dir, why: "the path is too long".to_owned() });
         }
         Ok(spec)
+    }
+
+    /// With the options that every device has.
+    fn with_rest(backing: Backing, mut options: Options<'_>) -> Result<Self, SpecError> {
+        let patience_s = options.count("patience")?;
+        let rehearsal = Rehearsal::read(|option| options.count(option))?;
+        options.end()?;
+        Ok(Self { backing, patience_s, rehearsal })
     }
 }
 
@@ -367,6 +374,9 @@ impl fmt::Display for DeviceSpec {
                 write!(f, "file:path={},cap={capacity_bytes}", dir.display())?;
             }
         }
+        if let Some(seconds) = self.patience_s {
+            write!(f, ",patience={seconds}")?;
+        }
         write!(f, "{}", self.rehearsal)
     }
 }
@@ -452,6 +462,7 @@ mod tests {
             "lz4:",
             "lz4:cap=1.3G",
             "lz4:lost-after=7,cap=1G",
+            "lz4:stuck-after=0,patience=0",
             "lz4:seed=3,corrupt=9,io-errors=1,latency=2",
         ] {
             let spec = DeviceSpec::parse(text, 3 * GIB).unwrap();

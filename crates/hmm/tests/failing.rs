@@ -6,13 +6,13 @@ mod common;
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{MIB, space, within};
 use hmm::Region;
 use hmm::device::decorate::{Fault, Faulty, Rule, Throttle, Throttled, Verb, When};
-use hmm::device::{DeviceError, Ram};
+use hmm::device::{Caps, Device, DeviceError, DevicePfn, Fetch, Ram, Store, Transfer, Usage};
 
 const SIGBUS: i32 = 7;
 /// Tells a test that it is the process that is to die.
@@ -52,13 +52,14 @@ fn dies_of_sigbus(test: &str) {
     }
 }
 
-/// Fills, has the device fail from then on, and reads.
-fn read_after(error: DeviceError) {
-    let device = Arc::new(Faulty::new(Ram::new(64 * 1024), []));
+/// Fills, has fetches go wrong from then on, and reads.
+fn read_after(fault: Fault) {
+    let device = Faulty::new(Ram::new(64 * 1024), []).with_patience(Duration::from_secs(1));
+    let device = Arc::new(device);
     let space = space(16 * MIB, Arc::clone(&device) as _);
     let mut region = space.alloc(64 * MIB).expect("allocates");
     fill(&mut region);
-    let failing = Rule { verb: Some(Verb::Fetch), when: When::From(0), fault: Fault::fail(error) };
+    let failing = Rule { verb: Some(Verb::Fetch), when: When::From(0), fault };
     device.set_plan([failing]);
     verify(&region);
 }
@@ -66,7 +67,7 @@ fn read_after(error: DeviceError) {
 #[test]
 fn a_lost_device_is_sigbus() {
     if std::env::var_os(VICTIM).is_some() {
-        return read_after(DeviceError::Lost);
+        return read_after(Fault::fail(DeviceError::Lost));
     }
     dies_of_sigbus("a_lost_device_is_sigbus");
 }
@@ -74,9 +75,122 @@ fn a_lost_device_is_sigbus() {
 #[test]
 fn corrupt_frames_are_sigbus() {
     if std::env::var_os(VICTIM).is_some() {
-        return read_after(DeviceError::Corrupt);
+        return read_after(Fault::fail(DeviceError::Corrupt));
     }
     dies_of_sigbus("corrupt_frames_are_sigbus");
+}
+
+#[test]
+fn a_device_that_does_not_answer_is_sigbus() {
+    if std::env::var_os(VICTIM).is_some() {
+        return read_after(Fault::Stick(Duration::from_secs(1000)));
+    }
+    dies_of_sigbus("a_device_that_does_not_answer_is_sigbus");
+}
+
+/// One call waits until it is let go.
+#[derive(Debug)]
+struct Gated {
+    inner: Ram,
+    /// The verb whose next call waits.
+    next: Mutex<Option<Verb>>,
+    entered: (Mutex<bool>, Condvar),
+    open: (Mutex<bool>, Condvar),
+}
+
+fn set((flag, changed): &(Mutex<bool>, Condvar)) {
+    *flag.lock().expect("is not poisoned") = true;
+    changed.notify_all();
+}
+
+fn wait((flag, changed): &(Mutex<bool>, Condvar)) {
+    drop(changed.wait_while(flag.lock().expect("is not poisoned"), |set| !*set).expect("is not poisoned"));
+}
+
+impl Gated {
+    fn new() -> Self {
+        let inner = Ram::new(64 * 1024);
+        Self { inner, next: Mutex::default(), entered: Default::default(), open: Default::default() }
+    }
+
+    fn pass(&self, verb: Verb) {
+        if self.next.lock().expect("is not poisoned").take_if(|next| *next == verb).is_some() {
+            set(&self.entered);
+            wait(&self.open);
+        }
+    }
+}
+
+impl Device for Gated {
+    fn caps(&self) -> Caps {
+        self.inner.caps()
+    }
+
+    fn usage(&self) -> Usage {
+        self.inner.usage()
+    }
+
+    fn alloc(&self, frames: &mut [DevicePfn]) -> usize {
+        self.inner.alloc(frames)
+    }
+
+    fn store(&self, run: Store<'_>) -> Transfer {
+        self.pass(Verb::Store);
+        self.inner.store(run)
+    }
+
+    fn fetch(&self, run: Fetch<'_>) -> Transfer {
+        self.pass(Verb::Fetch);
+        self.inner.fetch(run)
+    }
+
+    fn free(&self, frames: &[DevicePfn]) {
+        self.inner.free(frames);
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        Some(Duration::from_secs(1000))
+    }
+}
+
+/// While one call of a device does not return, all other pages are served, those on the device, too; when it does, its own
+/// are.
+fn goes_on_while_one_waits(verb: Verb) {
+    within(120, move || {
+        let device = Arc::new(Gated::new());
+        let space = space(16 * MIB, Arc::clone(&device) as _);
+        let mut region = space.alloc(64 * MIB).expect("allocates");
+        fill(&mut region);
+        let words = region.as_slice::<u64>();
+        let (first, rest) = words.split_at(words.len() / 4);
+        let check = |words: &[u64], from: usize| {
+            words.iter().enumerate().for_each(|(index, value)| assert_eq!(*value, word(from + index)));
+        };
+        std::thread::scope(|scope| {
+            // From a block's border on that is not being read: streams do not meet.
+            *device.next.lock().expect("is not poisoned") = Some(verb);
+            let waiting = scope.spawn(|| check(first, 0));
+            wait(&device.entered);
+            check(rest, first.len());
+            if verb == Verb::Fetch {
+                assert!(!waiting.is_finished(), "its page is still to come");
+            }
+            set(&device.open);
+            waiting.join().expect("reads what it has written");
+        });
+        verify(&region);
+        assert_eq!(space.stats().poisoned, 0, "{:?}", space.stats());
+    });
+}
+
+#[test]
+fn a_fetch_that_does_not_return_holds_up_nobody_else() {
+    goes_on_while_one_waits(Verb::Fetch);
+}
+
+#[test]
+fn a_store_that_does_not_return_holds_up_nobody() {
+    goes_on_while_one_waits(Verb::Store);
 }
 
 /// Works on four times the budget over a device with this plan; every byte has to be right.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hmm_device::{Caps, Device, DeviceError, DevicePfn, Fetch, MemKind, PAGE_SIZE, Store, Transfer, Usage};
 use hmm_uapi::AddrRange;
@@ -25,12 +26,16 @@ pub struct FileConfig {
     capacity_bytes: u64,
     io_uring: bool,
     direct: bool,
+    patience: Option<Duration>,
 }
+
+/// What the kernel's own disk drivers wait for, as a rule.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl FileConfig {
     /// A file of at most so many bytes in that directory. What is no multiple of 4096 is cut off.
     pub fn new(dir: impl Into<PathBuf>, capacity_bytes: u64) -> Self {
-        Self { dir: dir.into(), capacity_bytes, io_uring: true, direct: true }
+        Self { dir: dir.into(), capacity_bytes, io_uring: true, direct: true, patience: Some(PATIENCE) }
     }
 
     /// Through the page cache: the kernel keeps a part of what is away in RAM, and reads ahead.
@@ -42,6 +47,14 @@ impl FileConfig {
 
     const fn nr_frames(&self) -> u64 {
         self.capacity_bytes / PAGE_SIZE as u64
+    }
+
+    /// For how long a request is waited for: 30 s unless it is said. `None`: for ever.
+    /// See [`Device::patience`](hmm_device::Device::patience).
+    #[must_use]
+    pub const fn with_patience(mut self, patience: Option<Duration>) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// By `pread` and `pwrite` alone.
@@ -310,6 +323,10 @@ impl Device for FileDevice {
     fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {
         let known = self.frames().sum(frame);
         known == Ok(self.sum(bytes))
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        self.config.patience
     }
 
     fn flush(&self) -> Result<(), DeviceError> {

@@ -140,6 +140,10 @@ impl<D: Device> Device for Counted<D> {
         self.inner.holds(frame, bytes)
     }
 
+    fn patience(&self) -> Option<std::time::Duration> {
+        self.inner.patience()
+    }
+
     fn memory(&self) -> Option<std::ops::Range<u64>> {
         self.inner.memory()
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hmm_device::{
     Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, MemKind, PAGE_SIZE, Store, Transfer, Usage,
@@ -20,7 +21,12 @@ pub struct DeviceSetup {
     pub keeps_copies: bool,
     /// Whether the CPU can map its frames.
     pub is_coherent: bool,
+    /// Whether a transfer may not return in time.
+    pub may_hang: bool,
 }
+
+/// What a transfer may take, in the simulation's time.
+pub(crate) const DEVICE_PATIENCE: Duration = Duration::from_secs(100);
 
 /// Where the devices' memory lies in the address space, if the CPU can map it: behind the arena.
 const MEMORY: u64 = 0x6000_0000_0000;
@@ -98,6 +104,10 @@ impl Frames {
             self.used.get_mut(&frame.0).unwrap_or_else(|| panic!("store to {frame:?}, which is free"));
         assert!(place.is_none(), "second store to {frame:?}");
         *place = Some(Arc::new(*bytes));
+    }
+
+    pub(crate) const fn may_hang(&self) -> bool {
+        self.setup.may_hang
     }
 
     fn stored(&self, frame: DevicePfn) -> &Bytes {
@@ -188,6 +198,7 @@ impl Device for SimDevice {
     }
 
     fn store(&self, run: Store<'_>) -> Transfer {
+        self.shared.lock().begin_call(self.number, None);
         self.shared.begin_transfer();
         let mut machine = self.shared.lock();
         let transfer = machine.plan_transfer(self.number, DeviceVerb::Store, run.frames.len());
@@ -199,12 +210,20 @@ impl Device for SimDevice {
         machine.note(|| format!("device {} store {:?} = {transfer:?}", self.number, run.frames));
         drop(machine);
         self.shared.intervene();
+        self.shared.lock().end_call();
         transfer
     }
 
     fn fetch(&self, run: Fetch<'_>) -> Transfer {
+        self.shared.lock().begin_call(self.number, run.frames.first());
         self.shared.begin_transfer();
         let mut machine = self.shared.lock();
+        if machine.is_given_up() {
+            // Its frames are others' by now.
+            machine.end_call();
+            run.bytes.fill(0xdd);
+            return Transfer::complete(run.frames.len());
+        }
         let transfer = machine.plan_transfer(self.number, DeviceVerb::Fetch, run.frames.len());
         let (pages, rest) = run.bytes.as_chunks_mut::<PAGE_SIZE>();
         assert!(rest.is_empty() && pages.len() == run.frames.len(), "one page of bytes for each frame");
@@ -220,6 +239,7 @@ impl Device for SimDevice {
         machine.note(|| format!("device {} fetch {:?} = {transfer:?}", self.number, run.frames));
         drop(machine);
         self.shared.intervene();
+        self.shared.lock().end_call();
         transfer
     }
 
@@ -236,6 +256,10 @@ impl Device for SimDevice {
         let frames = &machine.devices[self.number];
         let same = frames.stored(frame)[..] == *bytes;
         frames.setup.keeps_copies && !frames.lost && same
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        self.shared.lock().devices[self.number].setup.may_hang.then_some(DEVICE_PATIENCE)
     }
 
     fn memory(&self) -> Option<std::ops::Range<u64>> {

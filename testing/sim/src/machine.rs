@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Instant;
 
 use hmm_core::addr::{BLOCK_PAGES, BlockId, PageRange, Vpn};
-use hmm_device::{DeviceError, Transfer};
-use hmm_model::{Arena, Entropy, Generator, Mix, Model, Seeded, Span};
+use hmm_device::{DeviceError, DevicePfn, Transfer};
+use hmm_model::{Arena, Content, Entropy, Generator, Mix, Model, Seeded, Span};
 
 use crate::device::Frames;
 use crate::events::{Event, Events};
@@ -50,6 +51,10 @@ pub(crate) struct Machine {
     pub(crate) pinned: BTreeSet<u32>,
     /// Page contents that a device could not give back.
     unreadable: HashSet<u64>,
+    /// Transfers under way, one in the middle of the other.
+    calls: Vec<Call>,
+    /// The simulation's time.
+    pub(crate) now: Instant,
     /// Pages that were there before they were managed.
     pub(crate) nr_adopted: u64,
     /// Faults served since a thread of the program last made a step.
@@ -87,6 +92,8 @@ impl Machine {
             strangers: BTreeSet::new(),
             pinned: BTreeSet::new(),
             unreadable: HashSet::new(),
+            calls: Vec::new(),
+            now: Instant::now(),
             rounds: 0,
             put_off: false,
             nr_transfers: 0,
@@ -224,19 +231,74 @@ impl Machine {
         &self.devices[..self.setup.devices.len()]
     }
 
+    /// A transfer begins; a fetch brings that frame first.
+    pub(crate) fn begin_call(&mut self, device: usize, first: Option<&DevicePfn>) {
+        let bytes = first.and_then(|pfn| self.devices[device].bytes(*pfn).cloned());
+        self.calls.push(Call { device, bytes, given_up: false });
+    }
+
+    /// Whether the transfer that is under way has taken too long.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.calls.last().is_some_and(|call| call.given_up)
+    }
+
+    /// Whether any of them has.
+    pub(crate) fn any_given_up(&self) -> bool {
+        self.calls.iter().any(|call| call.given_up)
+    }
+
+    pub(crate) fn end_call(&mut self) {
+        self.calls.pop();
+    }
+
+    /// Every transfer that is under way takes too long: what each brings first may be lost, and all that is on a device if none
+    /// of its calls returns.
+    pub(crate) fn give_up_calls(&mut self) {
+        let mut lost: Vec<Bytes> = Vec::new();
+        for call in &mut self.calls {
+            if self.devices[call.device].may_hang() {
+                call.given_up = true;
+                lost.extend(call.bytes.clone());
+            }
+        }
+        for (number, device) in self.devices.iter().enumerate() {
+            if self.calls.iter().filter(|call| call.given_up && call.device == number).count() >= DEVICE_CALLS
+            {
+                lost.extend(device.used().filter_map(|(_, bytes)| bytes.cloned()));
+            }
+        }
+        lost.iter().for_each(|bytes| self.note_unreadable(bytes));
+    }
+
     /// The device could not give these bytes back: their page may be lost.
     pub(crate) fn note_unreadable(&mut self, bytes: &Bytes) {
         self.unreadable.insert(hash(bytes));
     }
 
+    /// Whether a device could not give back a page with that content.
+    pub(crate) fn may_be_lost(&self, content: &Content) -> bool {
+        self.unreadable.contains(&hash(&crate::memory::bytes_of(content)))
+    }
+
     /// The engine poisons a page: it must have been on a device that could not give it back.
     pub(crate) fn lose(&mut self, page: u32) {
         let Some(content) = self.model.content(page) else { return };
-        let known = self.unreadable.contains(&hash(&crate::memory::bytes_of(content)));
-        assert!(known, "page {page} is poisoned, and no device failed to give it back");
+        assert!(self.may_be_lost(content), "page {page} is poisoned, and no device failed to give it back");
         self.model.lose(page);
     }
 }
+
+/// A transfer under way.
+#[derive(Debug)]
+struct Call {
+    device: usize,
+    /// The page that a fetch brings first.
+    bytes: Option<Bytes>,
+    given_up: bool,
+}
+
+/// Calls of a device that the engine lets be under way.
+const DEVICE_CALLS: usize = 3;
 
 fn hash(bytes: &Bytes) -> u64 {
     let mut hasher = DefaultHasher::new();

@@ -6,6 +6,7 @@ use hmm_core::state::PageState;
 use hmm_core::{Engine, Outcome};
 use hmm_model::{Entropy, Op, Span};
 
+use crate::device::DEVICE_PATIENCE;
 use crate::events::Event;
 use crate::kernel::SimKernel;
 use crate::machine::Machine;
@@ -112,6 +113,22 @@ pub(crate) fn background(shared: &Shared, engine: &SimEngine, op: &Op) -> bool {
     } else {
         false
     }
+}
+
+/// Time passes, and the transfers under way do not get on: they are seen to be slow, or given up.
+pub(crate) fn let_time_pass(shared: &Shared, engine: &SimEngine) {
+    let now = shared.lock().now;
+    engine.watch(now);
+    let mut machine = shared.lock();
+    let takes_too_long = !machine.entropy.one_in(3);
+    machine.now += if takes_too_long { DEVICE_PATIENCE } else { DEVICE_PATIENCE / 50 };
+    if takes_too_long {
+        machine.give_up_calls();
+    }
+    machine.note(|| format!("time passes: too long {takes_too_long}"));
+    let now = machine.now;
+    drop(machine);
+    engine.watch(now);
 }
 
 /// One step of the evictor.
@@ -295,7 +312,10 @@ fn serve(shared: &Shared, engine: &SimEngine, thread: u32, (page, protected): (u
         Outcome::Unmanaged => machine.wake(Span::new(page, 1)),
         Outcome::Full => {
             let full = machine.tiers().iter().any(|device| device.is_full() || device.is_lost());
-            assert!(full || machine.may_fail(), "page {page} finds no memory, and the devices have room");
+            assert!(
+                full || machine.any_given_up() || machine.may_fail(),
+                "page {page} finds no memory, and the devices have room"
+            );
             grow(shared);
             machine.set_read(thread, number, false);
         }

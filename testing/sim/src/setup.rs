@@ -77,7 +77,12 @@ impl Setup {
                 zero_page: false,
                 reuses_memory: false,
             },
-            devices: vec![DeviceSetup { capacity_pages: 4096, keeps_copies: true, is_coherent: false }],
+            devices: vec![DeviceSetup {
+                capacity_pages: 4096,
+                keeps_copies: true,
+                is_coherent: false,
+                may_hang: false,
+            }],
             drivers: Vec::new(),
             noise: Noise::NONE,
             kernel_failures: Vec::new(),
@@ -96,8 +101,8 @@ impl Setup {
             ..calm.config
         };
         let devices = vec![
-            DeviceSetup { capacity_pages: 12, keeps_copies: true, is_coherent: false },
-            DeviceSetup { capacity_pages: 64, keeps_copies: true, is_coherent: false },
+            DeviceSetup { capacity_pages: 12, keeps_copies: true, is_coherent: false, may_hang: false },
+            DeviceSetup { capacity_pages: 64, keeps_copies: true, is_coherent: false, may_hang: false },
         ];
         Self { arena: Arena { nr_pages: 48 }, budget_pages: 24, config, devices, noise, ..calm }
     }
@@ -120,8 +125,13 @@ impl Setup {
             reuses_memory: pick(&[0, 0, 1]) == 1,
         };
         let keeps_copies = pick(&[0, 1, 1]) == 1;
-        let roomy = DeviceSetup { capacity_pages: 4096, keeps_copies, is_coherent: false };
-        let tight = DeviceSetup { capacity_pages: pick(&[30, 200]), keeps_copies, is_coherent: false };
+        let roomy = DeviceSetup { capacity_pages: 4096, keeps_copies, is_coherent: false, may_hang: false };
+        let tight = DeviceSetup {
+            capacity_pages: pick(&[30, 200]),
+            keeps_copies,
+            is_coherent: false,
+            may_hang: false,
+        };
         let devices = match pick(&[0, 1, 2, 3]) {
             0 => vec![tight, DeviceSetup { keeps_copies: false, ..roomy }],
             1 => vec![tight],
@@ -136,12 +146,15 @@ impl Setup {
                 DeviceSetup { is_coherent: pick(&[0, 1]) == 1, ..tight },
             ],
         };
+        let hangs = pick(&[0, 0, 1, 2]);
+        let devices =
+            (1..).zip(devices).map(|(number, device)| DeviceSetup { may_hang: number == hangs, ..device });
         Self {
             seed,
             arena,
             budget_pages,
             config,
-            devices,
+            devices: devices.collect(),
             drivers,
             noise,
             kernel_failures: Vec::new(),

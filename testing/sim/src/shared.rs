@@ -7,6 +7,7 @@ use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
 use hmm_model::{Entropy, Op, Span};
 
+use crate::device::Frames;
 use crate::driver::{self, Driver};
 use crate::kernel::SimKernel;
 use crate::machine::Machine;
@@ -138,6 +139,12 @@ impl Shared {
         for _ in 0..nr_steps {
             let choice = {
                 let mut machine = self.lock();
+                let may_hang = machine.devices.iter().any(Frames::may_hang);
+                if may_hang && machine.entropy.one_in(8) {
+                    drop(machine);
+                    runtime::let_time_pass(self, &engine);
+                    continue;
+                }
                 // A driver's own steps are many: not in the middle of the middle.
                 let with_drivers = !self.drivers().is_empty() && machine.depth == 1;
                 machine.entropy.below(if with_drivers { 10 } else { 8 })

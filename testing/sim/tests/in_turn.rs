@@ -9,7 +9,8 @@ const NR_OPS: usize = 40;
 const NOISES: [Noise; 2] = [Noise::NONE, Noise { program: 8, engine: 3 }];
 
 /// The device of a driver, private or coherent.
-const DRIVEN: DeviceSetup = DeviceSetup { capacity_pages: 20, keeps_copies: false, is_coherent: false };
+const DRIVEN: DeviceSetup =
+    DeviceSetup { capacity_pages: 20, keeps_copies: false, is_coherent: false, may_hang: false };
 
 /// Programs to go through, each in a quiet world, in a noisy one, and every second in one with a driver.
 fn programs(default: u64) -> impl Iterator<Item = (Setup, Vec<Op>, Report)> {

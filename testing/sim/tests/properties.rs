@@ -28,7 +28,7 @@ proptest! {
 
     #[test]
     fn programs_with_drivers_read_what_they_wrote(seed: u64, rarity in prop_oneof![Just(0), 10_u32..30], ops in strategy::ops(ARENA, 30)) {
-        let device = |capacity_pages| DeviceSetup { capacity_pages, keeps_copies: false, is_coherent: false };
+        let device = |capacity_pages| DeviceSetup { capacity_pages, keeps_copies: false, is_coherent: false, may_hang: false };
         let noisy = setup(seed, Noise { program: 6, engine: 3 });
         run(&Setup { drivers: vec![device(40), device(600)], failure_rarity: rarity, ..noisy }, &ops);
     }

@@ -71,10 +71,29 @@ fn nothing_is_lost_in_calm_worlds() {
 
 #[test]
 fn nothing_is_lost_in_random_worlds() {
-    let totals = run_worlds(220, Setup::from_seed);
+    let totals = run_worlds(220, |seed| answering(Setup::from_seed(seed)));
     assert_counted(&totals, ALWAYS);
     assert_counted(&totals, DRIVEN);
     assert_eq!(totals["pgpoison"], 0, "no device failed");
+}
+
+/// All calls of devices return.
+fn answering(mut setup: Setup) -> Setup {
+    setup.devices.iter_mut().for_each(|device| device.may_hang = false);
+    setup
+}
+
+#[test]
+fn nothing_more_is_lost_when_calls_of_devices_do_not_return() {
+    let hanging = |seed| {
+        let mut setup = Setup::from_seed(seed);
+        setup.devices.iter_mut().for_each(|device| device.may_hang = true);
+        setup.noise.engine = setup.noise.engine.max(1);
+        setup
+    };
+    let totals = run_worlds(140, hanging);
+    assert_counted(&totals, ALWAYS);
+    assert_counted(&totals, &["pgpoison"]);
 }
 
 #[test]

@@ -119,7 +119,12 @@ fn pages_come_home_when_the_device_and_staging_are_full() {
             arena: Arena { nr_pages: 1600 },
             budget_pages: 1600,
             config: Config { nr_bays: 2, ..calm.config },
-            devices: vec![DeviceSetup { capacity_pages: 40, keeps_copies: true, is_coherent: false }],
+            devices: vec![DeviceSetup {
+                capacity_pages: 40,
+                keeps_copies: true,
+                is_coherent: false,
+                may_hang: false,
+            }],
             ..calm
         };
         let map = Op::Map { span: setup.arena.all() };

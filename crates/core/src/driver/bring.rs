@@ -11,11 +11,13 @@ use hmm_device::DevicePfn;
 use crate::addr::{BLOCK_PAGES, PageRange, SlotRun};
 use crate::driver::{Collected, Migration, Skip, Source};
 use crate::fetch::transfer_home;
+use crate::flights::Pass;
 use crate::kernel::Kernel;
+use crate::registry::Held;
 use crate::staging::Left;
 use crate::state::{Frame, PageState};
 
-impl<K: Kernel> Migration<'_, K, Collected> {
+impl<'e, K: Kernel> Migration<'e, K, Collected> {
     /// Brings the pages of entries that were marked as being elsewhere. Every driver has let go of their frames. What cannot
     /// be brought stays where it is.
     pub(super) fn bring(&mut self) {
@@ -24,9 +26,12 @@ impl<K: Kernel> Migration<'_, K, Collected> {
             match self.elsewhere(first) {
                 None => first += 1,
                 Some((device, mut end)) => {
-                    let slots = self.take_slots(end - first);
-                    end = first + slots.map_or(end - first, |run| run.len);
-                    self.bring_run(device, first..end, slots);
+                    // Slots have memory when a device has been asked to fill them, and not before.
+                    let pass = self.engine.flights.begin_if_fast(device).ok();
+                    let call = pass.and_then(|pass| Some((pass, self.engine.registry.get(device)?)));
+                    let call = call.and_then(|call| Some((call, self.take_slots(end - first)?)));
+                    end = first + call.as_ref().map_or(end - first, |(_, run)| run.len);
+                    self.bring_run(first..end, call);
                     first = end;
                 }
             }
@@ -45,18 +50,17 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         Some((device, (first + 1..most).find(|at| !belongs(at)).unwrap_or(most)))
     }
 
-    fn bring_run(&mut self, number: u8, run: std::ops::Range<usize>, slots: Option<SlotRun>) {
+    fn bring_run(&mut self, run: std::ops::Range<usize>, call: Option<((Pass<'e>, Held<'e>), SlotRun)>) {
         let engine = self.engine;
         let mut frames = [DevicePfn::default(); BLOCK_PAGES];
         for (pfn, entry) in frames.iter_mut().zip(&self.entries[run.clone()]) {
             *pfn = entry.from.map_or(DevicePfn::default(), |frame| frame.pfn);
         }
-        let done = match (slots, engine.registry.get(number)) {
-            (Some(slots), Some(device)) => {
-                transfer_home(&engine.kernel, &*device, &frames[..slots.len], slots).done
-            }
-            _ => 0,
-        };
+        let slots = call.as_ref().map(|(_, slots)| *slots);
+        let done = call.map_or(0, |((pass, device), slots)| {
+            let transfer = transfer_home(&engine.kernel, &*device, &pass, &frames[..slots.len], slots);
+            if pass.land() { transfer.done } else { 0 }
+        });
         let Some(head) = self.entries.get(run.start).copied() else { return };
         let gate = engine.gate();
         let mut states = engine.table.block(head.page.block()).lock();

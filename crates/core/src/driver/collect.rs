@@ -80,7 +80,7 @@ impl<K: Kernel> Engine<K> {
             }
             if let Some(surplus) = self.staging.take_surplus(Which::Least) {
                 self.release(surplus);
-            } else if self.store() != Reclaimed::Progress {
+            } else if self.store(None) != Reclaimed::Progress {
                 return None;
             }
         }

@@ -241,7 +241,8 @@ impl<K: Kernel> Migration<'_, K, Collected> {
                     *pfn = frame.pfn;
                 }
             }
-            let transfer = transfer_home(&self.engine.kernel, &*device, &frames[..run.len], run);
+            let pass = self.engine.flights.of_driver();
+            let transfer = transfer_home(&self.engine.kernel, &*device, &pass, &frames[..run.len], run);
             for (number, entry) in self.entries[first..].iter_mut().take(transfer.done).enumerate() {
                 entry.destination = Destination::System(run.start.add(number));
             }

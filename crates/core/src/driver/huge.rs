@@ -220,7 +220,8 @@ impl<K: Kernel> Migration<'_, K, Collected> {
         let Some(bay) = self.engine.take_huge_bay() else { return false };
         let frames = large_run(first.pfn);
         let run = SlotRun { start: bay.slot(0), len: BLOCK_PAGES };
-        let transfer = transfer_home(&self.engine.kernel, &*device, &frames, run);
+        let pass = self.engine.flights.of_driver();
+        let transfer = transfer_home(&self.engine.kernel, &*device, &pass, &frames, run);
         if transfer.stop.is_none() {
             self.entries[index].destination = Destination::System(run.start);
         } else {

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::Verb;
 use crate::rng::mix;
@@ -46,6 +47,8 @@ pub enum Fault {
         /// What the next page is said to have failed with.
         why: DeviceError,
     },
+    /// A store or fetch takes so long before it is begun. The other verbs are not affected.
+    Stick(Duration),
     /// A store or fetch changes one byte of every page, and says nothing: a device without checksums, gone bad.
     /// The other verbs are not affected. For a device *with* checksums, stop with [`DeviceError::Corrupt`].
     Garble,
@@ -84,6 +87,7 @@ pub struct Faulty<D> {
     calls: [AtomicU64; Verb::ALL.len()],
     all_calls: AtomicU64,
     injected: AtomicU64,
+    patience: Option<Duration>,
 }
 
 impl<D> Faulty<D> {
@@ -95,7 +99,15 @@ impl<D> Faulty<D> {
             calls: std::array::from_fn(|_| AtomicU64::new(0)),
             all_calls: AtomicU64::new(0),
             injected: AtomicU64::new(0),
+            patience: None,
         }
+    }
+
+    /// Has the device say that a transfer may take so long.
+    #[must_use]
+    pub const fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
     }
 
     /// The device inside.
@@ -167,7 +179,9 @@ impl<D: Device> Device for Faulty<D> {
     fn alloc(&self, frames: &mut [DevicePfn]) -> usize {
         let wanted = match self.next(Verb::Alloc, frames.len()) {
             // Fewer frames would mean that it is full, which is another thing; storing to them tells.
-            Some(Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble) | None => frames.len(),
+            Some(Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble | Fault::Stick(_)) | None => {
+                frames.len()
+            }
             Some(Fault::Stop { done, .. }) => done,
         };
         self.inner.alloc(&mut frames[..wanted])
@@ -175,7 +189,7 @@ impl<D: Device> Device for Faulty<D> {
 
     fn alloc_large(&self) -> Option<DevicePfn> {
         match self.next(Verb::Alloc, LARGE_PAGES) {
-            Some(Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble) | None => {
+            Some(Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble | Fault::Stick(_)) | None => {
                 self.inner.alloc_large()
             }
             Some(Fault::Stop { .. }) => None,
@@ -188,6 +202,10 @@ impl<D: Device> Device for Faulty<D> {
             Some(Fault::Stop { done, why }) => {
                 let (frames, bytes) = (&frames[..done], &bytes[..done * PAGE_SIZE]);
                 cut(self.inner.store(Store { frames, bytes, access }), why)
+            }
+            Some(Fault::Stick(time)) => {
+                std::thread::sleep(time);
+                self.inner.store(Store { frames, bytes, access })
             }
             Some(Fault::Garble) => {
                 let mut wrong = bytes.to_vec();
@@ -204,6 +222,10 @@ impl<D: Device> Device for Faulty<D> {
             Some(Fault::Stop { done, why }) => {
                 let (frames, bytes) = (&frames[..done], &mut bytes[..done * PAGE_SIZE]);
                 cut(self.inner.fetch(Fetch { frames, bytes }), why)
+            }
+            Some(Fault::Stick(time)) => {
+                std::thread::sleep(time);
+                self.inner.fetch(Fetch { frames, bytes })
             }
             Some(Fault::Garble) => {
                 let outcome = self.inner.fetch(Fetch { frames, bytes });
@@ -222,8 +244,12 @@ impl<D: Device> Device for Faulty<D> {
     fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {
         match self.next(Verb::Holds, usize::MAX) {
             Some(Fault::Stop { .. }) => false,
-            Some(Fault::Garble) | None => self.inner.holds(frame, bytes),
+            Some(Fault::Garble | Fault::Stick(_)) | None => self.inner.holds(frame, bytes),
         }
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        self.patience.or_else(|| self.inner.patience())
     }
 
     fn memory(&self) -> Option<std::ops::Range<u64>> {
@@ -233,7 +259,7 @@ impl<D: Device> Device for Faulty<D> {
     fn flush(&self) -> Result<(), DeviceError> {
         match self.next(Verb::Flush, usize::MAX) {
             Some(Fault::Stop { why, .. }) => Err(why),
-            Some(Fault::Garble) | None => self.inner.flush(),
+            Some(Fault::Garble | Fault::Stick(_)) | None => self.inner.flush(),
         }
     }
 }

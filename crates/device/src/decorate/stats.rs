@@ -1,6 +1,7 @@
 //! Counts what a device is asked and what it answers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Verb;
 use crate::{Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, PAGE_SIZE, Store, Transfer, Usage};
@@ -124,6 +125,10 @@ impl<D: Device> Device for WithStats<D> {
         let yes = self.inner.holds(frame, bytes);
         self.count(Verb::Holds, usize::from(yes), !yes);
         yes
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        self.inner.patience()
     }
 
     fn memory(&self) -> Option<std::ops::Range<u64>> {

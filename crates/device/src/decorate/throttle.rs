@@ -96,6 +96,10 @@ impl<D: Device> Device for Throttled<D> {
         self.inner.holds(frame, bytes)
     }
 
+    fn patience(&self) -> Option<Duration> {
+        self.inner.patience()
+    }
+
     fn memory(&self) -> Option<std::ops::Range<u64>> {
         self.inner.memory()
     }

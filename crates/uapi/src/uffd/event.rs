@@ -67,12 +67,20 @@ pub enum Event {
 }
 
 /// Room for the messages of one read.
-pub struct EventBuffer([MaybeUninit<u8>; MAX_EVENTS * MSG_BYTES]);
+pub struct EventBuffer {
+    bytes: [MaybeUninit<u8>; MAX_EVENTS * MSG_BYTES],
+    used_bytes: usize,
+}
 
 impl EventBuffer {
-    /// Room without content.
+    /// Room for [`MAX_EVENTS`].
     pub const fn new() -> Self {
-        Self([MaybeUninit::uninit(); _])
+        Self { bytes: [MaybeUninit::uninit(); _], used_bytes: MAX_EVENTS * MSG_BYTES }
+    }
+
+    /// Room for one.
+    pub const fn for_one() -> Self {
+        Self { bytes: [MaybeUninit::uninit(); _], used_bytes: MSG_BYTES }
     }
 }
 
@@ -95,12 +103,12 @@ pub struct Events<'b> {
 }
 
 impl Userfaultfd {
-    /// Reads what the kernel has to tell, up to [`MAX_EVENTS`] messages. Never gives none.
+    /// Reads what the kernel has to tell, as many messages as there is room for. Never gives none.
     ///
     /// # Errors
     /// `EAGAIN`: nothing to tell (only when reading does not wait). `EINVAL`: not enabled yet. `EINTR`: a signal came.
     pub fn read_events<'b>(&self, buffer: &'b mut EventBuffer) -> Result<Events<'b>, Errno> {
-        let (read, _) = rustix::io::read(self, &mut buffer.0)?;
+        let (read, _) = rustix::io::read(self, &mut buffer.bytes[..buffer.used_bytes])?;
         let (messages, _) = read.as_chunks::<MSG_BYTES>();
         Ok(Events { rest: messages.iter() })
     }

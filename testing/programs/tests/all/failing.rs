@@ -31,3 +31,23 @@ fn a_device_that_is_lost_raises_sigbus() {
     // What it said before is right.
     assert!(alone.stdout().starts_with(&done.stdout()), "{}", done.stdout());
 }
+
+/// In bounded time: it waits for what is asked, and not for more.
+#[test]
+fn a_device_that_does_not_answer_is_given_up() {
+    if !can_run() {
+        return;
+    }
+    let job = Job::python(FILL_AND_READ);
+    let alone = job.alone();
+    for device in
+        ["lz4:cap=256M,stuck-after=400,patience=2", "file:path=/var/tmp,cap=256M,stuck-after=400,patience=2"]
+    {
+        let start = std::time::Instant::now();
+        let done = job.under(&Hmm::ram(48 * MIB).device(device));
+        assert!(matches!(done.signal(), Some(SIGBUS | SIGKILL)), "{done:?}");
+        assert!(done.stderr.contains("device 1: the device has not answered"), "{}", done.stderr);
+        assert!(alone.stdout().starts_with(&done.stdout()), "{}", done.stdout());
+        assert!(start.elapsed().as_secs() < 40, "{:?}", start.elapsed());
+    }
+}

@@ -27,14 +27,17 @@ pub(crate) fn check(machine: &Machine, engine: &Engine<SimKernel>) {
                     device.bytes(frame.pfn).unwrap_or_else(|| panic!("page {page} is in an empty {frame:?}"));
                 compare(page, content, bytes, "on a device");
             }
+            // What a device did not bring in time: the kernel is told at the next touch.
+            PageState::Poisoned => {
+                assert!(machine.may_be_lost(content), "page {page} is poisoned, and no device failed");
+            }
             // A hole; a ghost; a page whose poison the kernel has not taken yet.
             PageState::None | PageState::System { .. } | PageState::Coherent { .. } => {
                 compare(page, content, &crate::memory::zeroes(), "a hole");
             }
-            state @ (PageState::Fetching { .. }
-            | PageState::Dropped { .. }
-            | PageState::Storing { .. }
-            | PageState::Poisoned) => panic!("page {page} is {state:?}, and nobody works on it"),
+            state @ (PageState::Fetching { .. } | PageState::Dropped { .. } | PageState::Storing { .. }) => {
+                panic!("page {page} is {state:?}, and nobody works on it")
+            }
         }
     }
 }

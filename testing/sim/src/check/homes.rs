@@ -80,7 +80,8 @@ pub(crate) fn census(shared: &Shared, machine: &Machine, engine: &Engine<SimKern
                 census.own_frame(page, frame);
                 census.mapped.insert((frame.device, frame.pfn));
             }
-            (PageState::Poisoned, Some(Entry::Poisoned)) => {}
+            // What a device did not bring in time the kernel is told of at the next touch.
+            (PageState::Poisoned, Some(Entry::Poisoned) | None) => {}
             (state, entry) => panic!("page {page} is {state:?} and its entry is {entry:?}"),
         }
         let managed = machine.memory.is_managed(page);

@@ -8,6 +8,7 @@ use hmm_core::notifier::{Change, Notifier, Pass, Watch};
 use hmm_core::state::PageState;
 use hmm_model::{Entropy, Span};
 
+use crate::device::Frames;
 use crate::kernel::SimKernel;
 use crate::machine::Machine;
 use crate::setup::Noise;
@@ -96,7 +97,8 @@ pub(crate) fn fault(shared: &Shared, engine: &Engine<SimKernel>) {
         Err(RangeError::Fault) => {
             let lost = |page: u32| machine.memory.entry(page).is_some() && !machine.memory.is_present(page);
             let unmapped = |page: u32| machine.memory.mapping(page).is_none();
-            assert!(any(&|page| unmapped(page) || lost(page)) || machine.may_fail() || machine.gone);
+            let any_fails = machine.may_fail() || machine.tiers().iter().any(Frames::may_hang);
+            assert!(any(&|page| unmapped(page) || lost(page)) || any_fails || machine.gone);
         }
         // A page that was faulted in leaves again at once: the budget is tight.
         Err(RangeError::Busy | RangeError::NoMemory) => {}

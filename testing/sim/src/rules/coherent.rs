@@ -47,7 +47,8 @@ impl Fixture {
     fn add(world: &World, owner: Owner) -> DeviceId {
         let shared = world.shared();
         let number = shared.lock().devices.len();
-        let setup = DeviceSetup { capacity_pages: 64, keeps_copies: false, is_coherent: true };
+        let setup =
+            DeviceSetup { capacity_pages: 64, keeps_copies: false, is_coherent: true, may_hang: false };
         shared.lock().devices.push(Frames::new(setup));
         let id = world.engine().add_device(Arc::new(SimDevice::new(shared, number)), owner);
         id.expect("there are few devices")
