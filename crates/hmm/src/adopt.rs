@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use hmm_core::Engine;
-use hmm_core::addr::{PAGE_SIZE, PageRange};
+use hmm_core::addr::{PAGE_SIZE, PageRange, Vpn};
 use hmm_uapi::AddrRange;
 use hmm_uapi::maps::{Perms, Vma, VmaKind};
 use hmm_uapi::pagemap::ScanArgs;
@@ -79,7 +79,8 @@ pub fn discover(engine: &Engine<Mm>, within: AddrRange, exclude: &[AddrRange]) -
             continue;
         }
         let mut range = vma.range();
-        if range.start == behind {
+        // What is registered in part is all registered, and not a file's data: the file has come to its front later.
+        if range.start == behind && !is_known(mm, range) {
             range.start = range.end.min(range.start + DATA_TAIL_BYTES);
         }
         for_parts_outside(range, exclude, &mut |part| take_over(engine, part, &mut found));
@@ -118,6 +119,30 @@ pub(crate) fn wait_until_calm(engine: &Engine<Mm>) -> bool {
 fn end_of_file_before(mm: &Mm, addr: u64) -> u64 {
     let before = mm.maps().next_vma(addr.saturating_sub(1)).ok().flatten();
     before.filter(|vma| vma.kind == VmaKind::File && vma.end == addr).map_or(0, |vma| vma.end)
+}
+
+/// Whether a part of the mapping is managed.
+fn is_known(mm: &Mm, range: AddrRange) -> bool {
+    let pages = PageRange::of_bytes(range.start, range.end);
+    mm.extents().next_in(pages.start, pages.end).is_some()
+}
+
+/// Gives memory back to the kernel that is registered and that no look takes over: whose page has faulted is ours to serve, and
+/// nobody does. A mapping that was managed when it was made grows in place with all that it is, also when it is of another
+/// kind by then. Nothing of what it grew by was ever away.
+pub(crate) fn let_go(engine: &Engine<Mm>, page: Vpn) {
+    let mm = engine.kernel();
+    let _events = engine.events();
+    if mm.uffd().is_changing() {
+        return;
+    }
+    let Ok(Some(vma)) = mm.maps().next_vma(page.addr()) else { return };
+    let rest = PageRange { start: page, end: PageRange::of_bytes(vma.start, vma.end).end };
+    if let Some(gap) = mm.extents().first_gap(rest).filter(|gap| gap.start == page) {
+        // Wakes who waits there. It fails where nothing was registered, and then nobody does.
+        let _ = mm.uffd().unregister(range_of(gap));
+        mm.lend_range(gap);
+    }
 }
 
 /// Takes over the parts of manageable mappings that are inside of `within`, and no more of them. The caller has excluded

@@ -25,7 +25,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
-use crate::adopt::discover;
+use crate::adopt::{discover, let_go};
 use crate::control::OnFull;
 use crate::mm::Mm;
 use crate::place::{Follower, Place};
@@ -344,7 +344,10 @@ impl Runtime {
             Outcome::Parked => false,
             Outcome::Unmanaged => {
                 // The program has changed the mapping without a word: look at it again.
-                self.discover(AddrRange::new(page.addr(), 1));
+                let found = self.discover(AddrRange::new(page.addr(), 1));
+                if found.ranges == 0 && !found.is_changing {
+                    let_go(&self.engine, page);
+                }
                 true
             }
             Outcome::Full => self.make_room(),

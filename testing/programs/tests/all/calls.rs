@@ -166,6 +166,18 @@ fn large_blocks_of_the_heap() {
 
 /// Stacks, heaps of threads, blocks that grow, memory that the kernel shall populate: all of it touched at once.
 #[test]
+fn memory_that_grows_when_it_is_of_another_kind() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("grows", &dir) else { return };
+    let job = Job::new(program);
+    let managed = job.under(&Hmm::ram(16 * MIB));
+    assert_same_output(&managed, &job.alone());
+}
+
+#[test]
 fn memory_that_is_touched_at_once() {
     check("late", &["64"], 16 * MIB);
 }
