@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use hmm::door;
 use hmm::mm::Files;
-use hmm::runtime::{OpenFilesError, open_files, open_files_for};
+use hmm::open::{OpenFilesError, open_files, open_files_for};
 use hmm::uapi::uffd::{Access, Features};
 
 /// Where the supervisor's door is. The environment is the program's, and not to be read on the agent's threads.

@@ -282,13 +282,15 @@ impl<K: Kernel> Engine<K> {
     fn give_up_pages(&self, ours: Ticket, range: PageRange, asked_for: Option<DevicePfn>) {
         let mut states = self.table.block(range.start.block()).lock();
         for page in range.iter() {
-            let asked_for = asked_for.filter(|_| page == range.start);
-            match states.get(page.index()) {
-                PageState::Fetching { ticket, frame } if ticket == ours && asked_for == Some(frame.pfn) => {
-                    // The kernel is told when the page is touched again, which is at once.
-                    self.lose(&mut states, page, frame);
-                }
-                _ => self.end_state(&mut states, ours, page),
+            if let PageState::Fetching { ticket, frame } = states.get(page.index())
+                && ticket == ours
+                && page == range.start
+                && asked_for == Some(frame.pfn)
+            {
+                // The kernel is told when the page is touched again, which is at once.
+                self.lose(&mut states, page, frame);
+            } else {
+                self.end_state(&mut states, ours, page);
             }
         }
     }

@@ -38,6 +38,7 @@ mod migrating;
 pub mod mirror;
 pub mod mm;
 mod moves;
+pub mod open;
 mod place;
 mod ranges;
 pub mod rehearsal;

@@ -20,7 +20,8 @@ use crate::callers;
 use crate::control::OnFull;
 use crate::heap::Heap;
 use crate::mm::{Books, Files, Mm, range_of};
-use crate::runtime::{OpenFilesError, Policy, Runtime, open_files};
+use crate::open::{OpenFilesError, open_files};
+use crate::runtime::{Policy, Runtime};
 
 /// The smallest budget: below it staging would take most of it.
 const MIN_RAM_BYTES: u64 = 16 << 20;
