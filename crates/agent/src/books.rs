@@ -8,6 +8,7 @@ use hmm::core::stats::Stats;
 use hmm::device::DeviceError;
 use hmm::mm::{Books, Mm};
 use hmm::runtime::Policy;
+use hmm::uapi::Errno;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// The ledger of all processes, and this process's counters.
@@ -90,6 +91,17 @@ impl Policy for RunPolicy {
         self.control.set_verdict(&verdict(VerdictKind::DeviceFull, Text::EMPTY, ledger, stats));
         // Also ends the calling thread.
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
+
+    fn forbidden(&self, errno: Errno) {
+        let text = Text::format(format_args!("userfaultfd, as by a seccomp filter"));
+        let stats = own_slot().stats();
+        let verdict = verdict(VerdictKind::KernelError, text, self.control.ledger(), stats);
+        self.control.set_verdict(&Verdict { errno: errno.raw_os_error(), ..verdict });
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        // That may be forbidden, too.
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(crate::EXIT_FAILED) }
     }
 
     fn settle_the_dead(&self) -> bool {

@@ -1,6 +1,6 @@
 //! The control thread: sets everything up, then looks after what the other threads have no time for.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use hmm::heap;
 use hmm::mm::Mm;
 use hmm::runtime::Runtime;
 use hmm::uapi::AddrRange;
-use hmm::uapi::sys::{Scope, futex_wait, futex_wake, set_thread_name};
+use hmm::uapi::sys::{Scope, futex_wait, futex_wake, gettid, set_thread_name};
 use hmm::uapi::uffd::{Access, Features};
 
 use crate::announce::Open;
@@ -39,8 +39,14 @@ static EXCLUDE: Mutex<Vec<AddrRange>> = Mutex::new(Vec::new());
 /// Since when nothing could be looked at for a thread that waits. The control thread's.
 static CHANGING_SINCE: Mutex<Option<Instant>> = Mutex::new(None);
 static FAILURE: Mutex<Option<Why>> = Mutex::new(None);
+static TID: AtomicI32 = AtomicI32::new(0);
 /// 0 until the start has succeeded (1) or failed (2).
 static STARTED: AtomicU32 = AtomicU32::new(0);
+
+/// The control thread, or the parent's for a moment after a fork.
+pub(crate) fn tid() -> i32 {
+    TID.load(Ordering::Relaxed).max(1)
+}
 
 /// Memory of ours that was made after the start.
 pub(crate) fn exclude(range: AddrRange) {
@@ -228,6 +234,7 @@ fn look(runtime: &Runtime, range: AddrRange) -> bool {
 
 /// The control thread's life.
 pub(crate) fn look_after(runtime: &'static Runtime) {
+    TID.store(gettid(), Ordering::Relaxed);
     let mut open = Open::default();
     let mut tick = TICK_SHORT;
     let mut known = MAILBOX.asked().wrapping_sub(1);

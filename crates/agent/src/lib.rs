@@ -20,6 +20,7 @@ mod bodies;
 mod books;
 mod brk;
 mod child;
+mod confine;
 mod control;
 mod descriptors;
 mod devices;

@@ -20,6 +20,12 @@ pub(crate) fn reset() {
     NR_RUNNING.store(0, Ordering::Relaxed);
 }
 
+/// Whether the program has one thread. False also where that cannot be read. For the program's threads.
+pub(crate) fn is_program_alone() -> bool {
+    let threads = Procfs::open().ok().and_then(|procfs| tasks::threads(&procfs));
+    threads.is_some_and(|threads| threads.nr == NR_RUNNING.load(Ordering::Relaxed) + 1)
+}
+
 /// Whether none but ours are left: the program's have ended one by one, the last of them not by ending the process. The
 /// kernel would keep a process with ours. Gives the status that it ends with then.
 pub(crate) fn is_over(procfs: &Procfs) -> Option<i32> {

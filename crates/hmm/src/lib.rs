@@ -26,6 +26,7 @@ mod divided;
 pub mod door;
 mod drive;
 pub mod extents;
+mod forbidden;
 mod frames;
 mod freeze;
 pub mod handover;

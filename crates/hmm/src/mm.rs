@@ -494,6 +494,6 @@ fn stop_of(errno: Errno) -> Stop {
         Errno::NOMEM => Stop::NoMemory,
         Errno::SRCH => Stop::Gone,
         // ENOENT is a hole of the source (which the engine never asks for) or a destination that is not registered.
-        _ => Stop::Unsuited,
+        errno => crate::forbidden::unsuited(errno),
     }
 }

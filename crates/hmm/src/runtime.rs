@@ -58,6 +58,8 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
     fn on_full(&self) -> OnFull;
     /// The devices are full and the program must end: say why, and end it. Called on a handler thread.
     fn end(&self, engine: &Engine<Mm>);
+    /// The kernel refuses what pages come home by, for good: say why, and end the program.
+    fn forbidden(&self, _errno: Errno) {}
     /// Frees what those who shared the budget and are gone had charged. Says whether there were any.
     fn settle_the_dead(&self) -> bool {
         false
@@ -355,6 +357,9 @@ impl Runtime {
                 true
             }
         };
+        if again && let Some(errno) = crate::forbidden::seen() {
+            self.policy.forbidden(errno);
+        }
         if again && !retries.push(pending) {
             // The thread faults again, and by then there may be room.
             self.engine.kernel().wake(PageRange::new(page, 1));

@@ -35,6 +35,7 @@ pub use maps::{Maps, Vma, VmaKind};
 pub use pagemap::Pagemap;
 pub use range::AddrRange;
 pub use rustix::io::Errno;
+pub use syscall::any_syscall;
 pub use uffd::Userfaultfd;
 
 /// Bytes in a page: the only size that hmm supports. [`probe`] says when the machine's differs.

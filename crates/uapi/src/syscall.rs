@@ -11,21 +11,34 @@ const MIN_ERROR: isize = -4095;
 ///
 /// # Safety
 /// The arguments are what the call `nr` expects, and its effects are sound.
-#[cfg(target_arch = "x86_64")]
 pub(crate) unsafe fn syscall(nr: u32, args: [usize; 5]) -> Result<usize, Errno> {
+    let [a, b, c, d, e] = args;
+    // SAFETY: handed on to the caller.
+    unsafe { any_syscall(nr as usize, [a, b, c, d, e, 0]) }
+}
+
+/// Makes any system call.
+///
+/// # Safety
+/// The arguments are what the call `nr` expects, and its effects are sound.
+///
+/// # Errors
+/// What the kernel says.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn any_syscall(nr: usize, args: [usize; 6]) -> Result<usize, Errno> {
     let ret: isize;
     // SAFETY: the kernel's calling convention; rcx and r11 are clobbered by the instruction. Memory is assumed to be
     // read and written. The call itself is the caller's responsibility.
     unsafe {
         asm!(
             "syscall",
-            inlateout("rax") nr as usize => ret,
+            inlateout("rax") nr => ret,
             in("rdi") args[0],
             in("rsi") args[1],
             in("rdx") args[2],
             in("r10") args[3],
             in("r8") args[4],
-            in("r9") 0usize,
+            in("r9") args[5],
             lateout("rcx") _,
             lateout("r11") _,
             options(nostack),
@@ -34,25 +47,28 @@ pub(crate) unsafe fn syscall(nr: u32, args: [usize; 5]) -> Result<usize, Errno> 
     decode(ret)
 }
 
-/// Makes a system call of up to five arguments (none needed here has six).
+/// Makes any system call.
 ///
 /// # Safety
 /// The arguments are what the call `nr` expects, and its effects are sound.
+///
+/// # Errors
+/// What the kernel says.
 #[cfg(target_arch = "aarch64")]
-pub(crate) unsafe fn syscall(nr: u32, args: [usize; 5]) -> Result<usize, Errno> {
+pub unsafe fn any_syscall(nr: usize, args: [usize; 6]) -> Result<usize, Errno> {
     let ret: isize;
     // SAFETY: the kernel's calling convention. Memory is assumed to be read and written. The call itself is the
     // caller's responsibility.
     unsafe {
         asm!(
             "svc 0",
-            in("x8") nr as usize,
+            in("x8") nr,
             inlateout("x0") args[0] => ret,
             in("x1") args[1],
             in("x2") args[2],
             in("x3") args[3],
             in("x4") args[4],
-            in("x5") 0usize,
+            in("x5") args[5],
             options(nostack),
         );
     }

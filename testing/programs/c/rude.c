@@ -5,10 +5,12 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -130,6 +132,57 @@ static void confine(void)
 	syscall(SYS_exit, 7);
 }
 
+/* No ioctl of any thread any more: it fails, or whoever makes one is ended. Bare: behind libc's back. */
+static long forbid_ioctl(int bare, unsigned int action)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, action),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
+	long mode = SECCOMP_SET_MODE_FILTER, flags = SECCOMP_FILTER_FLAG_TSYNC, result = SYS_seccomp;
+
+	CHECK(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+	if (!bare)
+		return syscall(SYS_seccomp, mode, flags, &program);
+	asm volatile("syscall" : "+a"(result) : "D"(mode), "S"(flags), "d"(&program) : "rcx", "r11", "memory");
+	return result;
+}
+
+static void confine_all_threads(void)
+{
+	CHECK(!forbid_ioctl(0, SECCOMP_RET_KILL_THREAD), 0);
+	CHECK(prctl(PR_GET_SECCOMP) == SECCOMP_MODE_FILTER, 0);
+	verify(1);
+	fill(6);
+	verify(6);
+	fill(1);
+}
+
+static void *stay(void *unused)
+{
+	pause();
+	return unused;
+}
+
+/* There are others that cannot have it. */
+static void confine_several(void)
+{
+	pthread_t thread;
+
+	CHECK(!pthread_create(&thread, NULL, stay, NULL), 0);
+	CHECK(forbid_ioctl(0, SECCOMP_RET_KILL_THREAD) > 0, 0);
+	CHECK(prctl(PR_GET_SECCOMP) == 0, 0);
+}
+
+static void confine_all_bare(void)
+{
+	CHECK(!forbid_ioctl(1, SECCOMP_RET_ERRNO | 1), 0);
+	verify(1);
+}
+
 static void *end_last(void *unused)
 {
 	(void)unused;
@@ -234,6 +287,9 @@ static const struct {
 	{ "change root", change_root },
 	{ "change pids", change_pids },
 	{ "confine", confine },
+	{ "confine all threads", confine_all_threads },
+	{ "confine several", confine_several },
+	{ "confine all, bare", confine_all_bare },
 	{ "end by threads", end_by_threads },
 	{ "block signals", block_signals },
 	{ "limit itself", limit_itself },

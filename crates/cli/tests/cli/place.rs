@@ -19,7 +19,7 @@ fn signal_all(pids: impl IntoIterator<Item = u32>) {
 /// A program that waits, and where the directory of its run is.
 fn start(dir: &TempDir) -> (Running, PathBuf) {
     let file = dir.path().join("door");
-    let script = format!("echo $HMM_DOOR >{0}.new; mv {0}.new {0}; sleep 60", file.display());
+    let script = format!("echo $HMM_DOOR >{0}.new; mv {0}.new {0}; exec sleep 60", file.display());
     let running = Running::start(&mut run_sh(&script));
     wait_until("the program tells where the door is", || file.exists());
     let door = PathBuf::from(std::fs::read_to_string(&file).unwrap().trim());

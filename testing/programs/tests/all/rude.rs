@@ -77,6 +77,37 @@ fn system_calls_are_confined() {
     }
 }
 
+/// The filter is for the program's thread, whose system calls they are, and not for the agent's.
+#[test]
+fn all_threads_are_confined() {
+    succeeds("confine all threads");
+}
+
+/// It is refused as by the kernel, where there are threads that cannot have it.
+#[test]
+fn several_threads_are_not_confined() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("rude", &dir) else { return };
+    let done = Job::new(program).args(["confine several", WORKING_SET]).under(&Hmm::ram(RAM));
+    assert_eq!((done.code(), done.stdout().as_str()), (0, "confine several\n"), "{done:?}");
+}
+
+/// A filter that comes over the agent's threads all the same ends the program, and that is told.
+#[test]
+fn the_agent_is_confined() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("rude", &dir) else { return };
+    let done = Job::new(program).args(["confine all, bare", WORKING_SET]).under(&Hmm::ram(RAM));
+    assert_eq!(done.signal(), Some(Signal::KILL.as_raw()), "{done:?}");
+    assert!(done.stderr.contains("as by a seccomp filter"), "{done:?}");
+}
+
 #[test]
 fn threads_end_and_nobody_ends_the_process() {
     if let Some(status) = rude("end by threads") {
