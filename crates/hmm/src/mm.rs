@@ -382,8 +382,9 @@ impl Kernel for Mm {
     fn release(&self, run: SlotRun) {
         let range = self.slot_range(run);
         let offset = run.start.0 as usize * PAGE_SIZE;
-        // Should one of these fail the memory stays, or the next move into it is refused: nothing is lost by either.
-        let _ = self.files.uffd.unregister(range);
+        // Should one of these fail the memory stays, or the next move into it is refused: nothing is lost by either. Of
+        // memory that is still registered the advice would wait for us to read of it.
+        let Ok(()) = self.files.uffd.unregister(range).map_err(crate::forbidden::unsuited) else { return };
         let _ = self.staging.advise(offset, run.len * PAGE_SIZE, Advice::DontNeed);
         let _ = self.register_staging(range);
     }
