@@ -56,6 +56,11 @@ impl<'a> Bytes<'a> {
         self.rest.is_empty()
     }
 
+    /// How many are left.
+    pub const fn len(&self) -> usize {
+        self.rest.len()
+    }
+
     fn take(&mut self, nr_bytes: usize) -> u64 {
         let (taken, rest) = self.rest.split_at(nr_bytes.min(self.rest.len()));
         self.rest = rest;

@@ -2,7 +2,7 @@
 
 use hmm_core::kernel::Stop;
 use hmm_device::DeviceError;
-use hmm_model::{Entropy, Seeded};
+use hmm_model::Entropy;
 
 /// The calls of the kernel door that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +124,12 @@ impl<V: Call> Plan<V> {
     }
 
     /// Notes a call and says how it fails, if it does: why, and behind how many pages.
-    pub(crate) fn make(&mut self, verb: V, nr_pages: usize, entropy: &mut Seeded) -> Option<(V::Why, usize)> {
+    pub(crate) fn make(
+        &mut self,
+        verb: V,
+        nr_pages: usize,
+        entropy: &mut impl Entropy,
+    ) -> Option<(V::Why, usize)> {
         let call = self.made.len();
         self.made.push(Made { verb, nr_pages });
         let planned = self
@@ -152,7 +157,7 @@ impl<V: Call> Plan<V> {
     }
 }
 
-fn by_chance<V: Call>(verb: V, nr_pages: usize, entropy: &mut Seeded) -> (V::Why, usize) {
+fn by_chance<V: Call>(verb: V, nr_pages: usize, entropy: &mut impl Entropy) -> (V::Why, usize) {
     let setbacks = verb.setbacks();
     let pick = entropy.below(u32::try_from(setbacks.len()).unwrap_or(1));
     (setbacks[pick as usize], entropy.below(u32::try_from(nr_pages).unwrap_or(1)) as usize)

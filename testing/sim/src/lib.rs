@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod choices;
 mod deeds;
 mod device;
 mod driver;
@@ -40,6 +41,7 @@ mod world;
 #[cfg(test)]
 mod rules;
 
+pub use choices::world_of;
 pub use device::DeviceSetup;
 pub use failure::{DeviceVerb, Failure, Made, Verb};
 pub use run::{ops_of, run, seeds};

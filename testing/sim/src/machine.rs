@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use hmm_core::addr::{BLOCK_PAGES, BlockId, PageRange, Vpn};
 use hmm_device::{DeviceError, DevicePfn, Transfer};
-use hmm_model::{Arena, Content, Entropy, Generator, Mix, Model, Seeded, Span};
+use hmm_model::{Arena, Content, Entropy, Generator, Mix, Model, Span};
 
+use crate::choices::Choices;
 use crate::device::Frames;
 use crate::events::{Event, Events};
 use crate::failure::{DeviceVerb, Plan, Verb};
@@ -67,7 +68,7 @@ pub(crate) struct Machine {
     pub(crate) driven: BTreeMap<&'static str, u64>,
     /// How deep in each other the calls of the engine are.
     pub(crate) depth: u32,
-    pub(crate) entropy: Seeded,
+    pub(crate) entropy: Choices,
     pub(crate) trace: Trace,
 }
 
@@ -99,7 +100,7 @@ impl Machine {
             nr_transfers: 0,
             driven: BTreeMap::new(),
             depth: 0,
-            entropy: Seeded::new(setup.seed),
+            entropy: Choices::new(setup.schedule.clone(), setup.seed),
             trace: Trace::default(),
             setup,
         }

@@ -35,8 +35,10 @@ pub struct Meanwhile {
 /// Everything that a run depends on but the operations.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Decides all that happens by chance.
+    /// Decides all that happens by chance, behind the end of the schedule.
     pub seed: u64,
+    /// Decides what happens by chance first: nothing, unless a fuzzer says.
+    pub schedule: Vec<u8>,
     /// The program's part of the address space.
     pub arena: Arena,
     /// Pages that may be resident.
@@ -65,6 +67,7 @@ impl Setup {
         let budget_pages = 96;
         Self {
             seed,
+            schedule: Vec::new(),
             arena: Arena { nr_pages: 700 },
             budget_pages,
             config: Config {
@@ -151,6 +154,7 @@ impl Setup {
             (1..).zip(devices).map(|(number, device)| DeviceSetup { may_hang: number == hangs, ..device });
         Self {
             seed,
+            schedule: Vec::new(),
             arena,
             budget_pages,
             config,

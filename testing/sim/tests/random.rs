@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use hmm_sim::{Setup, ops_of, run, seeds};
+use hmm_model::{Entropy, Seeded};
+use hmm_sim::{Setup, ops_of, run, seeds, world_of};
 
 const NR_OPS: usize = 100;
 
@@ -94,6 +95,18 @@ fn nothing_more_is_lost_when_calls_of_devices_do_not_return() {
     let totals = run_worlds(140, hanging);
     assert_counted(&totals, ALWAYS);
     assert_counted(&totals, &["pgpoison"]);
+}
+
+/// What the fuzzer does, with bytes by chance.
+#[test]
+fn nothing_is_lost_in_worlds_that_bytes_describe() {
+    for seed in seeds(150) {
+        let mut entropy = Seeded::new(seed);
+        let bytes: Vec<u8> = (0..60).flat_map(|_| entropy.bits().to_le_bytes()).collect();
+        let (setup, ops) = world_of(&bytes);
+        assert_eq!((setup.schedule.len(), ops.len() > 5), (236, true));
+        run(&setup, &ops);
+    }
 }
 
 #[test]
