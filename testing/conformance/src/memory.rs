@@ -237,6 +237,13 @@ impl Map {
         assert_eq!(result, 0, "munmap: {}", errno());
     }
 
+    /// Whether something is mapped at the page's address, of whoever that is.
+    pub fn is_mapped(&self, page: usize) -> bool {
+        let start = self.start().wrapping_add(page * PAGE_SIZE);
+        // SAFETY: it writes a byte for the page.
+        unsafe { libc::mincore(start.cast(), PAGE_SIZE, [0u8].as_mut_ptr()) == 0 }
+    }
+
     /// Maps something new at the same place.
     ///
     /// # Panics

@@ -63,7 +63,8 @@ fn a_script_without_an_interpreter_is_the_shells() {
 /// What a program sees of its process, with and without hmm.
 #[track_caller]
 fn same_with_and_without(what: &str, script: &str) {
-    let without = finish(Command::new("sh").args(["-c", script]));
+    // As `run_sh` does.
+    let without = finish(Command::new("env").args(["--default-signal", "sh", "-c", script]));
     let with = finish(&mut run_sh(script));
     assert_eq!(with.stdout, without.stdout, "{what}");
     assert_ne!(with.stdout, "", "{what}");
