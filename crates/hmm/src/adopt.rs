@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use hmm_core::Engine;
 use hmm_core::addr::{PAGE_SIZE, PageRange, Vpn};
+use hmm_core::kernel::Kernel;
 use hmm_uapi::AddrRange;
 use hmm_uapi::maps::{Perms, Vma, VmaKind};
 use hmm_uapi::pagemap::ScanArgs;
@@ -127,21 +128,15 @@ fn is_known(mm: &Mm, range: AddrRange) -> bool {
     mm.extents().next_in(pages.start, pages.end).is_some()
 }
 
-/// Gives memory back to the kernel that is registered and that no look takes over: whose page has faulted is ours to serve, and
-/// nobody does. A mapping that was managed when it was made grows in place with all that it is, also when it is of another
-/// kind by then. Nothing of what it grew by was ever away.
-pub(crate) fn let_go(engine: &Engine<Mm>, page: Vpn) {
-    let mm = engine.kernel();
+/// Fills a page that is registered, has faulted, and that no look takes over: whose registration it has is ours to serve. A
+/// mapping that was managed when it was made grows in place with all that it is, also when it is of another kind by then. Nothing
+/// of what it grew by was ever away, so it is a hole. It must not be unregistered: what another thread moves there
+/// at that moment would be, too.
+pub(crate) fn fill_unknown(engine: &Engine<Mm>, page: Vpn) {
     let _events = engine.events();
-    if mm.uffd().is_changing() {
-        return;
-    }
-    let Ok(Some(vma)) = mm.maps().next_vma(page.addr()) else { return };
-    let rest = PageRange { start: page, end: PageRange::of_bytes(vma.start, vma.end).end };
-    if let Some(gap) = mm.extents().first_gap(rest).filter(|gap| gap.start == page) {
-        // Wakes who waits there. It fails where nothing was registered, and then nobody does.
-        let _ = mm.uffd().unregister(range_of(gap));
-        mm.lend_range(gap);
+    if engine.kernel().extents().covering(page).is_none() {
+        // Refused while mappings are changing.
+        let _ = engine.kernel().zero_page_home(page);
     }
 }
 

@@ -22,7 +22,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
-use crate::adopt::{discover, let_go};
+use crate::adopt::{Found, discover, fill_unknown};
 use crate::control::OnFull;
 use crate::mm::Mm;
 use crate::place::{Follower, Place};
@@ -188,14 +188,14 @@ impl Runtime {
     }
 
     /// Takes over memory of the program that touches the range and is not managed yet.
-    pub fn discover(&self, within: AddrRange) -> crate::adopt::Found {
+    pub fn discover(&self, within: AddrRange) -> Found {
         // The lock also makes one look at a time: two would register the same range.
         let exclude = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);
         discover(&self.engine, within, &exclude)
     }
 
     /// As [`discover`](Self::discover), but takes no more of a mapping than is inside of the range.
-    pub(crate) fn take_part(&self, within: AddrRange) -> crate::adopt::Found {
+    pub(crate) fn take_part(&self, within: AddrRange) -> Found {
         let _one_look_at_a_time = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);
         crate::adopt::take_part(&self.engine, within)
     }
@@ -344,8 +344,8 @@ impl Runtime {
             Outcome::Unmanaged => {
                 // The program has changed the mapping without a word: look at it again.
                 let found = self.discover(AddrRange::new(page.addr(), 1));
-                if found.ranges == 0 && !found.is_changing {
-                    let_go(&self.engine, page);
+                if found == Found::default() {
+                    fill_unknown(&self.engine, page);
                 }
                 true
             }

@@ -1,6 +1,7 @@
 /*
  * Mappings that grow in place when they are of another kind than when they were made, and are touched where they grew.
  */
+#define _GNU_SOURCE
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
