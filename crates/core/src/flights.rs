@@ -59,6 +59,7 @@ struct Flight {
     device: u8,
     /// When it was first seen under way: the call itself does not look at a clock.
     since: Option<Instant>,
+    is_slow: bool,
     is_overdue: bool,
     awaited: Option<Awaited>,
 }
@@ -135,8 +136,9 @@ impl Flights {
             return Err(if is_hopeless { Grounded::Hopeless } else { Grounded::Busy });
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        flights.push(Flight { number, device, since: None, is_overdue: false, awaited: None });
-        self.recount(&flights);
+        let (is_slow, is_overdue) = (false, false);
+        flights.push(Flight { number, device, since: None, is_slow, is_overdue, awaited: None });
+        self.changed(&flights);
         Ok(Pass { flights: self, number: Some(number) })
     }
 
@@ -168,19 +170,14 @@ impl Flights {
         let mut found = None;
         for flight in flights.iter_mut() {
             let age = now.saturating_duration_since(*flight.since.get_or_insert(now));
+            flight.is_slow = age >= SLOW;
             let is_late = self.patience(flight.device).is_some_and(|patience| age >= patience);
             if found.is_none() && is_late && !flight.is_overdue {
                 flight.is_overdue = true;
                 found = Some((flight.device, flight.awaited));
             }
         }
-        let bits = |is: &dyn Fn(&Flight) -> bool| {
-            flights.iter().filter(|flight| is(flight)).fold(0, |bits, flight| bits | 1 << flight.device)
-        };
-        let is_slow =
-            |flight: &Flight| flight.since.is_some_and(|since| now.saturating_duration_since(since) >= SLOW);
-        self.slow.store(bits(&|flight| flight.is_overdue || is_slow(flight)), Ordering::Relaxed);
-        self.overdue.store(bits(&|flight| flight.is_overdue), Ordering::Relaxed);
+        self.changed(&flights);
         found
     }
 
@@ -189,17 +186,18 @@ impl Flights {
         let mut flights = self.lock();
         let Some(at) = flights.iter().position(|flight| flight.number == number) else { return false };
         let flight = flights.swap_remove(at);
-        self.recount(&flights);
-        let is_last = flights.iter().all(|other| other.device != flight.device);
-        if is_last {
-            self.slow.fetch_and(!(1 << flight.device), Ordering::Relaxed);
-            self.overdue.fetch_and(!(1 << flight.device), Ordering::Relaxed);
-        }
+        self.changed(&flights);
         !flight.is_overdue
     }
 
-    fn recount(&self, flights: &[Flight]) {
+    /// Brings what is asked without the lock up to date.
+    fn changed(&self, flights: &[Flight]) {
+        let devices = |is: fn(&Flight) -> bool| {
+            flights.iter().filter(|flight| is(flight)).fold(0, |devices, flight| devices | 1 << flight.device)
+        };
         self.len.store(u32::try_from(flights.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.slow.store(devices(|flight| flight.is_slow), Ordering::Relaxed);
+        self.overdue.store(devices(|flight| flight.is_overdue), Ordering::Relaxed);
     }
 }
 
@@ -300,5 +298,67 @@ impl<K: Kernel> Engine<K> {
         states.set(page.index(), PageState::Poisoned);
         self.forget_frame(frame);
         self.stats().pgpoison.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hmm_device::Ram;
+    use hmm_device::decorate::Faulty;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Device 1 has patience, the others return by themselves.
+    fn flights() -> Flights {
+        let flights = Flights::new();
+        flights.expect_patience(0, &Ram::new(1));
+        flights.expect_patience(1, &Faulty::new(Ram::new(1), []).with_patience(PATIENCE));
+        flights
+    }
+
+    #[test]
+    fn calls_that_return_by_themselves_are_not_counted() {
+        let flights = flights();
+        let passes: Vec<_> = (0..100).map(|_| flights.begin(0).expect("any number")).collect();
+        assert_eq!(flights.len.load(Ordering::Relaxed), 0);
+        assert!(passes.into_iter().all(Pass::land));
+    }
+
+    #[test]
+    fn no_more_are_under_way_than_may_be() {
+        let (flights, begin) = (flights(), Instant::now());
+        let mut passes: Vec<_> = (0..DEVICE_FLIGHTS).map(|_| flights.begin(1).expect("so many")).collect();
+        assert_eq!(flights.begin(1).expect_err("one more"), Grounded::Busy);
+        assert!(
+            flights.next_overdue(begin).is_none() && flights.next_overdue(begin + PATIENCE / 2).is_none()
+        );
+        assert!(flights.any_slow(), "waiting may help");
+        let overdue = (0..=DEVICE_FLIGHTS).map_while(|_| flights.next_overdue(begin + PATIENCE)).count();
+        assert_eq!(overdue, DEVICE_FLIGHTS, "each once");
+        assert!(!flights.any_slow(), "it does not");
+        assert_eq!(flights.begin(1).expect_err("nobody answers"), Grounded::Hopeless);
+        assert!(!passes.pop().expect("is one").land(), "too late");
+        assert_eq!(flights.begin_if_fast(1).expect_err("others are overdue"), Grounded::Hopeless);
+        drop(flights.begin(1).expect("who has to may try"));
+    }
+
+    #[test]
+    fn a_device_that_has_answered_is_as_fast_as_what_is_under_way() {
+        let (flights, begin) = (flights(), Instant::now());
+        let late = flights.begin(1).expect("the first");
+        assert!(flights.next_overdue(begin).is_none());
+        let other = flights.begin(1).expect("the second");
+        assert!(flights.next_overdue(begin + PATIENCE).is_some());
+        assert_eq!(flights.begin_if_fast(1).expect_err("is overdue"), Grounded::Hopeless);
+        assert!(!late.land());
+        assert!(
+            flights.begin_if_fast(1).is_ok_and(Pass::land),
+            "at once, and not when it is looked at again"
+        );
+        assert!(flights.next_overdue(begin + PATIENCE + SLOW).is_none());
+        assert_eq!(flights.begin_if_fast(1).expect_err("is slow"), Grounded::Busy);
+        assert!(other.land());
     }
 }
