@@ -11,13 +11,11 @@ use hmm_device::DevicePfn;
 use crate::addr::{BLOCK_PAGES, PageRange, SlotRun};
 use crate::driver::{Collected, Migration, Skip, Source};
 use crate::fetch::transfer_home;
-use crate::flights::Pass;
 use crate::kernel::Kernel;
-use crate::registry::Held;
 use crate::staging::Left;
 use crate::state::{Frame, PageState};
 
-impl<'e, K: Kernel> Migration<'e, K, Collected> {
+impl<K: Kernel> Migration<'_, K, Collected> {
     /// Brings the pages of entries that were marked as being elsewhere. Every driver has let go of their frames. What cannot
     /// be brought stays where it is.
     pub(super) fn bring(&mut self) {
@@ -26,12 +24,9 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
             match self.elsewhere(first) {
                 None => first += 1,
                 Some((device, mut end)) => {
-                    // Slots have memory when a device has been asked to fill them, and not before.
-                    let pass = self.engine.flights.begin_if_fast(device).ok();
-                    let call = pass.and_then(|pass| Some((pass, self.engine.registry.get(device)?)));
-                    let call = call.and_then(|call| Some((call, self.take_slots(end - first)?)));
-                    end = first + call.as_ref().map_or(end - first, |(_, run)| run.len);
-                    self.bring_run(first..end, call);
+                    let slots = self.take_slots(end - first);
+                    end = first + slots.map_or(end - first, |run| run.len);
+                    self.bring_run(device, first..end, slots);
                     first = end;
                 }
             }
@@ -50,17 +45,13 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
         Some((device, (first + 1..most).find(|at| !belongs(at)).unwrap_or(most)))
     }
 
-    fn bring_run(&mut self, run: std::ops::Range<usize>, call: Option<((Pass<'e>, Held<'e>), SlotRun)>) {
+    fn bring_run(&mut self, number: u8, run: std::ops::Range<usize>, slots: Option<SlotRun>) {
         let engine = self.engine;
         let mut frames = [DevicePfn::default(); BLOCK_PAGES];
         for (pfn, entry) in frames.iter_mut().zip(&self.entries[run.clone()]) {
             *pfn = entry.from.map_or(DevicePfn::default(), |frame| frame.pfn);
         }
-        let slots = call.as_ref().map(|(_, slots)| *slots);
-        let done = call.map_or(0, |((pass, device), slots)| {
-            let transfer = transfer_home(&engine.kernel, &*device, &pass, &frames[..slots.len], slots);
-            if pass.land() { transfer.done } else { 0 }
-        });
+        let done = slots.map_or(0, |slots| engine.fill_slots(number, &frames[..slots.len], slots));
         let Some(head) = self.entries.get(run.start).copied() else { return };
         let gate = engine.gate();
         let mut states = engine.table.block(head.page.block()).lock();
@@ -103,6 +94,17 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
 }
 
 impl<K: Kernel> crate::engine::Engine<K> {
+    /// Has a device fill slots; gives how many it has.
+    fn fill_slots(&self, number: u8, frames: &[DevicePfn], slots: SlotRun) -> usize {
+        if let (Ok(pass), Some(device)) = (self.flights.begin_if_fast(number), self.registry.get(number)) {
+            let transfer = transfer_home(&self.kernel, &*device, &pass, frames, slots);
+            return if pass.land() { transfer.done } else { 0 };
+        }
+        // They go back as memory, as what a device did not fill, and have none before somebody has written to them.
+        self.kernel.with_slots_mut(slots, &mut |bytes| bytes.fill(0));
+        0
+    }
+
     /// The page has left the frame, which stays its copy or is freed.
     fn keep_or_forget(&self, frame: Frame) -> Option<Frame> {
         if self.keeps_copy(frame.device) {
