@@ -72,7 +72,7 @@ impl OnTerminal {
 /// A command line whose program needs a few times the budget for a second or more; its output goes to a file.
 fn busy(dir: &TempDir, options: &str, before: &str) -> [String; 3] {
     let lines =
-        (0..1_600_000_u64).map(|line| format!("{:016x} {line}\n", line.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        (0..700_000_u64).map(|line| format!("{:016x} {line}\n", line.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let file = dir.file("text", lines.collect::<String>(), 0o644);
     let sort = format!("sort --parallel=1 --buffer-size=1G {}", file.display());
     ["sh", "-c", &format!("{before}exec {HMM} run {options} --ram 16M -- {sort} >{}.sorted", file.display())]
