@@ -12,15 +12,12 @@ use hmm::mm::Mm;
 use hmm::spec::{Backing, DeviceSpec};
 use hmm::uapi::mapping::Advice;
 use hmm::uapi::{AddrRange, Mapping};
-use hmm_file::{FileConfig, FileDevice};
+use hmm_file::{FileConfig, FileDevice, PATIENCE};
 
 use crate::why::Why;
 
 /// One in so many pages of the budget is little.
 const LITTLE_SHARE: u64 = 4;
-
-/// Seconds that a transfer may take: what the kernel's own disk drivers wait for, as a rule.
-const PATIENCE_S: u64 = 30;
 
 /// A pool's memory, whose addresses are known.
 #[derive(Debug)]
@@ -55,8 +52,8 @@ pub(crate) fn open(number: u8, spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Ve
 
 /// For how long a transfer is waited for. `None`: for ever.
 fn patience(spec: &DeviceSpec) -> Option<Duration> {
-    let seconds = spec.patience_s.unwrap_or(PATIENCE_S);
-    (seconds > 0).then(|| Duration::from_secs(seconds))
+    let patience = spec.patience_s.map_or(PATIENCE, Duration::from_secs);
+    (!patience.is_zero()).then_some(patience)
 }
 
 /// The files that hold nothing, for whoever makes them anew. `None`: one of them holds something.

@@ -301,9 +301,7 @@ impl<K: Kernel> Engine<K> {
             return Err(stop);
         }
         let PageState::Fetching { frame, .. } = states.get(page.index()) else { return Ok(()) };
-        states.set(page.index(), PageState::Poisoned);
-        self.forget_frame(frame);
-        self.stats().pgpoison.fetch_add(1, Ordering::Relaxed);
+        self.lose(states, page, frame);
         Ok(())
     }
 

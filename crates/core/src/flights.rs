@@ -142,11 +142,6 @@ impl Flights {
         Ok(Pass { flights: self, number: Some(number) })
     }
 
-    /// For a call that a driver makes of its own device: how long it waits is its own affair.
-    pub(crate) fn of_driver(&self) -> Pass<'_> {
-        Pass { flights: self, number: None }
-    }
-
     /// The same, of who can do without: not while one takes long.
     pub(crate) fn begin_if_fast(&self, device: u8) -> Result<Pass<'_>, Grounded> {
         if self.overdue.load(Ordering::Relaxed) >> device & 1 == 1 {
@@ -157,6 +152,11 @@ impl Flights {
             return Err(Grounded::Busy);
         }
         self.begin(device)
+    }
+
+    /// For a call that a driver makes of its own device: how long it waits is its own affair.
+    pub(crate) fn of_driver(&self) -> Pass<'_> {
+        Pass { flights: self, number: None }
     }
 
     /// Whether a device takes long, and may answer yet.
@@ -293,7 +293,7 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
-    /// The page was on a device that does not answer.
+    /// The page's bytes are lost with the frame.
     pub(crate) fn lose(&self, states: &mut States, page: Vpn, frame: Frame) {
         states.set(page.index(), PageState::Poisoned);
         self.forget_frame(frame);

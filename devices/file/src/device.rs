@@ -29,8 +29,8 @@ pub struct FileConfig {
     patience: Option<Duration>,
 }
 
-/// What the kernel's own disk drivers wait for, as a rule.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a request is waited for unless it is said: what the kernel's own disk drivers wait, as a rule.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 impl FileConfig {
     /// A file of at most so many bytes in that directory. What is no multiple of 4096 is cut off.

@@ -59,5 +59,5 @@ mod zeroed;
 #[cfg(test)]
 mod tests;
 
-pub use device::{FileConfig, FileDevice};
+pub use device::{FileConfig, FileDevice, PATIENCE};
 pub use open::FileError;
