@@ -47,7 +47,7 @@ impl<K: Kernel> Engine<K> {
     pub(crate) fn keeps_copy(&self, device: u8) -> bool {
         // A driver's device has its frames to itself.
         let Some(device) = self.devices().get(usize::from(device)) else { return false };
-        device.caps().keeps_copies && self.copies.wants() && {
+        device.caps().keeps_copies && self.policy.keeps_copy(self.copies.wants()) && {
             let usage = device.usage();
             usage.used_bytes * 100 < usage.capacity_bytes * FULL_PERCENT
         }
@@ -56,9 +56,8 @@ impl<K: Kernel> Engine<K> {
     /// Frees frames of resident pages, until `enough` are freed or there are no more. Returns how many were.
     pub fn drop_copies(&self, enough: usize) -> usize {
         let mut freed = 0;
-        let blocks = self.evictable().len();
-        for position in 0..blocks {
-            let Some(id) = self.evictable().get(position).copied() else { break };
+        for position in 0..self.policy.nr_blocks() {
+            let Some(id) = self.policy.block_at(position) else { break };
             let Some(block) = self.table.get(id) else { continue };
             let mut states = block.lock();
             for index in 0..crate::addr::BLOCK_PAGES {

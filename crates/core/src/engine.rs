@@ -1,8 +1,7 @@
 //! The engine's parts, and what all of its work shares: accounts, queues, frames.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use hmm_device::{Device, DevicePfn};
 
@@ -14,6 +13,7 @@ use crate::flights::Flights;
 use crate::hints::Hints;
 use crate::kernel::Kernel;
 use crate::notifier::{Cause, Change, Notifiers};
+use crate::policy::{Name, Policy};
 use crate::read_ahead::Jobs;
 use crate::registry::{Held, MAX_DEVICES, Registry};
 use crate::staging::{Staging, Which};
@@ -56,6 +56,8 @@ pub struct Config {
     pub zero_page: bool,
     /// Whether the memory that a page leaves behind is used for others, until [`Engine::stop_reusing_memory`].
     pub reuses_memory: bool,
+    /// Who decides what leaves, what comes ahead, and where it goes.
+    pub policy: Name,
 }
 
 impl Config {
@@ -73,6 +75,7 @@ impl Config {
             first_touch_pages: 16,
             zero_page: false,
             reuses_memory: true,
+            policy: Name::default(),
         }
     }
 
@@ -112,8 +115,8 @@ pub struct Engine<K> {
     pub(crate) moved: Mutex<Vec<Moved>>,
     /// Frames of pages that were given up while they were being fetched, and whose place another page has taken.
     pub(crate) orphans: Mutex<Vec<(Ticket, Frame)>>,
-    /// Blocks with resident pages, the one that has been longest there in front.
-    evictable: Mutex<VecDeque<BlockId>>,
+    /// Has the blocks with resident pages, and says which of them leaves next.
+    pub(crate) policy: Box<dyn Policy>,
     tickets: AtomicU32,
     /// Pages in [`PageState::Exclusive`].
     pub(crate) nr_exclusive: AtomicU64,
@@ -141,6 +144,19 @@ impl<K: Kernel> Engine<K> {
     /// # Panics
     /// With more than sixteen devices, or with fewer than two bays.
     pub fn new(kernel: K, tiers: Vec<Arc<dyn Device>>, config: Config) -> Self {
+        Self::with_policy(kernel, tiers, config, config.policy.policy())
+    }
+
+    /// The same, with a policy of the caller's; the configuration's is not asked.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn with_policy(
+        kernel: K,
+        tiers: Vec<Arc<dyn Device>>,
+        config: Config,
+        policy: Box<dyn Policy>,
+    ) -> Self {
         assert!(tiers.len() <= MAX_DEVICES, "an engine has at most sixteen devices");
         assert!(config.nr_bays >= 2, "staging has at least two bays");
         let flights = Flights::new();
@@ -161,7 +177,7 @@ impl<K: Kernel> Engine<K> {
             copies: CopyPolicy::new(),
             moved: Mutex::new(Vec::new()),
             orphans: Mutex::new(Vec::new()),
-            evictable: Mutex::new(VecDeque::new()),
+            policy,
             tickets: AtomicU32::new(0),
             nr_exclusive: AtomicU64::new(0),
             own_asked: AtomicU64::new(0),
@@ -372,12 +388,8 @@ impl<K: Kernel> Engine<K> {
     pub(crate) fn note_resident(&self, id: BlockId, states: &mut States) {
         if states.nr_system() > 0 && !states.queued {
             states.queued = true;
-            self.evictable().push_back(id);
+            self.policy.came(id, &mut states.note);
         }
-    }
-
-    pub(crate) fn evictable(&self) -> MutexGuard<'_, VecDeque<BlockId>> {
-        self.evictable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lends staging memory for up to `want` pages: stock, else blank slots as far as the budget goes.

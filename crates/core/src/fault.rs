@@ -6,6 +6,7 @@ use crate::addr::{BLOCK_PAGES, PageRange, SlotRun, Vpn};
 use crate::engine::{Engine, HomeBy};
 use crate::flights::Grounded;
 use crate::kernel::{Kernel, Stop};
+use crate::policy::{Brings, Cause, Fault};
 use crate::reclaim::Reclaimed;
 use crate::staging::Left;
 use crate::state::{Frame, PageState};
@@ -134,24 +135,31 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// Asks the policy what a fault brings.
+    pub(crate) fn brings(&self, page: Vpn, cause: Cause, hit: Hit, together: usize) -> Brings {
+        self.policy.brings(&Fault { page, cause, hit, together })
+    }
+
     /// A hole that was never touched: a run of zeroes.
     fn first_touch(&self, states: &mut States, page: Vpn) -> Step {
         let extent = self.kernel.extent(page);
         if extent.is_empty() {
             return Step::Ended(Outcome::Unmanaged);
         }
-        let hit = self.streams.fault(page, self.config.first_touch_pages);
+        let together = self.config.first_touch_pages;
+        let hit = self.streams.fault(page, together);
+        let brings = self.brings(page, Cause::FirstTouch, hit, together as usize);
         let within = extent.start.index()..extent.start.index() + range_len(extent).min(BLOCK_PAGES);
         let is_hole = |state| state == PageState::None;
         let mut first = page.index();
         if !hit.sequential {
-            let chunk = first & !(self.config.first_touch_pages as usize - 1);
+            let chunk = first & !(brings.around - 1);
             while first > chunk.max(within.start) && is_hole(states.get(first - 1)) {
                 first -= 1;
             }
         }
         // Where nothing is bounded, no more is touched than the program touches.
-        let window = if self.config.zero_page { 1 } else { hit.window };
+        let window = if self.config.zero_page { 1 } else { brings.window };
         let ahead = states.run_while(first, &within, is_hole).min(window.max(page.index() + 1 - first));
         let range = PageRange::new(page.block().page(first), ahead as u64);
         let step = self.zero(states, page, range);
@@ -252,13 +260,15 @@ impl<K: Kernel> Engine<K> {
     fn second_chance(&self, states: &mut States, page: Vpn) -> Step {
         let PageState::Staged { slot, .. } = states.get(page.index()) else { return Step::Again };
         let hit = self.streams.fault(page, 1);
+        let brings = self.brings(page, Cause::SecondChance, hit, CHANCE_PAGES);
         let block = page.block();
         // Where it may begin, and how many pages may come from `page` on.
         let (first, window) = if self.staging.is_huge(slot.bay()) && slot.index() == page.index() {
             (0, BLOCK_PAGES)
         } else {
             // Where nothing is bounded, pages wait because a device had them to itself: one touch ends that of one.
-            let (chance, ahead) = if self.config.zero_page { (1, 1) } else { (CHANCE_PAGES, hit.window) };
+            let alone = Brings { around: 1, window: 1 };
+            let Brings { around: chance, window: ahead } = if self.config.zero_page { alone } else { brings };
             let first = page.index() / chance * chance;
             (first, ahead.max(first + chance - page.index()))
         };

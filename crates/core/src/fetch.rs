@@ -14,6 +14,7 @@ use crate::fault::{Outcome, Step};
 use crate::flights::{Awaited, Pass};
 use crate::kernel::{Kernel, Stop};
 use crate::notifier::{Cause, Change};
+use crate::policy;
 use crate::registry::Held;
 use crate::staging::Left;
 use crate::state::{Frame, PageState, Ticket};
@@ -77,12 +78,13 @@ impl<K: Kernel> Engine<K> {
     /// Plans what a fault at `page` brings. `None`: no staging memory.
     pub(crate) fn plan_fetch(&self, states: &mut States, page: Vpn, frame: Frame) -> Option<Fetch> {
         let hit = self.streams.fault(page, 1);
+        let brings = self.brings(page, policy::Cause::Fetch, hit, 1);
         let window = match self.registry.get(frame.device) {
             Some(Held::Driver(member)) => {
                 // Its driver brought the pages there on purpose: what stays there costs nothing.
-                hit.window.min(member.device.caps().preferred_run_pages as usize)
+                brings.window.min(member.device.caps().preferred_run_pages as usize)
             }
-            Some(Held::Tier(_)) | None => hit.window,
+            Some(Held::Tier(_)) | None => brings.window,
         };
         let mut fetch = self.mark(states, page, frame.device, window, Purpose::Fault)?;
         fetch.hit = Some(hit);

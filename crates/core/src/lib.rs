@@ -31,6 +31,7 @@ pub mod kernel;
 pub mod ledger;
 pub mod mirror;
 pub mod notifier;
+pub mod policy;
 pub mod state;
 pub mod stats;
 pub mod stream;

@@ -19,6 +19,7 @@ use crate::addr::{Bay, Slot, SlotRun, Vpn};
 use crate::engine::Engine;
 use crate::flights::{Awaited, Grounded, Pass};
 use crate::kernel::Kernel;
+use crate::policy::Note;
 use crate::staging::Left;
 use crate::state::{Frame, PageState};
 
@@ -67,6 +68,8 @@ pub(crate) struct Migration<'e, K: Kernel, Stage> {
     put_off: bool,
     /// The fault for which memory is to become free.
     fault: Option<Vpn>,
+    /// The policy's, of the last page's block.
+    note: Note,
     stage: PhantomData<Stage>,
 }
 
@@ -81,6 +84,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
             access: Access::Random,
             put_off: false,
             fault,
+            note: Note::default(),
             stage: PhantomData,
         };
         let staged = engine.staging.staged(bay);
@@ -103,6 +107,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
             states.set(owner.index(), PageState::Storing { slot });
             self.entries[self.len] = Entry { slot, copy, dst: None };
             self.len += 1;
+            self.note = states.note;
         }
     }
 
@@ -137,6 +142,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
             access: self.access,
             put_off: self.put_off,
             fault: self.fault,
+            note: self.note,
             stage: PhantomData,
         };
         self.len = 0;
@@ -173,15 +179,25 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
         end
     }
 
-    /// Stores a run, on the first device that takes it.
+    /// Stores a run, on the first device that takes it, but for those that the policy passes by: they come last.
     fn copy_run(&mut self, first: usize, end: usize) {
+        let nr_devices = self.engine.devices().len();
+        let passed_by: u16 = (0..nr_devices.saturating_sub(1))
+            .map(|number| u16::from(self.passes_by(number)) << number)
+            .fold(0, |all, one| all | one);
         let mut next = first;
-        for device in 0..self.engine.devices().len() {
-            next = self.copy_to(device, next, end);
-            if next == end {
-                return;
+        for last in [false, true] {
+            for device in (0..nr_devices).filter(|number| (passed_by >> number & 1 == 1) == last) {
+                next = self.copy_to(device, next, end);
+                if next == end {
+                    return;
+                }
             }
         }
+    }
+
+    fn passes_by(&self, number: usize) -> bool {
+        self.engine.policy.passes_by(self.note, self.engine.devices()[number].usage())
     }
 
     /// The right to a call of the device. `None`: there are calls of it that take long.

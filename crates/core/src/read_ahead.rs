@@ -48,10 +48,11 @@ impl<K: Kernel> Engine<K> {
         let brought = |state| matches!(state, PageState::System { .. } | PageState::Fetching { .. });
         let next = reached.add(states.run_while(known.start.min(BLOCK_PAGES), &known, brought) as u64);
         self.streams.expect(hit, next);
-        if hit.sequential && covers(next) {
+        let ahead = self.policy.ahead(&hit);
+        if ahead > 0 && covers(next) {
             let mut jobs = self.jobs.lock();
             if jobs.len() < MAX_JOBS && !jobs.iter().any(|job| job.rest.contains(next)) {
-                jobs.push_back(Job { rest: PageRange::new(next, hit.window as u64), trigger: true });
+                jobs.push_back(Job { rest: PageRange::new(next, ahead as u64), trigger: true });
             }
         }
     }

@@ -139,8 +139,8 @@ impl<K: Kernel> Engine<K> {
             return Reclaimed::Nothing;
         }
         self.trim();
-        let depth = (self.config.nr_bays / 2) as usize;
-        if self.staging.nr_loaded() < depth && self.evict() {
+        let nr_waiting = self.policy.nr_waiting(self.config.nr_bays);
+        if self.staging.nr_loaded() < nr_waiting && self.evict() {
             return Reclaimed::Progress;
         }
         let stored = self.store(fault);
@@ -167,21 +167,21 @@ impl<K: Kernel> Engine<K> {
         let mut evicted = 0;
         for (id, _, part) in self.table.used_blocks(range) {
             let Some(bay) = self.empty_bay() else { break };
-            self.evictable().retain(|queued| *queued != id);
+            self.policy.forget(id);
             evicted += self.evict_to(id, part, bay);
         }
         evicted
     }
 
     fn evict(&self) -> bool {
-        let tries = if self.may_evict() { self.evictable().len().min(EVICT_TRIES) } else { 0 };
+        let tries = if self.may_evict() { self.policy.nr_blocks().min(EVICT_TRIES) } else { 0 };
         for _ in 0..tries {
-            let Some(id) = self.evictable().pop_front() else { return false };
+            let Some(victim) = self.policy.next() else { return false };
             let Some(bay) = self.empty_bay() else {
-                self.evictable().push_front(id);
+                self.policy.put_back(victim);
                 return false;
             };
-            if self.evict_to(id, 0..BLOCK_PAGES, bay) > 0 {
+            if self.evict_to(victim.block, 0..BLOCK_PAGES, bay) > 0 {
                 return true;
             }
         }
@@ -245,6 +245,9 @@ impl<K: Kernel> Engine<K> {
         let staged = self.account_moved(&mut states, &scan, part, bay, stop);
         self.staging.load(bay, staged, scan.huge, id.page(0));
         self.note_resident(id, &mut states);
+        if !staged.is_empty() {
+            self.policy.left(&mut states.note);
+        }
         drop(states);
         drop(gate);
         drop(change);

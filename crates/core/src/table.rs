@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::addr::{BLOCK_PAGES, BlockId, PageRange};
+use crate::policy::Note;
 use crate::state::{Frame, PageState, Word};
 
 /// log2 of the children of a node; two levels reach the 2^26 blocks of a 47-bit address space.
@@ -33,13 +34,15 @@ pub(crate) struct States {
     words: [Word; BLOCK_PAGES],
     /// Pages in [`PageState::System`].
     nr_system: u16,
-    /// Whether the block is in the queue of blocks to evict.
+    /// Whether the policy has the block among those that may leave.
     pub(crate) queued: bool,
+    /// The policy's.
+    pub(crate) note: Note,
 }
 
 impl Default for States {
     fn default() -> Self {
-        Self { words: [Word::default(); BLOCK_PAGES], nr_system: 0, queued: false }
+        Self { words: [Word::default(); BLOCK_PAGES], nr_system: 0, queued: false, note: Note::default() }
     }
 }
 

@@ -39,6 +39,8 @@ mod trace;
 mod world;
 
 #[cfg(test)]
+mod policies;
+#[cfg(test)]
 mod rules;
 
 pub use choices::world_of;

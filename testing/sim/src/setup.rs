@@ -1,6 +1,7 @@
 //! Everything that a run depends on. The same setup and operations give the same run.
 
 use hmm_core::kernel::Stop;
+use hmm_core::policy::Name;
 use hmm_core::{Config, HomeBy};
 use hmm_device::DeviceError;
 use hmm_model::{Arena, Entropy, Op, Seeded};
@@ -79,6 +80,7 @@ impl Setup {
                 first_touch_pages: 4,
                 zero_page: false,
                 reuses_memory: false,
+                policy: Name::default(),
             },
             devices: vec![DeviceSetup {
                 capacity_pages: 4096,
@@ -126,6 +128,11 @@ impl Setup {
             first_touch_pages: pick(&[1, 4, 16]),
             zero_page: false,
             reuses_memory: pick(&[0, 0, 1]) == 1,
+            policy: match seed % 3 {
+                0 => Name::Clock,
+                1 => Name::Fifo,
+                _ => Name::Twice,
+            },
         };
         let keeps_copies = pick(&[0, 1, 1]) == 1;
         let roomy = DeviceSetup { capacity_pages: 4096, keeps_copies, is_coherent: false, may_hang: false };

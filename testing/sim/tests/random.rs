@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use hmm_core::policy::Name;
 use hmm_model::{Entropy, Seeded};
 use hmm_sim::{Setup, ops_of, run, seeds, world_of};
 
@@ -76,6 +77,26 @@ fn nothing_is_lost_in_random_worlds() {
     assert_counted(&totals, ALWAYS);
     assert_counted(&totals, DRIVEN);
     assert_eq!(totals["pgpoison"], 0, "no device failed");
+}
+
+/// In the same worlds under each policy, and with calls that fail. A policy that fetches nothing ahead fetches nothing ahead.
+#[test]
+fn nothing_is_lost_under_any_policy() {
+    for policy in Name::ALL {
+        let under = |mut setup: Setup| {
+            setup.config.policy = policy;
+            setup
+        };
+        let totals = run_worlds(90, |seed| under(answering(Setup::from_seed(seed))));
+        let common = ALWAYS.iter().copied().filter(|name| !["pgprefetch", "pgclean"].contains(name));
+        assert_counted(&totals, &common.collect::<Vec<_>>());
+        assert_eq!(totals["pgpoison"], 0, "no device failed");
+        if seeds(2).count() > 1 {
+            let plain = policy == Name::Fifo;
+            assert_eq!((totals["pgprefetch"] == 0, totals["pgclean"] == 0), (plain, plain), "{policy}");
+        }
+        run_worlds(60, |seed| under(Setup { failure_rarity: 12, ..Setup::from_seed(seed) }));
+    }
 }
 
 /// All calls of devices return.

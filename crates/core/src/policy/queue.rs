@@ -1,0 +1,38 @@
+//! Blocks in the order in which they came.
+
+use std::collections::VecDeque;
+
+use crate::addr::BlockId;
+
+#[derive(Debug, Default)]
+pub(super) struct Queue(VecDeque<BlockId>);
+
+impl Queue {
+    pub(super) const fn new() -> Self {
+        Self(VecDeque::new())
+    }
+
+    pub(super) fn push(&mut self, block: BlockId) {
+        self.0.push_back(block);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<BlockId> {
+        self.0.pop_front()
+    }
+
+    pub(super) fn put_back(&mut self, block: BlockId) {
+        self.0.push_front(block);
+    }
+
+    pub(super) fn forget(&mut self, block: BlockId) {
+        self.0.retain(|queued| *queued != block);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn get(&self, position: usize) -> Option<BlockId> {
+        self.0.get(position).copied()
+    }
+}

@@ -1,0 +1,135 @@
+use super::*;
+
+/// Memory of so many blocks under a policy; a touch of a block that is away takes the next one out.
+struct Memory {
+    policy: Box<dyn Policy>,
+    notes: Vec<(Note, bool)>,
+    room: usize,
+    nr_faults: usize,
+}
+
+impl Memory {
+    fn new(name: Name, room: usize) -> Self {
+        Self { policy: name.policy(), notes: vec![(Note::default(), false); 1000], room, nr_faults: 0 }
+    }
+
+    fn touch(&mut self, number: usize) -> bool {
+        if self.notes[number].1 {
+            return true;
+        }
+        self.nr_faults += 1;
+        if self.policy.nr_blocks() == self.room {
+            let victim = self.policy.next().unwrap();
+            let (note, is_resident) = &mut self.notes[usize::try_from(victim.block.0).unwrap()];
+            assert!(std::mem::replace(is_resident, false), "a block that is away cannot leave");
+            self.policy.left(note);
+        }
+        let (note, is_resident) = &mut self.notes[number];
+        self.policy.came(BlockId(number as u64), note);
+        *is_resident = true;
+        false
+    }
+
+    fn touch_all(&mut self, numbers: std::ops::Range<usize>) {
+        numbers.for_each(|number| {
+            self.touch(number);
+        });
+    }
+
+    /// How many of the hot blocks are there.
+    fn nr_hot(&self) -> usize {
+        self.notes[..40].iter().filter(|(_, is_resident)| *is_resident).count()
+    }
+}
+
+/// Blocks 0 to 39 are used again and again, in memory of 64; then 600 others once each.
+fn hot_set_and_scan(name: Name) -> Memory {
+    let mut memory = Memory::new(name, 64);
+    // They have to leave and come back once before they are known.
+    memory.touch_all(0..40);
+    memory.touch_all(900..964);
+    for _ in 0..4 {
+        memory.touch_all(0..40);
+    }
+    assert_eq!(memory.nr_hot(), 40, "{name}");
+    (100..700).for_each(|number| assert!(!memory.touch(number)));
+    memory
+}
+
+#[test]
+fn a_scan_leaves_the_hot_set_alone_under_twice_and_only_there() {
+    assert_eq!(hot_set_and_scan(Name::Twice).nr_hot(), 40);
+    assert_eq!(hot_set_and_scan(Name::Clock).nr_hot(), 0);
+    assert_eq!(hot_set_and_scan(Name::Fifo).nr_hot(), 0);
+}
+
+#[test]
+fn a_new_hot_set_gets_in_under_twice() {
+    let mut memory = hot_set_and_scan(Name::Twice);
+    // Another 40 of which not all fit into the quarter that is for newcomers.
+    for _ in 0..20 {
+        memory.touch_all(700..740);
+    }
+    assert!((700..740).all(|number| memory.touch(number)), "they stay");
+}
+
+#[test]
+fn what_is_put_back_is_next_again_and_what_is_forgotten_is_not() {
+    for name in Name::ALL {
+        let policy = name.policy();
+        let mut notes = [Note::default(); 6];
+        (0..6).for_each(|number| policy.came(BlockId(number as u64), &mut notes[number]));
+        // Two that came again, for the policy that tells them apart.
+        for _ in 0..2 {
+            let number = usize::try_from(policy.next().unwrap().block.0).unwrap();
+            policy.left(&mut notes[number]);
+            policy.came(BlockId(number as u64), &mut notes[number]);
+        }
+        while let Some(victim) = policy.next() {
+            policy.put_back(victim);
+            let before = policy.nr_blocks();
+            assert_eq!(policy.next(), Some(victim), "{name}");
+            policy.put_back(victim);
+            assert_eq!((0..before).filter_map(|at| policy.block_at(at)).count(), before);
+            assert_eq!(policy.block_at(before), None);
+            assert!((0..before).any(|at| policy.block_at(at) == Some(victim.block)));
+            policy.forget(victim.block);
+            assert_eq!(policy.nr_blocks(), before - 1, "{name}");
+        }
+        assert_eq!(policy.nr_blocks(), 0);
+    }
+}
+
+#[test]
+fn the_plain_one_brings_nothing_ahead() {
+    let streams = crate::stream::Streams::new(512);
+    streams.fault(Vpn(1), 16);
+    let hit = streams.fault(Vpn(2), 16);
+    assert!(hit.sequential && hit.window > 1);
+    let fault = Fault { page: Vpn(2), cause: Cause::Fetch, hit, together: 16 };
+    let alone = Brings { around: 1, window: 1 };
+    assert_eq!((Fifo::new().brings(&fault), Fifo::new().ahead(&hit)), (alone, 0));
+    let streamed = Brings { around: 16, window: hit.window };
+    for name in [Name::Clock, Name::Twice] {
+        assert_eq!((name.policy().brings(&fault), name.policy().ahead(&hit)), (streamed, hit.window));
+    }
+}
+
+#[test]
+fn what_came_once_leaves_room_on_a_tier_that_fills() {
+    let usage = |used_bytes| Usage { frames: 1, used_bytes, capacity_bytes: 100 };
+    let (once, again) = (Note::default(), Note { left: 1, again: true });
+    assert!(Twice::new().passes_by(once, usage(76)) && !Twice::new().passes_by(once, usage(75)));
+    assert!(!Twice::new().passes_by(again, usage(99)) && !Clock::new().passes_by(once, usage(99)));
+}
+
+#[test]
+fn names_are_read_as_they_are_written() {
+    for name in Name::ALL {
+        assert_eq!(name.to_string().parse(), Ok(name));
+        assert_eq!(Name::of_number(name as u8), Some(name));
+    }
+    let error = "lru".parse::<Name>().unwrap_err().to_string();
+    assert_eq!(error, "unknown policy 'lru': there are clock, fifo and twice");
+    assert_eq!(Name::of_number(3), None);
+}

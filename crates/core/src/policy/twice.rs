@@ -1,0 +1,111 @@
+//! Resistant to scans: blocks that came once leave before blocks that came again.
+//!
+//! Two queues, as in 2Q and S3-FIFO. A block is put into the first (`once`) when it comes for the first time, or after a long
+//! absence. It is put into the second (`again`) when it comes back soon: before as many blocks have left as there are in
+//! both queues, so that with twice the memory it would have stayed. To know that takes no list of those that have left: each
+//! block's note has the number of departures at its own.
+//!
+//! Blocks leave from `once` as long as it has more than a quarter of all. So one pass over a large array goes through that
+//! quarter and leaves the rest alone; and a working set that changes gets in by coming back. Within each queue the order is
+//! the clock's.
+//!
+//! What came once goes by a tier that is three quarters full, if there is another: that room is for what will be back.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hmm_device::Usage;
+
+use super::queue::Queue;
+use super::{Note, Policy, Victim};
+use crate::addr::BlockId;
+
+/// One in so many blocks is left to those that came once.
+const ONCE_SHARE: usize = 4;
+/// A tier this full (in percent) is kept for what came again.
+const KEPT_PERCENT: u64 = 75;
+const ONCE: u8 = 0;
+const AGAIN: u8 = 1;
+
+#[derive(Debug)]
+struct Queues {
+    once: Queue,
+    again: Queue,
+    /// Departures so far, never 0.
+    nr_left: u32,
+}
+
+impl Queues {
+    fn len(&self) -> usize {
+        self.once.len() + self.again.len()
+    }
+
+    fn get(&mut self, queue: u8) -> &mut Queue {
+        if queue == AGAIN { &mut self.again } else { &mut self.once }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Twice(Mutex<Queues>);
+
+impl Twice {
+    /// Without blocks.
+    pub const fn new() -> Self {
+        Self(Mutex::new(Queues { once: Queue::new(), again: Queue::new(), nr_left: 1 }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Twice {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Policy for Twice {
+    fn came(&self, block: BlockId, note: &mut Note) {
+        let mut queues = self.lock();
+        let distance = queues.nr_left.wrapping_sub(note.left) as usize;
+        note.again = note.left != 0 && distance <= queues.len();
+        queues.get(if note.again { AGAIN } else { ONCE }).push(block);
+    }
+
+    fn next(&self) -> Option<Victim> {
+        let mut queues = self.lock();
+        let from_once = queues.again.len() == 0 || queues.once.len() * ONCE_SHARE > queues.len();
+        let queue = if from_once { ONCE } else { AGAIN };
+        queues.get(queue).pop().map(|block| Victim { block, queue })
+    }
+
+    fn put_back(&self, victim: Victim) {
+        self.lock().get(victim.queue).put_back(victim.block);
+    }
+
+    fn left(&self, note: &mut Note) {
+        let mut queues = self.lock();
+        queues.nr_left = queues.nr_left.wrapping_add(1).max(1);
+        note.left = queues.nr_left;
+    }
+
+    fn forget(&self, block: BlockId) {
+        let mut queues = self.lock();
+        queues.once.forget(block);
+        queues.again.forget(block);
+    }
+
+    fn nr_blocks(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn block_at(&self, position: usize) -> Option<BlockId> {
+        let queues = self.lock();
+        queues.once.get(position).or_else(|| queues.again.get(position.checked_sub(queues.once.len())?))
+    }
+
+    fn passes_by(&self, note: Note, usage: Usage) -> bool {
+        !note.again && usage.used_bytes * 100 > usage.capacity_bytes * KEPT_PERCENT
+    }
+}

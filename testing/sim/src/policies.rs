@@ -1,0 +1,58 @@
+//! What policies are for, seen in the engine.
+
+use hmm_core::Config;
+use hmm_core::policy::Name;
+use hmm_model::{Arena, Op, Pattern, Span};
+
+use crate::device::DeviceSetup;
+use crate::setup::{Noise, Setup};
+use crate::world::World;
+
+const BLOCK: u32 = 512;
+
+const fn blocks(first: u32, nr_blocks: u32) -> Span {
+    Span::new(first * BLOCK, nr_blocks * BLOCK)
+}
+
+/// Memory for ten blocks.
+fn world(policy: Name) -> World {
+    let small = Setup::small(2, Noise::NONE);
+    let device =
+        DeviceSetup { capacity_pages: 40_000, keeps_copies: true, is_coherent: false, may_hang: false };
+    let config = Config { nr_bays: 4, low_pages: 64, high_pages: 128, policy, ..small.config };
+    World::new(Setup {
+        arena: Arena { nr_pages: 40 * BLOCK },
+        budget_pages: u64::from(10 * BLOCK),
+        config,
+        devices: vec![device],
+        ..small
+    })
+}
+
+fn count(world: &World, counter: &str) -> u64 {
+    world.report().counters.iter().find(|(name, _)| *name == counter).map_or(0, |(_, count)| *count)
+}
+
+/// Faults that a device serves when three hot blocks are read behind a scan of twenty others.
+fn faults_after_a_scan(policy: Name) -> u64 {
+    let world = world(policy);
+    let hot = Op::Scan { span: blocks(0, 3) };
+    world.op(&Op::Map { span: blocks(0, 40) });
+    world.op(&Op::Fill { span: blocks(0, 40), pattern: Pattern::Noise, stamp: 7 });
+    // It becomes hot: read again and again, while some others are read.
+    for number in 0..6 {
+        world.op(&hot);
+        world.op(&Op::Scan { span: blocks(5 + 2 * number, 2) });
+    }
+    world.op(&hot);
+    world.op(&Op::Scan { span: blocks(20, 20) });
+    let before = count(&world, "pgmajfault");
+    world.op(&hot);
+    count(&world, "pgmajfault") - before
+}
+
+#[test]
+fn a_hot_set_survives_a_scan_under_twice() {
+    let [clock, twice] = [Name::Clock, Name::Twice].map(faults_after_a_scan);
+    assert!(twice == 0 && clock >= 10, "{clock} faults under clock, {twice} under twice");
+}
