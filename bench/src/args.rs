@@ -34,9 +34,12 @@ pub struct Args {
     /// Repetitions on each system [default: 3].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     reps: Option<u32>,
-    /// Passes over the working set in each repetition; sort makes one [default: 2].
+    /// Passes over the working set in each repetition; sorts make one [default: 2].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     passes: Option<u64>,
+    /// Threads that share the work, each in a part of the working set; rand2 has two, sorts one.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    threads: u32,
     /// Work to measure [default: all].
     #[arg(long, value_name = "NAMES", value_enum, value_delimiter = ',')]
     workloads: Vec<Workload>,
@@ -48,7 +51,7 @@ pub struct Args {
     systems: Vec<System>,
     /// Measure what devices cost that mirror a process's memory, instead: migration, snapshots, loads, faults, and too
     /// little memory, each against a floor of the same run. A bar that is missed is a result, no failure.
-    #[arg(long, conflicts_with_all = ["size", "ram", "device", "passes", "workloads", "data", "systems"])]
+    #[arg(long, conflicts_with_all = ["size", "ram", "device", "passes", "threads", "workloads", "data", "systems"])]
     mirror: bool,
     /// Smoke run: 64 MiB over 32 MiB, one repetition of one pass, unless said otherwise.
     #[arg(long)]
@@ -65,6 +68,7 @@ pub(crate) struct Plan {
     pub(crate) size: Size,
     pub(crate) reps: u32,
     pub(crate) passes: u64,
+    pub(crate) threads: u32,
     pub(crate) workloads: Vec<Workload>,
     pub(crate) data: Vec<Data>,
     pub(crate) systems: Vec<System>,
@@ -92,6 +96,7 @@ impl Args {
             size,
             reps: self.reps.unwrap_or(reps),
             passes: self.passes.unwrap_or(passes),
+            threads: self.threads,
             workloads: chosen(&self.workloads, &Workload::ALL),
             data: chosen(&self.data, &[Data::Compressible, Data::Incompressible]),
             systems: chosen(&self.systems, &System::ALL),
@@ -110,8 +115,9 @@ impl Plan {
     /// # Errors
     /// It has not. On a machine that swaps by itself, nothing would be measured but that.
     pub(crate) fn check_fits(&self, available_bytes: Option<u64>) -> Result<()> {
-        let needed =
-            Size { bytes: self.size.bytes.saturating_add(self.budget.ram.bytes).saturating_add(SPARE.bytes) };
+        let beside = self.workloads.iter().map(|work| work.beside_bytes(self.size.bytes)).max().unwrap_or(0);
+        let parts = [self.size.bytes, beside, self.budget.ram.bytes, SPARE.bytes];
+        let needed = Size { bytes: parts.into_iter().fold(0, u64::saturating_add) };
         let available = Size { bytes: available_bytes.unwrap_or(u64::MAX) };
         ensure!(
             needed <= available,
@@ -136,6 +142,7 @@ impl Plan {
             device: self.budget.device.clone(),
             reps: self.reps,
             passes: self.passes,
+            threads: self.threads,
         }
     }
 }
@@ -160,7 +167,7 @@ mod tests {
     fn defaults_are_those_of_the_help() {
         let full = plan("");
         assert_eq!((full.size, full.budget.ram), (Size::mib(1024), Size::mib(512)));
-        assert_eq!((full.reps, full.passes, full.nr_runs()), (3, 2, 3 * 5 * 2 * 3));
+        assert_eq!((full.reps, full.passes, full.nr_runs()), (3, 2, 3 * 7 * 2 * 3));
         let quick = plan("--quick");
         assert_eq!((quick.size, quick.budget.ram), (Size::mib(64), Size::mib(32)));
         assert_eq!((quick.reps, quick.passes), (1, 1));
@@ -168,16 +175,20 @@ mod tests {
 
     #[test]
     fn what_is_said_wins() {
-        let said = plan("--quick --ram 100M --reps 5 --workloads sort,seqread --data 1:1 --systems zram");
-        assert_eq!((said.size, said.reps), (Size::mib(200), 5));
-        assert_eq!(said.workloads, [Workload::Seqread, Workload::Sort]);
+        let said = plan(
+            "--quick --ram 100M --reps 5 --workloads sort,seqread --data 1:1 --systems zram --threads 2",
+        );
+        assert_eq!((said.size, said.reps, said.threads), (Size::mib(200), 5, 2));
+        assert_eq!(said.workloads, [Workload::Seqread, Workload::Quicksort]);
         assert_eq!((said.data, said.systems), (vec![Data::Incompressible], vec![System::Zram]));
         assert!(Command::try_parse_from(["bench", "--reps", "0"]).is_err());
     }
 
     #[test]
     fn a_machine_that_is_too_small_is_told() {
-        let plan = plan("--quick");
+        let with_merging = plan("--quick").check_fits(Some(Size::mib(64 + 32 + 128).bytes)).unwrap_err();
+        assert!(with_merging.to_string().starts_with("256 MiB of RAM"), "{with_merging}");
+        let plan = plan("--quick --workloads seqread");
         plan.check_fits(None).unwrap();
         plan.check_fits(Some(Size::mib(64 + 32 + 128).bytes)).unwrap();
         let error = plan.check_fits(Some(Size::mib(200).bytes)).unwrap_err().to_string();

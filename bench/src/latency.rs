@@ -56,6 +56,17 @@ impl Touches {
         Self::new(rate, times[times.len() / 2])
     }
 
+    /// Another one that is calibrated as this, and has seen nothing.
+    pub(crate) fn fresh(&self) -> Self {
+        Self::new(self.rate, self.hit_ticks)
+    }
+
+    /// Adds what another one has seen that is calibrated as this.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.nr_touches += other.nr_touches;
+        self.faulted.add(&other.faulted).expect("all have the same bounds");
+    }
+
     fn new(rate: TickRate, hit_ticks: u64) -> Self {
         let faulted = Histogram::new_with_bounds(1, LONGEST_TICKS, 3).expect("constant bounds are valid");
         Self { rate, hit_ticks, threshold_ticks: hit_ticks + rate.of_ns(MARGIN_NS), nr_touches: 0, faulted }
@@ -146,6 +157,18 @@ mod tests {
             let seen = touches.p99_of_all_ns();
             assert!((seen / ns - 1.0).abs() < 0.03, "{seen} ns instead of {ns} of {nr_touches} touches");
         }
+    }
+
+    #[test]
+    fn what_threads_have_seen_adds_up() {
+        let mut touches = Touches::new(TickRate::calibrate(), 100);
+        let mut other = touches.fresh();
+        touches.faulted.saturating_record(1 << 20);
+        other.faulted.saturating_record(1 << 30);
+        (touches.nr_touches, other.nr_touches) = (5, 7);
+        touches.merge(&other);
+        assert_eq!((touches.nr_touches, touches.nr_faulted(), touches.hit_ticks), (12, 2, 100));
+        assert_eq!(touches.fresh().nr_touches, 0);
     }
 
     #[test]

@@ -15,12 +15,13 @@ mod args;
 mod cgroup;
 mod child;
 mod clock;
+mod cost;
 mod data;
-mod fault_floor;
 mod floors;
 mod latency;
 mod machine;
 mod mirror;
+mod price;
 mod report;
 mod run;
 #[cfg(test)]
@@ -75,8 +76,9 @@ fn conclude(report: &Report, json: bool) -> Result<ExitCode> {
 fn measure_all(args: &Args) -> Result<Report> {
     let plan = args.plan()?;
     plan.check_fits(machine::available_bytes())?;
-    let floors = floors::Floors::measure(&plan.data)?;
-    let (cells, skipped) = run::run(&plan)?;
+    let floors = floors::Floors::measure(&plan.data, plan.budget.file_dir().as_deref())?;
+    let (mut cells, skipped) = run::run(&plan)?;
+    price::set(&mut cells, &floors, &plan.budget, plan.size);
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
         command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),

@@ -4,6 +4,7 @@ use crate::data::Data;
 use crate::floors::Floors;
 use crate::latency::Percentiles;
 use crate::machine::Machine;
+use crate::price::Price;
 use crate::size::Size;
 use crate::system::{Repetition, System};
 use crate::worker::WorkerReport;
@@ -45,6 +46,8 @@ pub(crate) struct Setup {
     pub(crate) reps: u32,
     /// Passes over the working set in each repetition.
     pub(crate) passes: u64,
+    /// Threads that share the work, but for sorts and for `rand2`.
+    pub(crate) threads: u32,
 }
 
 /// A system that could not be measured.
@@ -72,6 +75,8 @@ pub(crate) struct Cell {
     pub(crate) failures: Vec<String>,
     /// Medians over the repetitions; `None` when none succeeded.
     pub(crate) median: Option<Medians>,
+    /// What paging costs here, and how far that is from the floors; `None` in RAM.
+    pub(crate) price: Option<Price>,
     /// The repetitions.
     pub(crate) repetitions: Vec<Repetition>,
 }
@@ -91,6 +96,7 @@ impl Cell {
             oom_kills: 0,
             failures: Vec::new(),
             median: None,
+            price: None,
             repetitions: Vec::new(),
         }
     }
@@ -113,6 +119,10 @@ pub(crate) struct Medians {
     pub(crate) cpu_seconds: f64,
     /// CPU time of the whole machine.
     pub(crate) machine_seconds: f64,
+    /// CPU time of the whole machine from the start of the worker to its end: filling and checking, too.
+    pub(crate) run_machine_seconds: f64,
+    /// Bytes that went to where the rest lives, or came from there, in all that time.
+    pub(crate) moved_bytes: Option<f64>,
     /// Most resident memory of the process.
     pub(crate) max_rss_bytes: f64,
     /// RAM that held what was away, beside the budget.
@@ -134,6 +144,10 @@ impl Medians {
             p99_of_all_ns: over(&|worker| worker.p99_of_all_ns),
             cpu_seconds: always(&|worker| worker.usage.user_seconds + worker.usage.system_seconds)?,
             machine_seconds: always(&|worker| worker.usage.machine_seconds)?,
+            run_machine_seconds: median(repetitions.iter().map(|rep| rep.run.machine_seconds))?,
+            moved_bytes: median(
+                repetitions.iter().filter_map(|rep| rep.run.moved_bytes.map(|bytes| bytes as f64)),
+            ),
             max_rss_bytes: always(&|worker| worker.max_rss_bytes as f64)?,
             device_bytes: median(
                 repetitions.iter().filter_map(|rep| rep.device_bytes.map(|bytes| bytes as f64)),
@@ -182,17 +196,26 @@ pub(crate) struct Ratio {
     pub(crate) p99_to_zram: Option<f64>,
     /// The same of all touches, faulted or not: who faults less is not punished for having only hard faults.
     pub(crate) p99_of_all_to_zram: Option<f64>,
+    /// CPU time of the machine for the same work, hmm over zram: less is better.
+    pub(crate) cpu_to_zram: Option<f64>,
+    /// CPU time of the machine for each byte that was moved, beyond what the work takes in RAM, hmm over zram: less is better.
+    pub(crate) cpu_of_moving_to_zram: Option<f64>,
+}
+
+/// The same work on another system.
+pub(crate) fn beside<'a>(cells: &'a [Cell], cell: &Cell, system: System) -> Option<&'a Cell> {
+    let same =
+        |other: &&Cell| (other.data, other.workload, other.system) == (cell.data, cell.workload, system);
+    cells.iter().find(same)
 }
 
 /// Compares hmm with the others wherever both were measured.
 pub(crate) fn ratios(cells: &[Cell]) -> Vec<Ratio> {
-    let find = |cell: &Cell, system| {
-        let same =
-            |other: &&Cell| (other.data, other.workload, other.system) == (cell.data, cell.workload, system);
-        cells.iter().find(same)?.median.as_ref()
-    };
+    let find = |cell: &Cell, system| beside(cells, cell, system);
     let compare = |cell: &Cell| {
-        let (hmm, zram, ram) = (cell.median.as_ref()?, find(cell, System::Zram), find(cell, System::Ram));
+        let median = |system| find(cell, system)?.median.as_ref();
+        let (hmm, zram, ram) = (cell.median.as_ref()?, median(System::Zram), median(System::Ram));
+        let moving = |cell: &Cell| cell.price.as_ref()?.cpu_seconds_per_gib_moved;
         let latency = |figure: fn(&Percentiles) -> f64| {
             Some(figure(hmm.fault_latency.as_ref()?) / figure(zram?.fault_latency.as_ref()?))
         };
@@ -206,6 +229,10 @@ pub(crate) fn ratios(cells: &[Cell]) -> Vec<Ratio> {
             p99_of_all_to_zram: hmm
                 .p99_of_all_ns
                 .zip(zram.and_then(|zram| zram.p99_of_all_ns))
+                .map(|(hmm, zram)| hmm / zram),
+            cpu_to_zram: zram.map(|zram| hmm.machine_seconds / zram.machine_seconds),
+            cpu_of_moving_to_zram: moving(cell)
+                .zip(find(cell, System::Zram).and_then(moving))
                 .map(|(hmm, zram)| hmm / zram),
         })
     };
@@ -250,6 +277,8 @@ mod tests {
             p50_to_zram: Some(0.5),
             p99_to_zram: Some(0.5),
             p99_of_all_to_zram: Some(0.5),
+            cpu_to_zram: Some(0.25),
+            cpu_of_moving_to_zram: Some(0.2),
         };
         assert_eq!(report.ratios, [seqrmw], "sort failed under hmm and has nothing to compare");
     }

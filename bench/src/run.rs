@@ -73,6 +73,7 @@ impl Run<'_> {
             data: cell.data,
             size: self.plan.size,
             passes: self.plan.passes,
+            threads: self.plan.threads,
             seed: u64::from(rep),
         };
         for _ in 0..=RESTARTS {

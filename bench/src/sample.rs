@@ -1,13 +1,14 @@
 //! A report with every case in it, for tests of what is printed.
 
+use crate::cost::RunCost;
 use crate::data::Data;
-use crate::fault_floor::FaultFloor;
-use crate::floors::{Floors, Lz4Floor};
+use crate::floors::{FaultFloor, FileFloor, Floor, Floors, Lz4Floor, VerbFloors};
 use crate::latency::Percentiles;
 use crate::machine::Machine;
+use crate::price;
 use crate::report::{Cell, Medians, Report, Setup, Skipped, ratios};
 use crate::size::Size;
-use crate::system::{Repetition, System};
+use crate::system::{Budget, Repetition, System};
 use crate::usage::Usage;
 use crate::worker::WorkerReport;
 use crate::workload::Workload;
@@ -43,6 +44,7 @@ pub(crate) fn repetition(seconds: f64, p50_ns: f64) -> Repetition {
             max_rss_bytes: 512 << 20,
         },
         device_bytes: Some(100 << 20),
+        run: RunCost { machine_seconds: seconds, moved_bytes: Some(2 << 30) },
         hmm_stats: None,
     }
 }
@@ -61,22 +63,52 @@ fn sorting(seconds: f64) -> Repetition {
     repetition
 }
 
+fn floors() -> Floors {
+    let lz4 = |unit_bytes, decompress_gb_per_s| Lz4Floor {
+        data: Data::Compressible,
+        unit_bytes,
+        ratio: 3.15,
+        compress_gb_per_s: 1.0,
+        decompress_gb_per_s,
+    };
+    Floors {
+        memcpy_gb_per_s: 10.0,
+        first_touch_ns: 1800.0,
+        fault: Floor::Measured(FaultFloor { same_cpu_ns: 7300.0, other_cpu_ns: Some(50_000.0) }),
+        verbs: Floor::Measured(VerbFloors {
+            move_4k_ns: 1000.0,
+            move_64k_ns: 2600.0,
+            move_2m_ns: 33_000.0,
+            copy_4k_ns: 1300.0,
+        }),
+        lz4: vec![lz4(4096, 3.0), lz4(2 << 20, 4.0)],
+        file: Some(Floor::Measured(FileFloor {
+            dir: "/var/tmp".into(),
+            write_gb_per_s: 0.5,
+            read_gb_per_s: 2.0,
+            read_4k_ns: 90_000.0,
+        })),
+    }
+}
+
 /// Two workloads: one on all systems, one that failed on hmm and was killed on zram.
 pub(crate) fn report() -> Report {
-    let mut failed = cell(Workload::Sort, System::Hmm, Vec::new());
+    let mut failed = cell(Workload::Quicksort, System::Hmm, Vec::new());
     failed.failures.push("repetition 1: exit status: 1: no reason".to_owned());
-    let mut killed = cell(Workload::Sort, System::Zram, vec![sorting(9.0)]);
+    let mut killed = cell(Workload::Quicksort, System::Zram, vec![sorting(9.0)]);
     killed.oom_kills = 1;
     let three = |seconds, ns| {
         vec![repetition(seconds, ns), repetition(seconds * 3.0, ns), repetition(seconds * 2.0, ns)]
     };
-    let cells = vec![
+    let mut cells = vec![
         cell(Workload::Seqrmw, System::Ram, vec![repetition(0.25, 2000.0)]),
         cell(Workload::Seqrmw, System::Hmm, three(0.5, 4000.0)),
         cell(Workload::Seqrmw, System::Zram, three(2.0, 8000.0)),
         failed,
         killed,
     ];
+    let floors = floors();
+    price::set(&mut cells, &floors, &Budget { ram: Size::mib(512), ..Budget::default() }, Size::mib(1024));
     Report {
         version: "0.0.0",
         command: ["hmm", "bench"].map(str::to_owned).to_vec(),
@@ -97,19 +129,9 @@ pub(crate) fn report() -> Report {
             device: "lz4".to_owned(),
             reps: 3,
             passes: 1,
+            threads: 1,
         },
-        floors: Floors {
-            memcpy_gb_per_s: 10.0,
-            first_touch_ns: 1800.0,
-            fault: Some(FaultFloor { same_cpu_ns: 7300.0, other_cpu_ns: Some(50_000.0) }),
-            fault_skipped: None,
-            lz4: vec![Lz4Floor {
-                data: Data::Compressible,
-                ratio: 3.15,
-                compress_gb_per_s: 1.0,
-                decompress_gb_per_s: 3.0,
-            }],
-        },
+        floors,
         skipped: vec![Skipped { system: System::Zram, reason: "needs root".to_owned() }],
         ratios: ratios(&cells),
         cells,

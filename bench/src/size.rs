@@ -4,7 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A number of bytes, written as `64M`, `1G`, `512MiB` or `4096`; units are powers of 1024.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(transparent)]
 pub(crate) struct Size {
     /// The number of bytes.

@@ -1,10 +1,13 @@
 //! The systems that are compared, and one measurement on each of them.
 
 use crate::child;
+use crate::cost::{CostMeter, Moves, RunCost, carried_bytes};
+use crate::price::Medium;
 use crate::size::Size;
 use crate::worker::{WRONG_BYTES, WorkerArgs, WorkerReport};
 use crate::zram::ZramPeer;
 use anyhow::{Context, Result, bail};
+use hmm::spec::{Backing, DeviceSpec};
 use serde_json::Value;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
@@ -35,10 +38,19 @@ impl System {
             Self::Zram => "zram",
         }
     }
+
+    /// Where it keeps what is not resident; `None` if everything is.
+    pub(crate) fn medium(self, budget: &Budget) -> Option<Medium> {
+        match self {
+            Self::Ram => None,
+            Self::Hmm if budget.file_dir().is_some() => Some(Medium::File),
+            Self::Hmm | Self::Zram => Some(Medium::Compressed),
+        }
+    }
 }
 
 /// What the worker may use.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Budget {
     /// RAM for the working set.
     pub(crate) ram: Size,
@@ -52,6 +64,13 @@ impl Budget {
     pub(crate) const fn cgroup_bytes(&self, working_set: Size) -> u64 {
         self.ram.bytes + (2 << 20) + working_set.bytes / 512
     }
+
+    /// The directory of the device's file, if it is one.
+    pub(crate) fn file_dir(&self) -> Option<PathBuf> {
+        // Sizes that are made of the machine's RAM do not matter here; `hmm run` says what is wrong with the text.
+        let spec = DeviceSpec::parse(&self.device, 1 << 30).ok()?;
+        if let Backing::File { dir, .. } = spec.backing { Some(dir) } else { None }
+    }
 }
 
 /// One successful measurement.
@@ -62,6 +81,8 @@ pub(crate) struct Repetition {
     pub(crate) worker: WorkerReport,
     /// RAM beside the budget that held what was away, at its peak.
     pub(crate) device_bytes: Option<u64>,
+    /// What it cost from start to end.
+    pub(crate) run: RunCost,
     /// What `hmm run --stats` said.
     pub(crate) hmm_stats: Option<Value>,
 }
@@ -87,8 +108,9 @@ pub(crate) fn measure(system: System, budget: &Budget, worker: &WorkerArgs) -> R
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     match system {
         System::Ram => {
+            let meter = CostMeter::start(Moves::Unknown)?;
             let output = child::run(Command::new(program).args(worker.to_command_line()), None)?;
-            outcome(&output, None, None)
+            outcome(&output, meter.stop()?, None, None)
         }
         System::Hmm => under_hmm(&program, budget, worker),
         System::Zram => on_zram(&program, budget, worker),
@@ -100,7 +122,9 @@ fn under_hmm(program: &Path, budget: &Budget, worker: &WorkerArgs) -> Result<Out
     let mut command = Command::new(program);
     command.args(["run", "--quiet", &format!("--ram={}", budget.ram.bytes), "--device", &budget.device]);
     command.arg("--stats").arg(&stats_file.0).arg("--").arg(program).args(worker.to_command_line());
+    let meter = CostMeter::start(Moves::Unknown)?;
     let output = child::run(&mut command, None)?;
+    let mut cost = meter.stop()?;
     // As with env(1), from 125 on it is not the program that failed; 2 says that there is no `run` in this program.
     if matches!(output.status.code(), Some(2 | 125..=127)) {
         return Ok(Outcome::Unavailable(last_words(&output)));
@@ -112,7 +136,8 @@ fn under_hmm(program: &Path, budget: &Budget, worker: &WorkerArgs) -> Result<Out
     {
         return Ok(Outcome::Failed(defect));
     }
-    outcome(&output, stats["device_bytes"].as_u64(), Some(stats))
+    cost.moved_bytes = carried_bytes(&stats);
+    outcome(&output, cost, stats["device_bytes"].as_u64(), Some(stats))
 }
 
 /// Why a run that succeeded does not count: its figures would compare something else than they claim.
@@ -133,16 +158,23 @@ fn on_zram(program: &Path, budget: &Budget, worker: &WorkerArgs) -> Result<Outco
         Err(reason) => return Ok(Outcome::Unavailable(format!("{reason:#}"))),
     };
     let procs = peer.cgroup().procs_file();
+    let meter = CostMeter::start(Moves::Swapped)?;
     let output = child::run(Command::new(program).args(worker.to_command_line()), Some(&procs))?;
+    let cost = meter.stop()?;
     if output.status.signal() == Some(libc::SIGKILL) && peer.cgroup().oom_kills()? > 0 {
         return Ok(Outcome::OutOfMemory);
     }
     let peak_bytes = peer.peak_bytes()?;
-    outcome(&output, Some(peak_bytes), None)
+    outcome(&output, cost, Some(peak_bytes), None)
 }
 
 /// Reads what the worker left behind.
-fn outcome(output: &Output, device_bytes: Option<u64>, hmm_stats: Option<Value>) -> Result<Outcome> {
+fn outcome(
+    output: &Output,
+    run: RunCost,
+    device_bytes: Option<u64>,
+    hmm_stats: Option<Value>,
+) -> Result<Outcome> {
     if output.status.code() == Some(i32::from(WRONG_BYTES)) {
         bail!("{}", last_words(output));
     }
@@ -151,7 +183,7 @@ fn outcome(output: &Output, device_bytes: Option<u64>, hmm_stats: Option<Value>)
     }
     let line = output.stdout.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
     match serde_json::from_slice::<WorkerReport>(line) {
-        Ok(worker) => Ok(Outcome::Done(Box::new(Repetition { worker, device_bytes, hmm_stats }))),
+        Ok(worker) => Ok(Outcome::Done(Box::new(Repetition { worker, device_bytes, run, hmm_stats }))),
         Err(error) => Ok(Outcome::Failed(format!("the worker's report cannot be read: {error}"))),
     }
 }
@@ -201,6 +233,14 @@ mod tests {
     }
 
     #[test]
+    fn a_file_device_is_known_by_its_directory() {
+        let dir = |device: &str| Budget { ram: Size::mib(1), device: device.to_owned() }.file_dir();
+        assert_eq!(dir("lz4"), None);
+        assert_eq!(dir("file"), None);
+        assert_eq!(dir("file:path=/var/tmp,cap=1G"), Some(PathBuf::from("/var/tmp")));
+    }
+
+    #[test]
     fn ends_are_told_apart() {
         let output = |status: i32, stdout: &str, stderr: &str| Output {
             status: std::process::ExitStatus::from_raw(status),
@@ -208,13 +248,18 @@ mod tests {
             stderr: stderr.into(),
         };
         let wrong = output(i32::from(WRONG_BYTES) << 8, "", "one\n wrong bytes: here\n");
-        assert_eq!(outcome(&wrong, None, None).unwrap_err().to_string(), "one; wrong bytes: here");
-        let failed = outcome(&output(1 << 8, "", ""), None, None).unwrap();
+        assert_eq!(
+            outcome(&wrong, RunCost::default(), None, None).unwrap_err().to_string(),
+            "one; wrong bytes: here"
+        );
+        let failed = outcome(&output(1 << 8, "", ""), RunCost::default(), None, None).unwrap();
         assert!(matches!(failed, Outcome::Failed(why) if why.contains("nothing on standard error")));
-        let unread = outcome(&output(0, "{}", ""), None, None).unwrap();
+        let unread = outcome(&output(0, "{}", ""), RunCost::default(), None, None).unwrap();
         assert!(matches!(unread, Outcome::Failed(why) if why.contains("cannot be read")));
         let report = serde_json::to_string(&crate::sample::repetition(1.0, 2.0).worker).unwrap();
-        let done = outcome(&output(0, &format!("noise\n{report}\n\n"), ""), Some(7), None).unwrap();
+        let done =
+            outcome(&output(0, &format!("noise\n{report}\n\n"), ""), RunCost::default(), Some(7), None)
+                .unwrap();
         assert!(matches!(done, Outcome::Done(repetition) if repetition.device_bytes == Some(7)));
     }
 }

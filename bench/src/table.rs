@@ -1,7 +1,10 @@
 //! The report for people.
 
+use crate::floors::{Floor, Floors};
 use crate::latency::Percentiles;
+use crate::price::Price;
 use crate::report::{Cell, Medians, Ratio, Report};
+use crate::size::Size;
 use std::fmt::{self, Display, Write};
 
 /// Prints a report for people.
@@ -38,13 +41,16 @@ fn write(report: &Report, out: &mut dyn Write) -> fmt::Result {
 
 const LEGEND: &str = "\
 Medians of all repetitions, but max: the worst touch of all. Latencies are of a page's first access, where it faulted
-(took 1 us longer than a hit), in us; p99all is over all touches, hits too. cpu: seconds of the process; machine: of the
-whole machine, so kswapd is in it. beside: MiB of RAM that held what was away, not counted in the budget. The price of
-looking at the clock twice a page, about 20 ns, is in all figures.
+(took 1 us longer than a hit), in us; p99all is over all touches, hits too. p50:fl: the median over a bare fault served in
+userland and the codec, or the read, of 4 KiB. t:fl: time over that in RAM and, for what cannot be resident, the codec and
+MOVE by 2 MiB, or by single faults where touches are random, all by one thread. cpu: seconds of the process; machine: of the
+whole machine, so kswapd is in it. s/GiB: seconds of the machine for each GiB moved, beyond what the same takes in RAM.
+beside: MiB of RAM that held what was away, not counted in the budget. The price of looking at the clock twice a page, about
+20 ns, is in all figures.
 ";
 
 fn head(report: &Report, out: &mut dyn Write) -> fmt::Result {
-    let (machine, setup, floors) = (&report.machine, &report.setup, &report.floors);
+    let (machine, setup) = (&report.machine, &report.setup);
     writeln!(out, "hmm {} bench: {} working set over {}", report.version, setup.size_bytes, setup.ram_bytes)?;
     writeln!(out, "command  {}", report.command.join(" "))?;
     let ram_gib = machine.ram_bytes >> 30;
@@ -59,40 +65,72 @@ fn head(report: &Report, out: &mut dyn Write) -> fmt::Result {
         "         huge pages {}, swappiness {}, page-cluster {}",
         machine.huge_pages, machine.swappiness, machine.page_cluster
     )?;
+    let threads = if setup.threads > 1 { format!(" by {} threads", setup.threads) } else { String::new() };
     let limit = setup.cgroup_limit_bytes;
     writeln!(
         out,
-        "setup    {} reps of {} passes; hmm: budget {}, device {}; zram: lz4, cgroup limit {limit}",
+        "setup    {} reps of {} passes{threads}; hmm: budget {}, device {}; zram: lz4, cgroup limit {limit}",
         setup.reps, setup.passes, setup.ram_bytes, setup.device
     )?;
+    floors(&report.floors, out)
+}
+
+fn floors(floors: &Floors, out: &mut dyn Write) -> fmt::Result {
     writeln!(
         out,
         "floors   memcpy {:.1} GB/s; first touch of fresh memory {:.2} us a page",
         floors.memcpy_gb_per_s,
         floors.first_touch_ns / 1e3
     )?;
-    if let Some(fault) = &floors.fault {
+    floor("fault served in userland", &floors.fault, out, |fault| {
         let other = fault.other_cpu_ns.map(|ns| format!(", on another {} us", us(ns))).unwrap_or_default();
-        writeln!(
-            out,
-            "         fault served in userland, on the same CPU {} us{other}",
-            us(fault.same_cpu_ns)
-        )?;
-    }
-    if let Some(why) = &floors.fault_skipped {
-        writeln!(out, "         fault served in userland skipped: {why}")?;
-    }
+        format!("on the same CPU {} us{other}", us(fault.same_cpu_ns))
+    })?;
+    floor("userfaultfd", &floors.verbs, out, |verbs| {
+        format!(
+            "MOVE of 4 KiB {} us, of 64 KiB {} us, of 2 MiB {} us; COPY of 4 KiB {} us",
+            us(verbs.move_4k_ns),
+            us(verbs.move_64k_ns),
+            us(verbs.move_2m_ns),
+            us(verbs.copy_4k_ns)
+        )
+    })?;
     for lz4 in &floors.lz4 {
         writeln!(
             out,
-            "         lz4 of 4 KiB, {} data: ratio {:.2}, compress {:.2} GB/s, decompress {:.2} GB/s",
-            lz4.data, lz4.ratio, lz4.compress_gb_per_s, lz4.decompress_gb_per_s
+            "         lz4 of {}, {} data: ratio {:.2}, compress {:.2} GB/s, decompress {:.2} GB/s",
+            Size { bytes: lz4.unit_bytes as u64 },
+            lz4.data,
+            lz4.ratio,
+            lz4.compress_gb_per_s,
+            lz4.decompress_gb_per_s
         )?;
     }
-    Ok(())
+    let Some(file) = &floors.file else { return Ok(()) };
+    floor("file", file, out, |file| {
+        format!(
+            "direct I/O in {}, by 2 MiB: write {:.2} GB/s, read {:.2} GB/s; read of 4 KiB {} us",
+            file.dir.display(),
+            file.write_gb_per_s,
+            file.read_gb_per_s,
+            us(file.read_4k_ns)
+        )
+    })
 }
 
-const WIDTHS: [usize; 15] = [10, 5, 8, 10, 7, 7, 7, 7, 8, 8, 7, 7, 8, 7, 7];
+fn floor<T>(
+    name: &str,
+    floor: &Floor<T>,
+    out: &mut dyn Write,
+    tell: impl FnOnce(&T) -> String,
+) -> fmt::Result {
+    match floor {
+        Floor::Measured(floor) => writeln!(out, "         {name}: {}", tell(floor)),
+        Floor::Skipped(why) => writeln!(out, "         {name} skipped: {why}"),
+    }
+}
+
+const WIDTHS: [usize; 16] = [10, 9, 7, 7, 7, 7, 8, 8, 7, 7, 7, 7, 8, 7, 7, 7];
 
 fn line(columns: [&str; WIDTHS.len()], out: &mut dyn Write) -> fmt::Result {
     let mut text = String::new();
@@ -106,21 +144,8 @@ fn line(columns: [&str; WIDTHS.len()], out: &mut dyn Write) -> fmt::Result {
 fn titles(out: &mut dyn Write) -> fmt::Result {
     line(
         [
-            "workload",
-            "",
-            "MB/s",
-            "touches/s",
-            "faults",
-            "p50",
-            "p90",
-            "p99",
-            "p99.9",
-            "max",
-            "p99all",
-            "cpu",
-            "machine",
-            "RSS",
-            "beside",
+            "workload", "", "MB/s", "faults", "p50", "p99", "p99.9", "max", "p99all", "p50:fl", "t:fl",
+            "cpu", "machine", "s/GiB", "RSS", "beside",
         ],
         out,
     )
@@ -129,22 +154,29 @@ fn titles(out: &mut dyn Write) -> fmt::Result {
 fn row(cell: &Cell, out: &mut dyn Write) -> fmt::Result {
     let (workload, system) = (cell.workload.name(), cell.system.name());
     match &cell.median {
-        Some(median) => figures(workload, system, median, out)?,
-        None => writeln!(out, "{workload:<10}{system:<5} no figures")?,
+        Some(median) => figures((workload, system), median, cell.price.as_ref(), out)?,
+        None => writeln!(out, "{workload:<10}{system:<9} no figures")?,
     }
     if cell.oom_kills > 0 {
         let times = cell.oom_kills;
         writeln!(
             out,
-            "{:15} out of memory: the kernel killed {times} worker{}",
+            "{:19} out of memory: the kernel killed {times} worker{}",
             "",
             if times == 1 { "" } else { "s" }
         )?;
     }
-    cell.failures.iter().try_for_each(|why| writeln!(out, "{:15} failed: {why}", ""))
+    cell.failures.iter().try_for_each(|why| writeln!(out, "{:19} failed: {why}", ""))
 }
 
-fn figures(workload: &str, system: &str, median: &Medians, out: &mut dyn Write) -> fmt::Result {
+fn figures(
+    (workload, system): (&str, &str),
+    median: &Medians,
+    price: Option<&Price>,
+    out: &mut dyn Write,
+) -> fmt::Result {
+    let price =
+        |figure: fn(&Price) -> Option<f64>| or_dash(price.and_then(figure).map(|at| format!("{at:.2}")));
     let latency =
         |figure: fn(&Percentiles) -> f64| or_dash(median.fault_latency.as_ref().map(|at| us(figure(at))));
     line(
@@ -152,16 +184,17 @@ fn figures(workload: &str, system: &str, median: &Medians, out: &mut dyn Write) 
             workload,
             system,
             &format!("{:.0}", median.mb_per_s),
-            &or_dash(median.touches_per_s.map(|rate| format!("{rate:.0}"))),
             &or_dash(median.fault_share.map(|share| format!("{:.1}%", share * 100.0))),
             &latency(|at| at.p50_ns),
-            &latency(|at| at.p90_ns),
             &latency(|at| at.p99_ns),
             &latency(|at| at.p999_ns),
             &latency(|at| at.max_ns),
             &or_dash(median.p99_of_all_ns.map(us)),
+            &price(|price| price.p50_to_floor),
+            &price(|price| price.time_to_floor),
             &format!("{:.2}", median.cpu_seconds),
             &format!("{:.2}", median.machine_seconds),
+            &price(|price| price.cpu_seconds_per_gib_moved),
             &mib(median.max_rss_bytes),
             &or_dash(median.device_bytes.map(mib)),
         ],
@@ -176,12 +209,14 @@ fn ratio_line(ratio: &Ratio, out: &mut dyn Write) -> fmt::Result {
         times(ratio.p50_to_zram, "p50"),
         times(ratio.p99_to_zram, "p99"),
         times(ratio.p99_of_all_to_zram, "p99all"),
+        times(ratio.cpu_to_zram, "cpu"),
+        times(ratio.cpu_of_moving_to_zram, "cpu a GiB moved"),
     ];
     let others = [("zram", to_zram.as_slice()), ("ram", &[times(ratio.speed_to_ram, "speed")])];
     for (system, values) in others {
         let values: Vec<&str> = values.iter().flatten().map(String::as_str).collect();
         if !values.is_empty() {
-            writeln!(out, "{:15} hmm to {system}: {}", "", values.join(", "))?;
+            writeln!(out, "{:19} hmm to {system}: {}", "", values.join(", "))?;
         }
     }
     Ok(())

@@ -67,6 +67,14 @@ fn process_usage() -> libc::rusage {
     unsafe { usage.assume_init() }
 }
 
+/// CPU time of the whole machine since boot, in seconds.
+///
+/// # Errors
+/// /proc/stat is not as proc(5) describes it.
+pub(crate) fn machine_seconds() -> Result<f64> {
+    Ok(machine_ticks()? as f64 / USER_HZ)
+}
+
 /// CPU time spent since boot on anything but idling, waiting and other guests.
 fn machine_ticks() -> Result<u64> {
     let stat = std::fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;

@@ -4,7 +4,7 @@
 //! checked for order and for holding the same words as before.
 
 use crate::data::{Generator, PAGE_WORDS, Page, mix};
-use crate::workload::{RMW_STEP, Workload, picks, sum};
+use crate::workload::{Part, RMW_STEP, Workload, sum};
 use anyhow::{Result, bail, ensure};
 
 /// Compares memory, and what was read from it, with the prediction.
@@ -15,43 +15,57 @@ pub(crate) fn verify(
     workload: Workload,
     pages: &[Page],
     generator: &Generator,
+    (passes, threads): (u64, u32),
+    read_sums: &[u64],
+) -> Result<()> {
+    let parts = Part::of(pages.len(), threads);
+    ensure!(parts.len() == read_sums.len(), "{} parts have {} sums", parts.len(), read_sums.len());
+    parts.into_iter().zip(read_sums).try_for_each(|(part, read_sum)| {
+        verify_part(workload, &pages[part.first..][..part.nr_pages], (part, generator), passes, *read_sum)
+    })
+}
+
+fn verify_part(
+    workload: Workload,
+    pages: &[Page],
+    (part, generator): (Part, &Generator),
     passes: u64,
     read_sum: u64,
 ) -> Result<()> {
     match workload {
         Workload::Seqread => {
-            let once = sums(pages.len(), generator).into_iter().fold(0, u64::wrapping_add);
+            let once = sums(part, generator).into_iter().fold(0, u64::wrapping_add);
             ensure!(
                 read_sum == once.wrapping_mul(passes),
                 "wrong bytes: a sequential read saw other bytes than were written"
             );
-            unchanged(pages, generator)
+            unchanged(pages, part, generator)
         }
         Workload::Seqrmw => {
             let added = RMW_STEP.wrapping_mul(passes);
-            compare(pages, generator, |_| 0, |word| word.wrapping_add(added))
+            compare(pages, (part, generator), |_| 0, |word| word.wrapping_add(added))
         }
-        Workload::Randread => {
-            let sums = sums(pages.len(), generator);
-            let predicted = picks(pages.len(), passes)
-                .fold(0, |sum: u64, page| sum.rotate_left(1).wrapping_add(sums[page]));
+        Workload::Randread | Workload::Rand2 => {
+            let sums = sums(part, generator);
+            let predicted =
+                part.picks(passes).fold(0, |sum: u64, page| sum.rotate_left(1).wrapping_add(sums[page]));
             ensure!(read_sum == predicted, "wrong bytes: a random read saw other bytes than were written");
-            unchanged(pages, generator)
+            unchanged(pages, part, generator)
         }
         Workload::Randwrite => {
             let mut generations = vec![0; pages.len()];
-            for (nr_before, page) in picks(pages.len(), passes).enumerate() {
+            for (nr_before, page) in part.picks(passes).enumerate() {
                 generations[page] = nr_before as u64 + 1;
             }
-            compare(pages, generator, |page| generations[page], |word| word)
+            compare(pages, (part, generator), |page| generations[page], |word| word)
         }
-        Workload::Sort => sorted(pages, generator),
+        Workload::Mergesort | Workload::Quicksort => sorted(pages, generator),
     }
 }
 
-fn sums(nr_pages: usize, generator: &Generator) -> Vec<u64> {
+fn sums(part: Part, generator: &Generator) -> Vec<u64> {
     let mut page = [0; PAGE_WORDS];
-    (0..nr_pages)
+    (part.first..part.first + part.nr_pages)
         .map(|number| {
             generator.fill(number, 0, &mut page);
             sum(&page)
@@ -59,24 +73,27 @@ fn sums(nr_pages: usize, generator: &Generator) -> Vec<u64> {
         .collect()
 }
 
-fn unchanged(pages: &[Page], generator: &Generator) -> Result<()> {
-    compare(pages, generator, |_| 0, |word| word)
+fn unchanged(pages: &[Page], part: Part, generator: &Generator) -> Result<()> {
+    compare(pages, (part, generator), |_| 0, |word| word)
 }
 
 fn compare(
     pages: &[Page],
-    generator: &Generator,
+    (part, generator): (Part, &Generator),
     generation: impl Fn(usize) -> u64,
     change: impl Fn(u64) -> u64,
 ) -> Result<()> {
     let mut predicted = [0; PAGE_WORDS];
     for (number, page) in pages.iter().enumerate() {
-        generator.fill(number, generation(number), &mut predicted);
+        generator.fill(part.first + number, generation(number), &mut predicted);
         predicted.iter_mut().for_each(|word| *word = change(*word));
         let wrong = page.iter().zip(&predicted).position(|(found, wanted)| found != wanted);
         if let Some(at) = wrong {
             let (found, wanted) = (page[at], predicted[at]);
-            bail!("wrong bytes: word {at} of page {number} is {found:#018x}, not {wanted:#018x}");
+            bail!(
+                "wrong bytes: word {at} of page {} is {found:#018x}, not {wanted:#018x}",
+                part.first + number
+            );
         }
     }
     Ok(())
@@ -114,16 +131,26 @@ mod tests {
 
     /// Runs the workload on a small working set, then lets `spoil` do its worst, and verifies.
     fn run(workload: Workload, data: Data, spoil: impl FnOnce(&mut [Page], &mut u64)) -> Result<()> {
+        run_by(1, workload, data, spoil)
+    }
+
+    fn run_by(
+        threads: u32,
+        workload: Workload,
+        data: Data,
+        spoil: impl FnOnce(&mut [Page], &mut u64),
+    ) -> Result<()> {
         let generator = Generator::new(data, 5);
         let mut set = WorkingSet::new(50);
         let pages = set.pages_mut();
         for (number, page) in pages.iter_mut().enumerate() {
             generator.fill(number, 0, page);
         }
-        let passes = workload.passes(PASSES);
-        let mut read_sum = workload.run(pages, &generator, passes, &mut Touches::calibrate());
-        spoil(pages, &mut read_sum);
-        verify(workload, pages, &generator, passes, read_sum)
+        let how = (workload.passes(PASSES), workload.threads(threads));
+        let mut read_sums = workload.run(pages, &generator, how, &mut Touches::calibrate());
+        assert_eq!(read_sums.len(), how.1 as usize);
+        spoil(pages, read_sums.last_mut().unwrap());
+        verify(workload, pages, &generator, how, &read_sums)
     }
 
     #[test]
@@ -133,6 +160,17 @@ mod tests {
                 run(workload, data, |_, _| ()).unwrap();
             }
         }
+    }
+
+    #[test]
+    fn what_several_threads_do_is_checked_to_the_last_part() {
+        for workload in Workload::ALL {
+            run_by(3, workload, Data::Compressible, |_, _| ()).unwrap();
+            let error = run_by(3, workload, Data::Compressible, |pages, _| pages[49][511] ^= 1).unwrap_err();
+            assert!(error.to_string().starts_with("wrong bytes"), "{workload:?}: {error}");
+        }
+        let error = run_by(3, Workload::Randread, Data::Compressible, |_, sum| *sum ^= 1).unwrap_err();
+        assert!(error.to_string().contains("random read"), "{error}");
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub struct WorkerArgs {
     /// How often the work is done.
     #[arg(long)]
     pub(crate) passes: u64,
+    /// How many threads share the work.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) threads: u32,
     /// What the data are made from.
     #[arg(long)]
     pub(crate) seed: u64,
@@ -48,6 +51,7 @@ impl WorkerArgs {
             format!("--data={}", self.data),
             format!("--size={}", self.size.bytes),
             format!("--passes={}", self.passes),
+            format!("--threads={}", self.threads),
             format!("--seed={}", self.seed),
         ]
     }
@@ -60,15 +64,15 @@ pub(crate) struct WorkerReport {
     pub(crate) bytes: u64,
     /// Bytes worked on in a second, in millions.
     pub(crate) mb_per_s: f64,
-    /// First accesses to a page, one for each page and pass. For sort, only the number of pages.
+    /// First accesses to a page, one for each page and pass. For sorts, only the number of pages.
     pub(crate) touches: u64,
-    /// The same in a second; not for sort, which touches pages in ways of its own.
+    /// The same in a second; not for sorts, which touch pages in ways of their own.
     pub(crate) touches_per_s: Option<f64>,
-    /// How many of the timed touches faulted; not for sort.
+    /// How many of the timed touches faulted; not for sorts.
     pub(crate) faulted: Option<u64>,
     /// Distribution over those that did.
     pub(crate) fault_latency: Option<Percentiles>,
-    /// 99th percentile over all touches, faulted or not; not for sort.
+    /// 99th percentile over all touches, faulted or not; not for sorts.
     pub(crate) p99_of_all_ns: Option<f64>,
     /// What a touch of a resident page costs.
     pub(crate) hit_ns: f64,
@@ -94,12 +98,13 @@ pub fn worker(args: &WorkerArgs) -> Result<ExitCode> {
         generator.fill(number, 0, page);
     }
     let passes = args.workload.passes(args.passes);
+    let how = (passes, args.workload.threads(args.threads));
     let mut touches = Touches::calibrate();
     let meter = Meter::start()?;
-    let read_sum = args.workload.run(pages, &generator, passes, &mut touches);
+    let read_sums = args.workload.run(pages, &generator, how, &mut touches);
     let usage = meter.stop()?;
 
-    if let Err(wrong) = verify(args.workload, pages, &generator, passes, read_sum) {
+    if let Err(wrong) = verify(args.workload, pages, &generator, how, &read_sums) {
         writeln!(std::io::stderr(), "bench worker: {} on {} data: {wrong}", args.workload.name(), args.data)?;
         return Ok(ExitCode::from(WRONG_BYTES));
     }
@@ -111,7 +116,7 @@ pub fn worker(args: &WorkerArgs) -> Result<ExitCode> {
 
 fn report(workload: Workload, nr_touches: u64, usage: Usage, touches: &Touches) -> Result<WorkerReport> {
     let bytes = nr_touches * PAGE_BYTES as u64;
-    let timed = workload != Workload::Sort;
+    let timed = workload.order().is_some();
     Ok(WorkerReport {
         bytes,
         mb_per_s: bytes as f64 / usage.seconds / 1e6,
@@ -140,12 +145,19 @@ mod tests {
     #[test]
     fn command_line_is_read_as_it_was_written() {
         for workload in Workload::ALL {
-            let args =
-                WorkerArgs { workload, data: Data::Incompressible, size: Size::mib(5), passes: 2, seed: 9 };
+            let args = WorkerArgs {
+                workload,
+                data: Data::Incompressible,
+                size: Size::mib(5),
+                passes: 2,
+                threads: 3,
+                seed: 9,
+            };
             let line = args.to_command_line();
             let read = Command::try_parse_from(&line).unwrap().args;
             assert_eq!(read.workload, workload);
             assert_eq!((read.data, read.size, read.passes, read.seed), (args.data, args.size, 2, 9));
+            assert_eq!(read.threads, 3);
         }
     }
 }

@@ -11,7 +11,7 @@
 pub(crate) mod figure;
 mod flat;
 mod kernels;
-mod memory;
+pub(crate) mod memory;
 mod migrate;
 mod report;
 mod sample;

@@ -8,7 +8,7 @@ use hmm_device::DeviceError;
 use lz4_sys as _;
 
 /// Bytes that can be compressed at once.
-pub const MAX_BYTES: usize = 1 << 20;
+pub const MAX_BYTES: usize = 2 << 20;
 
 /// Words of the library's working memory: `LZ4_STREAM_MINSIZE`, 16 KiB and 32 bytes.
 const STATE_WORDS: usize = (16 * 1024 + 32) / 8;
@@ -43,6 +43,11 @@ fn c_len(len: usize) -> Option<c_int> {
     c_int::try_from(len).ok().filter(|_| len <= MAX_BYTES)
 }
 
+/// The same of compressed bytes, which may be a little more.
+fn c_packed_len(len: usize) -> Option<c_int> {
+    c_int::try_from(len).ok()
+}
+
 /// Working memory of a compression, 16 KiB.
 pub struct Encoder {
     state: [u64; STATE_WORDS],
@@ -71,7 +76,7 @@ impl Encoder {
     /// Compresses the bytes into `out` and returns to how many. `None`: they do not fit, which is found out early, or
     /// there are more than [`MAX_BYTES`] of them.
     pub fn compress(&mut self, bytes: &[u8], out: &mut [u8]) -> Option<usize> {
-        let (src_size, dst_capacity) = (c_len(bytes.len())?, c_len(out.len())?);
+        let (src_size, dst_capacity) = (c_len(bytes.len())?, c_packed_len(out.len())?);
         let state = self.state.as_mut_ptr();
         if !self.ready {
             // SAFETY: the state is writable memory of the size given, aligned to 8.
@@ -103,7 +108,7 @@ impl Encoder {
 /// # Errors
 /// `Corrupt`: they were not compressed from exactly so many bytes.
 pub fn decompress(bytes: &[u8], out: &mut [u8]) -> Result<(), DeviceError> {
-    let (Some(size), Some(capacity)) = (c_len(bytes.len()), c_len(out.len())) else {
+    let (Some(size), Some(capacity)) = (c_packed_len(bytes.len()), c_len(out.len())) else {
         return Err(DeviceError::Corrupt);
     };
     // SAFETY: source and destination are valid for the sizes given and do not overlap; the function reads and writes
@@ -117,7 +122,7 @@ pub fn decompress(bytes: &[u8], out: &mut [u8]) -> Result<(), DeviceError> {
 /// # Errors
 /// `Corrupt`: they were compressed from fewer bytes, or not at all.
 pub fn decompress_front(bytes: &[u8], out: &mut [u8]) -> Result<(), DeviceError> {
-    let (Some(size), Some(capacity)) = (c_len(bytes.len()), c_len(out.len())) else {
+    let (Some(size), Some(capacity)) = (c_packed_len(bytes.len()), c_len(out.len())) else {
         return Err(DeviceError::Corrupt);
     };
     // SAFETY: as in `decompress`.
