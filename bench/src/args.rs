@@ -2,11 +2,13 @@
 
 use crate::data::Data;
 use crate::mirror;
+use crate::mirror::figure::Set;
 use crate::report::Setup;
 use crate::size::Size;
-use crate::system::{Budget, System};
+use crate::system::{ADAPTER_ARGS, Budget, System};
 use crate::workload::Workload;
 use anyhow::{Result, ensure};
+use std::path::PathBuf;
 
 const RAM: Size = Size::mib(512);
 const QUICK_RAM: Size = Size::mib(32);
@@ -15,10 +17,10 @@ const PASSES: u64 = 2;
 /// Room for everything else that is on the machine.
 const SPARE: Size = Size::mib(128);
 
-/// Measure the same work in RAM, under hmm, and on the kernel's swap on zram.
+/// Measure the same work in RAM, under hmm, on the kernel's swap on zram, and on others.
 ///
 /// A worker process fills a working set larger than the budget and works on it; every byte is checked afterwards.
-/// Repetitions take turns over the systems. As root, zram swap and a memory cgroup are set up for each repetition and
+/// Repetitions take turns over the systems. As root, swap and a memory cgroup are set up for each repetition and
 /// taken down after it; otherwise the reason why not is told.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -46,13 +48,30 @@ pub struct Args {
     /// Compressibility of the data [default: all].
     #[arg(long, value_name = "RATIOS", value_enum, value_delimiter = ',')]
     data: Vec<Data>,
-    /// Systems to measure [default: all].
+    /// Systems to measure [default: ram,hmm,zram].
     #[arg(long, value_name = "NAMES", value_enum, value_delimiter = ',')]
     systems: Vec<System>,
+    /// Measure all systems that there are.
+    #[arg(long, conflicts_with = "systems")]
+    peers: bool,
+    /// Where the files are made that hmm-file, zswap, swapfile and mmap page to; a disk, as a rule.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/var/tmp")]
+    dir: PathBuf,
+    /// Measure any other program, too: a command for sh(1). {args} becomes the worker's arguments; the program does that work
+    /// and prints the worker's line of JSON, or runs the worker itself, {worker}, with {ram} bytes of RAM.
+    #[arg(long, value_name = "COMMAND {args}", value_parser = adapter)]
+    adapter: Option<String>,
     /// Measure what devices cost that mirror a process's memory, instead: migration, snapshots, loads, faults, and too
     /// little memory, each against a floor of the same run. A bar that is missed is a result, no failure.
-    #[arg(long, conflicts_with_all = ["size", "ram", "device", "passes", "threads", "workloads", "data", "systems"])]
+    #[arg(long, conflicts_with_all = ["size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers", "adapter"])]
     mirror: bool,
+    /// Measure what it takes to bring memory home, 4 KiB and 2 MiB, against its parts, and to manage 1 TiB of which little is
+    /// touched, instead. A bar that is missed is a result, no failure.
+    #[arg(
+        long,
+        conflicts_with_all = ["mirror", "size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers", "adapter"]
+    )]
+    paging: bool,
     /// Smoke run: 64 MiB over 32 MiB, one repetition of one pass, unless said otherwise.
     #[arg(long)]
     quick: bool,
@@ -75,10 +94,11 @@ pub(crate) struct Plan {
 }
 
 impl Args {
-    /// What is to be measured with `--mirror`; `None` without it.
-    pub(crate) fn mirror(&self) -> Option<mirror::Plan> {
+    /// What is to be measured with `--mirror` or `--paging`; `None` without them.
+    pub(crate) fn figures(&self) -> Option<mirror::Plan> {
         let reps = self.reps.unwrap_or(if self.quick { 1 } else { REPS });
-        self.mirror.then_some(mirror::Plan { reps, quick: self.quick, json: self.json })
+        let set = if self.paging { Set::Paging } else { Set::Mirror };
+        (self.mirror || self.paging).then_some(mirror::Plan { set, reps, quick: self.quick, json: self.json })
     }
 
     /// Fills in what was not said.
@@ -92,16 +112,40 @@ impl Args {
         ensure!(size >= Size::mib(1), "--size {size}: a working set of less than 1 MiB tells nothing");
         ensure!(ram >= Size::mib(1), "--ram {ram}: no program fits into less than 1 MiB");
         Ok(Plan {
-            budget: Budget { ram, device: self.device.clone() },
+            budget: Budget {
+                ram,
+                device: self.device.clone(),
+                dir: self.dir.clone(),
+                adapter: self.adapter.clone(),
+            },
             size,
             reps: self.reps.unwrap_or(reps),
             passes: self.passes.unwrap_or(passes),
             threads: self.threads,
             workloads: chosen(&self.workloads, &Workload::ALL),
             data: chosen(&self.data, &[Data::Compressible, Data::Incompressible]),
-            systems: chosen(&self.systems, &System::ALL),
+            systems: self.systems(),
         })
     }
+}
+
+impl Args {
+    /// What was asked for, and the adapter if there is one.
+    fn systems(&self) -> Vec<System> {
+        let mut asked = if self.systems.is_empty() { System::USUAL.to_vec() } else { self.systems.clone() };
+        if self.peers {
+            asked.extend(System::ALL.into_iter().filter(|system| *system != System::Adapter));
+        }
+        asked.extend(self.adapter.as_ref().map(|_| System::Adapter));
+        chosen(&asked, &System::ALL)
+    }
+}
+
+fn adapter(text: &str) -> Result<String, String> {
+    let has_args = text.contains(ADAPTER_ARGS);
+    has_args
+        .then(|| text.to_owned())
+        .ok_or_else(|| format!("say where the worker's arguments go, by {ADAPTER_ARGS}"))
 }
 
 /// All choices that were made, or all there are, in their usual order and each once.
@@ -140,6 +184,8 @@ impl Plan {
             ram_bytes: self.budget.ram,
             cgroup_limit_bytes: Size { bytes: self.budget.cgroup_bytes(self.size) },
             device: self.budget.device.clone(),
+            dir: self.budget.file_dir(&self.systems),
+            adapter: self.budget.adapter.clone(),
             reps: self.reps,
             passes: self.passes,
             threads: self.threads,
@@ -182,6 +228,19 @@ mod tests {
         assert_eq!(said.workloads, [Workload::Seqread, Workload::Quicksort]);
         assert_eq!((said.data, said.systems), (vec![Data::Incompressible], vec![System::Zram]));
         assert!(Command::try_parse_from(["bench", "--reps", "0"]).is_err());
+    }
+
+    #[test]
+    fn systems_are_the_usual_ones_or_those_that_were_named() {
+        assert_eq!(plan("").systems, System::USUAL);
+        assert_eq!(plan("--peers").systems, System::ALL[..8]);
+        assert_eq!(plan("--systems zswap,ram").systems, [System::Ram, System::Zswap]);
+        let words = ["bench", "--systems", "ram", "--adapter", "peer {args}"];
+        let adapted = Command::try_parse_from(words).unwrap().args.plan().unwrap();
+        assert_eq!(adapted.systems, [System::Ram, System::Adapter]);
+        assert_eq!(adapted.setup().adapter.as_deref(), Some("peer {args}"));
+        let error = Command::try_parse_from(["bench", "--adapter", "peer"]).err().unwrap().to_string();
+        assert!(error.contains("by {args}"), "{error}");
     }
 
     #[test]

@@ -9,6 +9,8 @@ use serde_json::Value;
 const PAGE_BYTES: u64 = 4096;
 /// Counters of /proc/vmstat, in pages: what swap read and wrote, and what zswap took and gave without that.
 const SWAPPED: [&str; 4] = ["pswpin", "pswpout", "zswpin", "zswpout"];
+/// What block devices read and wrote, in KiB.
+const PAGED: [&str; 2] = ["pgpgin", "pgpgout"];
 /// Counters of hmm, in pages: what devices delivered, because of a fault or ahead of it, and what they took.
 const CARRIED: [&str; 3] = ["pgfetch", "pgprefetch", "pgstore"];
 
@@ -28,6 +30,8 @@ pub(crate) enum Moves {
     Unknown,
     /// The kernel's swap.
     Swapped,
+    /// The kernel's block devices.
+    Paged,
 }
 
 /// A moment to measure from.
@@ -64,6 +68,7 @@ fn moved_bytes(moves: Moves) -> Result<u64> {
     let (names, unit) = match moves {
         Moves::Unknown => return Ok(0),
         Moves::Swapped => (SWAPPED.as_slice(), PAGE_BYTES),
+        Moves::Paged => (PAGED.as_slice(), 1024),
     };
     let text = std::fs::read_to_string("/proc/vmstat").context("cannot read /proc/vmstat")?;
     Ok(sum_of(&text, names) * unit)
@@ -97,6 +102,7 @@ mod tests {
     fn only_what_is_named_counts() {
         let vmstat = "pgpgin 7\npgpgout 9\npswpin 1\npswpout 2\nzswpin 4\npswpoutx 99\n";
         assert_eq!(sum_of(vmstat, &SWAPPED), 7);
+        assert_eq!(sum_of(vmstat, &PAGED), 16);
         let stats = json!({"counters": {"pgfetch": 1, "pgprefetch": 2, "pgstore": 4, "pgclean": 8}});
         assert_eq!(carried_bytes(&stats), Some(7 * 4096));
         assert_eq!(carried_bytes(&json!({"counters": {"pgfetch": 1}})), None);
@@ -106,7 +112,7 @@ mod tests {
     #[test]
     fn the_kernel_counts_swap_on_every_machine() {
         let vmstat = std::fs::read_to_string("/proc/vmstat").unwrap();
-        assert!(SWAPPED[..2].iter().all(|name| vmstat.contains(&format!("\n{name} "))));
+        assert!(SWAPPED[..2].iter().chain(&PAGED).all(|name| vmstat.contains(&format!("\n{name} "))));
         let cost = CostMeter::start(Moves::Swapped).unwrap().stop().unwrap();
         assert!(cost.machine_seconds >= 0.0 && cost.moved_bytes.is_some(), "{cost:?}");
         assert_eq!(CostMeter::start(Moves::Unknown).unwrap().stop().unwrap().moved_bytes, None);

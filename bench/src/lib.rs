@@ -6,7 +6,8 @@
 //! bench sets up for each repetition and takes down after it. Repetitions take turns over the systems, and medians are
 //! compared. A system that cannot work here is named with its reason, never left out silently.
 //!
-//! With `--mirror` it measures what devices that mirror this process cost instead, see `mirror`.
+//! With `--mirror` it measures what devices that mirror this process cost instead, with `--paging` what the parts of paging
+//! do, see `mirror`.
 //!
 //! What flows: [`Args`] become a plan, the plan is run measurement by measurement, each one's report becomes part of a
 //! cell, cells become medians and ratios, and these a table or JSON.
@@ -21,6 +22,8 @@ mod floors;
 mod latency;
 mod machine;
 mod mirror;
+mod outcome;
+mod peer;
 mod price;
 mod report;
 mod run;
@@ -32,8 +35,8 @@ mod table;
 mod usage;
 mod verify;
 mod worker;
+mod working_set;
 mod workload;
-mod zram;
 
 pub use args::Args;
 pub use mirror::{MirrorWorkerArgs, mirror_worker};
@@ -53,7 +56,7 @@ use std::process::ExitCode;
 /// Wrong bytes in a worker's memory, too little RAM on the machine, or a file below /proc that cannot be read.
 pub fn run(args: &Args) -> Result<ExitCode> {
     child::heed_signals();
-    let done = match args.mirror() {
+    let done = match args.figures() {
         Some(plan) => mirror::run(plan),
         None => measure_all(args).and_then(|report| conclude(&report, args.json)),
     };
@@ -76,7 +79,7 @@ fn conclude(report: &Report, json: bool) -> Result<ExitCode> {
 fn measure_all(args: &Args) -> Result<Report> {
     let plan = args.plan()?;
     plan.check_fits(machine::available_bytes())?;
-    let floors = floors::Floors::measure(&plan.data, plan.budget.file_dir().as_deref())?;
+    let floors = floors::Floors::measure(&plan.data, plan.budget.file_dir(&plan.systems).as_deref())?;
     let (mut cells, skipped) = run::run(&plan)?;
     price::set(&mut cells, &floors, &plan.budget, plan.size);
     Ok(Report {

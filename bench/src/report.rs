@@ -4,11 +4,13 @@ use crate::data::Data;
 use crate::floors::Floors;
 use crate::latency::Percentiles;
 use crate::machine::Machine;
+use crate::outcome::Repetition;
 use crate::price::Price;
 use crate::size::Size;
-use crate::system::{Repetition, System};
+use crate::system::System;
 use crate::worker::WorkerReport;
 use crate::workload::Workload;
+use std::path::PathBuf;
 
 /// Everything that a run found out.
 #[derive(Debug, serde::Serialize)]
@@ -42,6 +44,10 @@ pub(crate) struct Setup {
     pub(crate) cgroup_limit_bytes: Size,
     /// Device of hmm.
     pub(crate) device: String,
+    /// Where files to page to are made, if any system has one.
+    pub(crate) dir: Option<PathBuf>,
+    /// The command of the adapter, if there is one.
+    pub(crate) adapter: Option<String>,
     /// Repetitions of each cell.
     pub(crate) reps: u32,
     /// Passes over the working set in each repetition.
@@ -194,6 +200,8 @@ pub(crate) struct Ratio {
     pub(crate) p50_to_zram: Option<f64>,
     /// 99th percentile of touches that faulted, hmm over zram: less is better.
     pub(crate) p99_to_zram: Option<f64>,
+    /// Speeds of others that were measured, over each other: more is better.
+    pub(crate) speeds: Vec<SpeedRatio>,
     /// The same of all touches, faulted or not: who faults less is not punished for having only hard faults.
     pub(crate) p99_of_all_to_zram: Option<f64>,
     /// CPU time of the machine for the same work, hmm over zram: less is better.
@@ -202,6 +210,28 @@ pub(crate) struct Ratio {
     pub(crate) cpu_of_moving_to_zram: Option<f64>,
 }
 
+/// The speed of one system over that of another.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub(crate) struct SpeedRatio {
+    /// The one.
+    pub(crate) of: System,
+    /// The other.
+    pub(crate) to: System,
+    /// What the one does while the other does one.
+    pub(crate) ratio: f64,
+}
+
+/// Who is compared with whom, beside hmm with zram and RAM: each with what has the same to page to.
+const PAIRS: [(System, System); 7] = [
+    (System::HmmFits, System::Ram),
+    (System::Hmm, System::Zswap),
+    (System::Hmm, System::Swapfile),
+    (System::Hmm, System::Mmap),
+    (System::Hmm, System::Adapter),
+    (System::HmmFile, System::Swapfile),
+    (System::HmmFile, System::Mmap),
+];
+
 /// The same work on another system.
 pub(crate) fn beside<'a>(cells: &'a [Cell], cell: &Cell, system: System) -> Option<&'a Cell> {
     let same =
@@ -209,34 +239,43 @@ pub(crate) fn beside<'a>(cells: &'a [Cell], cell: &Cell, system: System) -> Opti
     cells.iter().find(same)
 }
 
-/// Compares hmm with the others wherever both were measured.
+/// Compares the systems wherever two were measured that are to be compared.
 pub(crate) fn ratios(cells: &[Cell]) -> Vec<Ratio> {
-    let find = |cell: &Cell, system| beside(cells, cell, system);
-    let compare = |cell: &Cell| {
-        let median = |system| find(cell, system)?.median.as_ref();
-        let (hmm, zram, ram) = (cell.median.as_ref()?, median(System::Zram), median(System::Ram));
-        let moving = |cell: &Cell| cell.price.as_ref()?.cpu_seconds_per_gib_moved;
-        let latency = |figure: fn(&Percentiles) -> f64| {
-            Some(figure(hmm.fault_latency.as_ref()?) / figure(zram?.fault_latency.as_ref()?))
-        };
-        Some(Ratio {
-            data: cell.data,
-            workload: cell.workload,
-            speed_to_zram: zram.map(|zram| hmm.mb_per_s / zram.mb_per_s),
-            speed_to_ram: ram.map(|ram| hmm.mb_per_s / ram.mb_per_s),
-            p50_to_zram: latency(|latency| latency.p50_ns),
-            p99_to_zram: latency(|latency| latency.p99_ns),
-            p99_of_all_to_zram: hmm
-                .p99_of_all_ns
-                .zip(zram.and_then(|zram| zram.p99_of_all_ns))
-                .map(|(hmm, zram)| hmm / zram),
-            cpu_to_zram: zram.map(|zram| hmm.machine_seconds / zram.machine_seconds),
-            cpu_of_moving_to_zram: moving(cell)
-                .zip(find(cell, System::Zram).and_then(moving))
-                .map(|(hmm, zram)| hmm / zram),
-        })
+    let works = cells.chunk_by(|one, next| (one.data, one.workload) == (next.data, next.workload));
+    works.filter_map(ratio).collect()
+}
+
+/// Compares the cells of one work; `None` if there is nothing to compare.
+fn ratio(cells: &[Cell]) -> Option<Ratio> {
+    let cell = |system| cells.iter().find(|cell| cell.system == system);
+    let median = |system| cell(system)?.median.as_ref();
+    let (hmm, zram, ram) = (median(System::Hmm), median(System::Zram), median(System::Ram));
+    let over = |one: Option<f64>, other: Option<f64>| one.zip(other).map(|(one, other)| one / other);
+    let speed = |median: Option<&Medians>| median.map(|median| median.mb_per_s);
+    let latency = |figure: fn(&Percentiles) -> f64| {
+        let of = |median: Option<&Medians>| median?.fault_latency.as_ref().map(figure);
+        over(of(hmm), of(zram))
     };
-    cells.iter().filter(|cell| cell.system == System::Hmm).filter_map(compare).collect()
+    let of_all = |median: Option<&Medians>| median?.p99_of_all_ns;
+    let cpu = |median: Option<&Medians>| median.map(|median| median.machine_seconds);
+    let moving = |system| cell(system)?.price.as_ref()?.cpu_seconds_per_gib_moved;
+    let pair = |(of, to): (System, System)| {
+        Some(SpeedRatio { of, to, ratio: over(speed(median(of)), speed(median(to)))? })
+    };
+    let ratio = Ratio {
+        data: cells[0].data,
+        workload: cells[0].workload,
+        speed_to_zram: over(speed(hmm), speed(zram)),
+        speed_to_ram: over(speed(hmm), speed(ram)),
+        p50_to_zram: latency(|latency| latency.p50_ns),
+        p99_to_zram: latency(|latency| latency.p99_ns),
+        speeds: PAIRS.into_iter().filter_map(pair).collect(),
+        p99_of_all_to_zram: over(of_all(hmm), of_all(zram)),
+        cpu_to_zram: over(cpu(hmm), cpu(zram)),
+        cpu_of_moving_to_zram: over(moving(System::Hmm), moving(System::Zram)),
+    };
+    let nothing = hmm.is_none_or(|_| zram.is_none() && ram.is_none()) && ratio.speeds.is_empty();
+    (!nothing).then_some(ratio)
 }
 
 #[cfg(test)]
@@ -276,6 +315,7 @@ mod tests {
             speed_to_ram: Some(0.25),
             p50_to_zram: Some(0.5),
             p99_to_zram: Some(0.5),
+            speeds: vec![SpeedRatio { of: System::HmmFits, to: System::Ram, ratio: 0.5 }],
             p99_of_all_to_zram: Some(0.5),
             cpu_to_zram: Some(0.25),
             cpu_of_moving_to_zram: Some(0.2),
@@ -291,13 +331,13 @@ mod tests {
         assert_eq!(at("/machine/nr_cpus"), 2);
         assert_eq!(at("/setup/size_bytes"), 1 << 30);
         assert_eq!(at("/skipped/0/system"), "zram");
-        assert_eq!(at("/cells/1/data"), "3:1");
-        assert_eq!(at("/cells/1/workload"), "seqrmw");
-        assert_eq!(at("/cells/1/median/fault_latency/p99_ns"), 40_000.0);
-        assert_eq!(at("/cells/1/repetitions/2/user_seconds"), 0.25);
-        assert_eq!(at("/cells/3/failures/0"), "repetition 1: exit status: 1: no reason");
-        assert_eq!(at("/cells/3/median"), &serde_json::Value::Null);
-        assert_eq!(at("/cells/4/oom_kills"), 1);
+        assert_eq!(at("/cells/2/data"), "3:1");
+        assert_eq!(at("/cells/2/workload"), "seqrmw");
+        assert_eq!(at("/cells/2/median/fault_latency/p99_ns"), 40_000.0);
+        assert_eq!(at("/cells/2/repetitions/2/user_seconds"), 0.25);
+        assert_eq!(at("/cells/4/failures/0"), "repetition 1: exit status: 1: no reason");
+        assert_eq!(at("/cells/4/median"), &serde_json::Value::Null);
+        assert_eq!(at("/cells/5/oom_kills"), 1);
         assert_eq!(at("/ratios/0/speed_to_zram"), 4.0);
     }
 }

@@ -3,8 +3,9 @@
 use crate::args::Plan;
 use crate::child::check_stopped;
 use crate::data::Data;
+use crate::outcome::Outcome;
 use crate::report::{Cell, Medians, Skipped};
-use crate::system::{Outcome, System, measure};
+use crate::system::{System, measure};
 use crate::worker::WorkerArgs;
 use crate::workload::Workload;
 use anyhow::{Context, Result};
@@ -75,6 +76,7 @@ impl Run<'_> {
             passes: self.plan.passes,
             threads: self.plan.threads,
             seed: u64::from(rep),
+            file: None,
         };
         for _ in 0..=RESTARTS {
             check_stopped()?;

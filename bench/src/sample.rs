@@ -5,10 +5,11 @@ use crate::data::Data;
 use crate::floors::{FaultFloor, FileFloor, Floor, Floors, Lz4Floor, VerbFloors};
 use crate::latency::Percentiles;
 use crate::machine::Machine;
+use crate::outcome::Repetition;
 use crate::price;
 use crate::report::{Cell, Medians, Report, Setup, Skipped, ratios};
 use crate::size::Size;
-use crate::system::{Budget, Repetition, System};
+use crate::system::{Budget, System};
 use crate::usage::Usage;
 use crate::worker::WorkerReport;
 use crate::workload::Workload;
@@ -45,6 +46,7 @@ pub(crate) fn repetition(seconds: f64, p50_ns: f64) -> Repetition {
         },
         device_bytes: Some(100 << 20),
         run: RunCost { machine_seconds: seconds, moved_bytes: Some(2 << 30) },
+        note: None,
         hmm_stats: None,
     }
 }
@@ -100,8 +102,10 @@ pub(crate) fn report() -> Report {
     let three = |seconds, ns| {
         vec![repetition(seconds, ns), repetition(seconds * 3.0, ns), repetition(seconds * 2.0, ns)]
     };
+    let noted = Repetition { note: Some("something to know".to_owned()), ..repetition(0.5, 2000.0) };
     let mut cells = vec![
         cell(Workload::Seqrmw, System::Ram, vec![repetition(0.25, 2000.0)]),
+        cell(Workload::Seqrmw, System::HmmFits, vec![noted]),
         cell(Workload::Seqrmw, System::Hmm, three(0.5, 4000.0)),
         cell(Workload::Seqrmw, System::Zram, three(2.0, 8000.0)),
         failed,
@@ -127,6 +131,8 @@ pub(crate) fn report() -> Report {
             ram_bytes: Size::mib(512),
             cgroup_limit_bytes: Size::mib(516),
             device: "lz4".to_owned(),
+            dir: Some("/var/tmp".into()),
+            adapter: Some("peer {args}".to_owned()),
             reps: 3,
             passes: 1,
             threads: 1,

@@ -1,50 +1,82 @@
 //! The systems that are compared, and one measurement on each of them.
 
 use crate::child;
-use crate::cost::{CostMeter, Moves, RunCost, carried_bytes};
+use crate::cost::{CostMeter, Moves, carried_bytes};
+use crate::outcome::{Around, Outcome, last_words, outcome};
+use crate::peer::{KernelPeer, Kind, Room};
 use crate::price::Medium;
 use crate::size::Size;
-use crate::worker::{WRONG_BYTES, WorkerArgs, WorkerReport};
-use crate::zram::ZramPeer;
-use anyhow::{Context, Result, bail};
+use crate::worker::WorkerArgs;
+use anyhow::{Context, Result};
 use hmm::spec::{Backing, DeviceSpec};
 use serde_json::Value;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 /// A way to have memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum System {
     /// As much RAM as the program wants.
     Ram,
+    /// `hmm run` with a budget that the program never exceeds.
+    HmmFits,
     /// `hmm run`.
     Hmm,
+    /// `hmm run` with a file for a device.
+    HmmFile,
     /// The kernel's swap on zram, under a memory cgroup.
     Zram,
+    /// The kernel's swap on a file behind zswap, under a memory cgroup.
+    Zswap,
+    /// The kernel's swap on a file, under a memory cgroup.
+    Swapfile,
+    /// A shared mapping of a file instead of private memory, under a memory cgroup.
+    Mmap,
+    /// The program that `--adapter` names.
+    Adapter,
 }
 
 impl System {
     /// In the order in which they take turns.
-    pub(crate) const ALL: [Self; 3] = [Self::Ram, Self::Hmm, Self::Zram];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Ram,
+        Self::HmmFits,
+        Self::Hmm,
+        Self::HmmFile,
+        Self::Zram,
+        Self::Zswap,
+        Self::Swapfile,
+        Self::Mmap,
+        Self::Adapter,
+    ];
+    /// What is measured when nothing else is said.
+    pub(crate) const USUAL: [Self; 3] = [Self::Ram, Self::Hmm, Self::Zram];
 
     /// The name on the command line and in the report.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Ram => "ram",
+            Self::HmmFits => "hmm-fits",
             Self::Hmm => "hmm",
+            Self::HmmFile => "hmm-file",
             Self::Zram => "zram",
+            Self::Zswap => "zswap",
+            Self::Swapfile => "swapfile",
+            Self::Mmap => "mmap",
+            Self::Adapter => "adapter",
         }
     }
 
-    /// Where it keeps what is not resident; `None` if everything is.
+    /// Where it keeps what is not resident; `None` if everything is, or nobody knows.
     pub(crate) fn medium(self, budget: &Budget) -> Option<Medium> {
         match self {
-            Self::Ram => None,
-            Self::Hmm if budget.file_dir().is_some() => Some(Medium::File),
-            Self::Hmm | Self::Zram => Some(Medium::Compressed),
+            Self::Ram | Self::HmmFits | Self::Adapter => None,
+            Self::Hmm if budget.device_dir().is_some() => Some(Medium::File),
+            Self::Hmm | Self::Zram | Self::Zswap => Some(Medium::Compressed),
+            Self::HmmFile | Self::Swapfile | Self::Mmap => Some(Medium::File),
         }
     }
 }
@@ -56,6 +88,10 @@ pub(crate) struct Budget {
     pub(crate) ram: Size,
     /// Where hmm keeps the rest, as `hmm run --device` takes it.
     pub(crate) device: String,
+    /// Where files to page to are made.
+    pub(crate) dir: PathBuf,
+    /// The command of the adapter, for sh(1).
+    pub(crate) adapter: Option<String>,
 }
 
 impl Budget {
@@ -66,38 +102,23 @@ impl Budget {
     }
 
     /// The directory of the device's file, if it is one.
-    pub(crate) fn file_dir(&self) -> Option<PathBuf> {
+    fn device_dir(&self) -> Option<PathBuf> {
         // Sizes that are made of the machine's RAM do not matter here; `hmm run` says what is wrong with the text.
         let spec = DeviceSpec::parse(&self.device, 1 << 30).ok()?;
         if let Backing::File { dir, .. } = spec.backing { Some(dir) } else { None }
     }
-}
 
-/// One successful measurement.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub(crate) struct Repetition {
-    /// What the worker said.
-    #[serde(flatten)]
-    pub(crate) worker: WorkerReport,
-    /// RAM beside the budget that held what was away, at its peak.
-    pub(crate) device_bytes: Option<u64>,
-    /// What it cost from start to end.
-    pub(crate) run: RunCost,
-    /// What `hmm run --stats` said.
-    pub(crate) hmm_stats: Option<Value>,
-}
+    /// Where the file is that pages go to, if any of the systems has one.
+    pub(crate) fn file_dir(&self, systems: &[System]) -> Option<PathBuf> {
+        let has_file = systems.iter().any(|system| system.medium(self) == Some(Medium::File));
+        has_file.then(|| self.device_dir().unwrap_or_else(|| self.dir.clone()))
+    }
 
-/// How a measurement ended.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    /// With figures.
-    Done(Box<Repetition>),
-    /// The kernel killed the worker for want of memory.
-    OutOfMemory,
-    /// This system cannot work here, with the reason.
-    Unavailable(String),
-    /// It could have worked but did not.
-    Failed(String),
+    /// More RAM than the worker can use, itself included.
+    fn ample_bytes(&self, worker: &WorkerArgs) -> u64 {
+        let needed = worker.size.bytes + worker.workload.beside_bytes(worker.size.bytes);
+        needed + needed / 4 + (64 << 20)
+    }
 }
 
 /// Runs one worker on the system.
@@ -110,21 +131,30 @@ pub(crate) fn measure(system: System, budget: &Budget, worker: &WorkerArgs) -> R
         System::Ram => {
             let meter = CostMeter::start(Moves::Unknown)?;
             let output = child::run(Command::new(program).args(worker.to_command_line()), None)?;
-            outcome(&output, meter.stop()?, None, None)
+            outcome(&output, Around { run: meter.stop()?, ..Around::default() })
         }
-        System::Hmm => under_hmm(&program, budget, worker),
-        System::Zram => on_zram(&program, budget, worker),
+        System::HmmFits => under_hmm(&program, (budget.ample_bytes(worker), &budget.device), worker),
+        System::Hmm => under_hmm(&program, (budget.ram.bytes, &budget.device), worker),
+        System::HmmFile => {
+            let device = format!("file:path={}", budget.dir.display());
+            under_hmm(&program, (budget.ram.bytes, &device), worker)
+        }
+        System::Zram => under_kernel(Kind::Zram, &program, budget, worker),
+        System::Zswap => under_kernel(Kind::Zswap, &program, budget, worker),
+        System::Swapfile => under_kernel(Kind::SwapFile, &program, budget, worker),
+        System::Mmap => under_kernel(Kind::Mapped, &program, budget, worker),
+        System::Adapter => by_adapter(&program, budget, worker),
     }
 }
 
-fn under_hmm(program: &Path, budget: &Budget, worker: &WorkerArgs) -> Result<Outcome> {
+fn under_hmm(program: &Path, (ram_bytes, device): (u64, &str), worker: &WorkerArgs) -> Result<Outcome> {
     let stats_file = TemporaryFile::new("stats.json")?;
     let mut command = Command::new(program);
-    command.args(["run", "--quiet", &format!("--ram={}", budget.ram.bytes), "--device", &budget.device]);
+    command.args(["run", "--quiet", &format!("--ram={ram_bytes}"), "--device", device]);
     command.arg("--stats").arg(&stats_file.0).arg("--").arg(program).args(worker.to_command_line());
     let meter = CostMeter::start(Moves::Unknown)?;
     let output = child::run(&mut command, None)?;
-    let mut cost = meter.stop()?;
+    let mut run = meter.stop()?;
     // As with env(1), from 125 on it is not the program that failed; 2 says that there is no `run` in this program.
     if matches!(output.status.code(), Some(2 | 125..=127)) {
         return Ok(Outcome::Unavailable(last_words(&output)));
@@ -132,12 +162,13 @@ fn under_hmm(program: &Path, budget: &Budget, worker: &WorkerArgs) -> Result<Out
     let text = std::fs::read_to_string(&stats_file.0).context("cannot read the figures of hmm run")?;
     let stats = serde_json::from_str::<Value>(&text).unwrap_or_default();
     if output.status.success()
-        && let Some(defect) = hmm_defect(&stats, worker.size > budget.ram)
+        && let Some(defect) = hmm_defect(&stats, worker.size.bytes > ram_bytes)
     {
         return Ok(Outcome::Failed(defect));
     }
-    cost.moved_bytes = carried_bytes(&stats);
-    outcome(&output, cost, stats["device_bytes"].as_u64(), Some(stats))
+    run.moved_bytes = carried_bytes(&stats);
+    let device_bytes = stats["device_bytes"].as_u64();
+    outcome(&output, Around { run, device_bytes, hmm_stats: Some(stats), note: None })
 }
 
 /// Why a run that succeeded does not count: its figures would compare something else than they claim.
@@ -152,49 +183,50 @@ fn hmm_defect(stats: &Value, must_page: bool) -> Option<String> {
     (peak > budget).then(|| format!("hmm had {peak} bytes resident, with a budget of {budget}"))
 }
 
-fn on_zram(program: &Path, budget: &Budget, worker: &WorkerArgs) -> Result<Outcome> {
-    let peer = match ZramPeer::set_up(budget.cgroup_bytes(worker.size), 2 * worker.size.bytes) {
+fn under_kernel(kind: Kind, program: &Path, budget: &Budget, worker: &WorkerArgs) -> Result<Outcome> {
+    let size_bytes = worker.size.bytes;
+    let room = Room { limit_bytes: budget.cgroup_bytes(worker.size), size_bytes, dir: &budget.dir };
+    let peer = match KernelPeer::set_up(kind, room) {
         Ok(peer) => peer,
         Err(reason) => return Ok(Outcome::Unavailable(format!("{reason:#}"))),
     };
+    let worker = WorkerArgs { file: peer.mapped_file().map(Path::to_owned), ..worker.clone() };
     let procs = peer.cgroup().procs_file();
-    let meter = CostMeter::start(Moves::Swapped)?;
+    let meter = CostMeter::start(if kind == Kind::Mapped { Moves::Paged } else { Moves::Swapped })?;
     let output = child::run(Command::new(program).args(worker.to_command_line()), Some(&procs))?;
-    let cost = meter.stop()?;
+    let run = meter.stop()?;
     if output.status.signal() == Some(libc::SIGKILL) && peer.cgroup().oom_kills()? > 0 {
         return Ok(Outcome::OutOfMemory);
     }
-    let peak_bytes = peer.peak_bytes()?;
-    outcome(&output, cost, Some(peak_bytes), None)
+    let device_bytes = peer.peak_bytes()?;
+    outcome(&output, Around { run, device_bytes, note: peer.note(), hmm_stats: None })
 }
 
-/// Reads what the worker left behind.
-fn outcome(
-    output: &Output,
-    run: RunCost,
-    device_bytes: Option<u64>,
-    hmm_stats: Option<Value>,
-) -> Result<Outcome> {
-    if output.status.code() == Some(i32::from(WRONG_BYTES)) {
-        bail!("{}", last_words(output));
+/// What `--adapter` may have in it.
+pub(crate) const ADAPTER_ARGS: &str = "{args}";
+
+fn by_adapter(program: &Path, budget: &Budget, worker: &WorkerArgs) -> Result<Outcome> {
+    let Some(adapter) = &budget.adapter else {
+        return Ok(Outcome::Unavailable("say which program, by --adapter 'COMMAND {args}'".to_owned()));
+    };
+    let meter = CostMeter::start(Moves::Unknown)?;
+    let text = adapter_command(adapter, program, budget.ram, worker);
+    let output = child::run(Command::new("sh").arg("-c").arg(text), None)?;
+    let run = meter.stop()?;
+    // What a shell says of a command that is not there, or cannot be executed.
+    if matches!(output.status.code(), Some(126 | 127)) {
+        return Ok(Outcome::Unavailable(last_words(&output)));
     }
-    if !output.status.success() {
-        return Ok(Outcome::Failed(format!("{}: {}", output.status, last_words(output))));
-    }
-    let line = output.stdout.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
-    match serde_json::from_slice::<WorkerReport>(line) {
-        Ok(worker) => Ok(Outcome::Done(Box::new(Repetition { worker, device_bytes, run, hmm_stats }))),
-        Err(error) => Ok(Outcome::Failed(format!("the worker's report cannot be read: {error}"))),
-    }
+    outcome(&output, Around { run, ..Around::default() })
 }
 
-/// What the process wrote on standard error, in one line; the end of it where it is long.
-fn last_words(output: &Output) -> String {
-    const LINES: usize = 4;
-    let text = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let last = &lines[lines.len().saturating_sub(LINES)..];
-    if last.is_empty() { "nothing on standard error".to_owned() } else { last.join("; ") }
+/// The adapter's command with everything filled in. The worker's arguments have nothing that a shell would change.
+fn adapter_command(adapter: &str, program: &Path, ram: Size, worker: &WorkerArgs) -> String {
+    let quoted = format!("'{}'", program.display().to_string().replace('\'', r"'\''"));
+    adapter
+        .replace(ADAPTER_ARGS, &worker.work().join(" "))
+        .replace("{worker}", &format!("{quoted} {}", WorkerArgs::SUBCOMMAND))
+        .replace("{ram}", &ram.bytes.to_string())
 }
 
 /// A file that goes with its name.
@@ -220,6 +252,8 @@ impl Drop for TemporaryFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Data;
+    use crate::workload::Workload;
     use serde_json::json;
 
     #[test]
@@ -233,33 +267,40 @@ mod tests {
     }
 
     #[test]
-    fn a_file_device_is_known_by_its_directory() {
-        let dir = |device: &str| Budget { ram: Size::mib(1), device: device.to_owned() }.file_dir();
-        assert_eq!(dir("lz4"), None);
-        assert_eq!(dir("file"), None);
-        assert_eq!(dir("file:path=/var/tmp,cap=1G"), Some(PathBuf::from("/var/tmp")));
+    fn files_are_where_the_device_or_the_option_says() {
+        let budget = |device: &str| Budget {
+            ram: Size::mib(1),
+            device: device.to_owned(),
+            dir: "/elsewhere".into(),
+            adapter: None,
+        };
+        let dir = |device: &str, systems: &[System]| budget(device).file_dir(systems);
+        assert_eq!(dir("lz4", &System::USUAL), None);
+        assert_eq!(dir("file", &System::USUAL), None);
+        let path = PathBuf::from("/var/tmp");
+        assert_eq!(dir("file:path=/var/tmp,cap=1G", &System::USUAL), Some(path));
+        assert_eq!(dir("lz4", &[System::Swapfile]), Some(PathBuf::from("/elsewhere")));
+        assert_eq!(System::Hmm.medium(&budget("file:path=/var/tmp")), Some(Medium::File));
+        assert_eq!(System::HmmFits.medium(&budget("lz4")), None);
     }
 
     #[test]
-    fn ends_are_told_apart() {
-        let output = |status: i32, stdout: &str, stderr: &str| Output {
-            status: std::process::ExitStatus::from_raw(status),
-            stdout: stdout.into(),
-            stderr: stderr.into(),
+    fn an_adapter_gets_what_the_worker_would() {
+        let worker = WorkerArgs {
+            workload: Workload::Seqread,
+            data: Data::Compressible,
+            size: Size::mib(1),
+            passes: 2,
+            threads: 1,
+            seed: 3,
+            file: None,
         };
-        let wrong = output(i32::from(WRONG_BYTES) << 8, "", "one\n wrong bytes: here\n");
+        let command = |adapter| adapter_command(adapter, Path::new("/it's/hmm"), Size::mib(4), &worker);
+        let work = "--workload=seqread --data=3:1 --size=1048576 --passes=2 --threads=1 --seed=3";
+        assert_eq!(command("peer {args}"), format!("peer {work}"));
         assert_eq!(
-            outcome(&wrong, RunCost::default(), None, None).unwrap_err().to_string(),
-            "one; wrong bytes: here"
+            command("under --ram {ram} {worker} {args}"),
+            format!(r"under --ram 4194304 '/it'\''s/hmm' bench-worker {work}")
         );
-        let failed = outcome(&output(1 << 8, "", ""), RunCost::default(), None, None).unwrap();
-        assert!(matches!(failed, Outcome::Failed(why) if why.contains("nothing on standard error")));
-        let unread = outcome(&output(0, "{}", ""), RunCost::default(), None, None).unwrap();
-        assert!(matches!(unread, Outcome::Failed(why) if why.contains("cannot be read")));
-        let report = serde_json::to_string(&crate::sample::repetition(1.0, 2.0).worker).unwrap();
-        let done =
-            outcome(&output(0, &format!("noise\n{report}\n\n"), ""), RunCost::default(), Some(7), None)
-                .unwrap();
-        assert!(matches!(done, Outcome::Done(repetition) if repetition.device_bytes == Some(7)));
     }
 }

@@ -72,6 +72,12 @@ fn head(report: &Report, out: &mut dyn Write) -> fmt::Result {
         "setup    {} reps of {} passes{threads}; hmm: budget {}, device {}; zram: lz4, cgroup limit {limit}",
         setup.reps, setup.passes, setup.ram_bytes, setup.device
     )?;
+    if let Some(dir) = &setup.dir {
+        writeln!(out, "         files to page to in {}", dir.display())?;
+    }
+    if let Some(adapter) = &setup.adapter {
+        writeln!(out, "         adapter: {adapter}")?;
+    }
     floors(&report.floors, out)
 }
 
@@ -166,6 +172,8 @@ fn row(cell: &Cell, out: &mut dyn Write) -> fmt::Result {
             if times == 1 { "" } else { "s" }
         )?;
     }
+    let note = cell.repetitions.iter().rev().find_map(|repetition| repetition.note.as_ref());
+    note.map_or(Ok(()), |note| writeln!(out, "{:19} {note}", ""))?;
     cell.failures.iter().try_for_each(|why| writeln!(out, "{:19} failed: {why}", ""))
 }
 
@@ -218,6 +226,12 @@ fn ratio_line(ratio: &Ratio, out: &mut dyn Write) -> fmt::Result {
         if !values.is_empty() {
             writeln!(out, "{:19} hmm to {system}: {}", "", values.join(", "))?;
         }
+    }
+    if !ratio.speeds.is_empty() {
+        let speeds = ratio.speeds.iter();
+        let speeds: Vec<String> =
+            speeds.map(|at| format!("{:.2}x {} to {}", at.ratio, at.of.name(), at.to.name())).collect();
+        writeln!(out, "{:19} speed: {}", "", speeds.join(", "))?;
     }
     Ok(())
 }

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
     use crate::data::Data;
     use crate::latency::Touches;
-    use crate::workload::WorkingSet;
+    use crate::working_set::WorkingSet;
 
     const PASSES: u64 = 3;
 

@@ -8,16 +8,18 @@ use crate::latency::{Percentiles, Touches};
 use crate::size::Size;
 use crate::usage::{Meter, Usage, peak_resident_bytes};
 use crate::verify::verify;
-use crate::workload::{WorkingSet, Workload};
+use crate::working_set::WorkingSet;
+use crate::workload::Workload;
 use anyhow::{Context, Result};
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Exit status of a worker that found wrong bytes.
 pub(crate) const WRONG_BYTES: u8 = 3;
 
 /// Arguments of the hidden subcommand [`WorkerArgs::SUBCOMMAND`], which `hmm bench` starts its measurements with.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct WorkerArgs {
     /// The work to do.
     #[arg(long)]
@@ -37,6 +39,9 @@ pub struct WorkerArgs {
     /// What the data are made from.
     #[arg(long)]
     pub(crate) seed: u64,
+    /// The file that the working set is a mapping of; without one it is private memory.
+    #[arg(long)]
+    pub(crate) file: Option<PathBuf>,
 }
 
 impl WorkerArgs {
@@ -45,8 +50,15 @@ impl WorkerArgs {
 
     /// The command line that these arguments come from.
     pub(crate) fn to_command_line(&self) -> Vec<String> {
+        let mut line = vec![Self::SUBCOMMAND.to_owned()];
+        line.extend(self.work());
+        line.extend(self.file.iter().map(|path| format!("--file={}", path.display())));
+        line
+    }
+
+    /// What the work is, for any program that can do it.
+    pub(crate) fn work(&self) -> Vec<String> {
         vec![
-            Self::SUBCOMMAND.to_owned(),
             format!("--workload={}", self.workload.name()),
             format!("--data={}", self.data),
             format!("--size={}", self.size.bytes),
@@ -92,7 +104,10 @@ pub fn worker(args: &WorkerArgs) -> Result<ExitCode> {
         .context("the working set is larger than the address space")?
         / PAGE_BYTES;
     let generator = Generator::new(args.data, args.seed);
-    let mut set = WorkingSet::new(nr_pages);
+    let mut set = match &args.file {
+        Some(path) => WorkingSet::mapped(path, args.workload.order())?,
+        None => WorkingSet::new(nr_pages),
+    };
     let pages = set.pages_mut();
     for (number, page) in pages.iter_mut().enumerate() {
         generator.fill(number, 0, page);
@@ -152,12 +167,13 @@ mod tests {
                 passes: 2,
                 threads: 3,
                 seed: 9,
+                file: Some("/a/b".into()),
             };
             let line = args.to_command_line();
             let read = Command::try_parse_from(&line).unwrap().args;
             assert_eq!(read.workload, workload);
             assert_eq!((read.data, read.size, read.passes, read.seed), (args.data, args.size, 2, 9));
-            assert_eq!(read.threads, 3);
+            assert_eq!((read.threads, read.file), (3, args.file));
         }
     }
 }

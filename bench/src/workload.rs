@@ -1,6 +1,6 @@
 //! The work that is measured, on plain memory that knows of nothing.
 
-use crate::data::{Generator, PAGE_BYTES, PAGE_WORDS, Page, Random};
+use crate::data::{Generator, Page, Random};
 use crate::latency::Touches;
 use std::hint::black_box;
 use std::thread;
@@ -229,40 +229,9 @@ fn write_page(page: &mut Page, number: usize, generator: &Generator, generation:
     generator.fill(number, generation, page);
 }
 
-/// Private anonymous memory as any program gets it from its allocator, from a page boundary on.
-#[derive(Debug)]
-pub(crate) struct WorkingSet {
-    words: Vec<u64>,
-    skip_words: usize,
-    nr_pages: usize,
-}
-
-impl WorkingSet {
-    /// Asks for `nr_pages`; none of them is touched yet.
-    pub(crate) fn new(nr_pages: usize) -> Self {
-        let words = vec![0; (nr_pages + 1) * PAGE_WORDS];
-        let skip_words = words.as_ptr().align_offset(PAGE_BYTES);
-        Self { words, skip_words, nr_pages }
-    }
-
-    /// Its pages.
-    pub(crate) fn pages_mut(&mut self) -> &mut [Page] {
-        let words = &mut self.words[self.skip_words..][..self.nr_pages * PAGE_WORDS];
-        words.as_chunks_mut().0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn working_set_is_made_of_pages() {
-        let mut set = WorkingSet::new(3);
-        let pages = set.pages_mut();
-        assert_eq!(pages.len(), 3);
-        assert_eq!(pages.as_ptr().addr() % PAGE_BYTES, 0);
-    }
 
     #[test]
     fn picks_go_everywhere_and_repeat() {

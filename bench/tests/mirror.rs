@@ -68,6 +68,26 @@ fn every_row_is_there_and_all_bytes_are_right() {
 }
 
 #[test]
+fn what_comes_home_is_measured_and_right() {
+    let output = bench(&["bench", "--paging", "--quick", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["figure"].as_str().unwrap()).collect();
+    assert_eq!(names, ["fault-home4k", "fault-home2m", "sparse-work", "sparse-tables"]);
+    for row in rows {
+        assert!(row["failed"].is_null(), "{row:#}");
+        if let Some(why) = row["skipped"].as_str() {
+            assert!(["userfaultfd", "addresses"].iter().any(|lack| why.contains(lack)), "{why}");
+            eprintln!("SKIPPED: {}: {why}", row["figure"]);
+            continue;
+        }
+        assert!(row["median"]["figure"].as_f64().unwrap() > 0.0, "{row:#}");
+        assert!(row["median"]["floor"].as_f64().unwrap() > 0.0, "{row:#}");
+    }
+}
+
+#[test]
 fn choices_of_the_other_bench_are_refused() {
     for other in ["--workloads=sort", "--ram=8M", "--systems=zram"] {
         let output = bench(&["bench", "--mirror", "--quick", other]);

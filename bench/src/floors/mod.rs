@@ -86,6 +86,22 @@ impl Floors {
     }
 }
 
+/// The parts of a fault that brings memory home, where they are needed by themselves.
+///
+/// # Errors
+/// There is no userfaultfd to be had.
+pub(crate) fn userland_floors() -> Result<(FaultFloor, VerbFloors)> {
+    Ok((FaultFloor::measure()?, VerbFloors::measure()?))
+}
+
+/// lz4 on such data, by units of each size.
+///
+/// # Errors
+/// It does not give back what it was given.
+pub(crate) fn lz4_floors(data: Data) -> Result<Vec<Lz4Floor>> {
+    lz4::measure(data)
+}
+
 /// Shortest time in seconds that `action` takes.
 fn best(mut action: impl FnMut()) -> f64 {
     let time = |()| {

@@ -1,4 +1,4 @@
-//! What `hmm bench --mirror` measures: each figure with its floor and its bar.
+//! What `hmm bench --mirror` and `--paging` measure: each figure with its floor and its bar.
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -36,6 +36,38 @@ pub(crate) enum Figure {
     TwiceMovedByWords,
     /// See above.
     TwiceMovedByPages,
+    /// A touch of a page that is away.
+    FaultHome4k,
+    /// A touch of every page of 2 MiB that are away.
+    FaultHome2m,
+    /// Work on a small part of what is managed.
+    SparseWork,
+    /// The tables for that.
+    SparseTables,
+}
+
+/// What is asked for together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Set {
+    /// Devices that mirror a process.
+    Mirror,
+    /// Memory that comes home by itself.
+    Paging,
+}
+
+impl Set {
+    /// The option that asks for it.
+    pub(crate) const fn option(self) -> &'static str {
+        match self {
+            Self::Mirror => "--mirror",
+            Self::Paging => "--paging",
+        }
+    }
+
+    /// Its figures, in the order of the table.
+    pub(crate) fn figures(self) -> impl Iterator<Item = Figure> {
+        Figure::ALL.into_iter().filter(move |figure| figure.group().set() == self)
+    }
 }
 
 /// Figures that one worker process measures together.
@@ -55,6 +87,26 @@ pub(crate) enum Group {
     Faults,
     /// Twice the memory.
     Twice,
+    /// Faults that bring memory home.
+    Home,
+    /// A small part of much memory.
+    Sparse,
+}
+
+impl Group {
+    /// What it belongs to.
+    pub(crate) const fn set(self) -> Set {
+        match self {
+            Self::Migrate4k
+            | Self::MigrateHuge
+            | Self::Snapshot
+            | Self::Loads
+            | Self::Slices
+            | Self::Faults
+            | Self::Twice => Set::Mirror,
+            Self::Home | Self::Sparse => Set::Paging,
+        }
+    }
 }
 
 /// When a figure is good enough.
@@ -102,7 +154,7 @@ const MEMCPY: &str = "memcpy of the same bytes";
 
 impl Figure {
     /// All figures, in the order of the table.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::ToDevice4k,
         Self::ToSystem4k,
         Self::ToDeviceHuge,
@@ -119,6 +171,10 @@ impl Figure {
         Self::TwiceByPages,
         Self::TwiceMovedByWords,
         Self::TwiceMovedByPages,
+        Self::FaultHome4k,
+        Self::FaultHome2m,
+        Self::SparseWork,
+        Self::SparseTables,
     ];
 
     /// Who measures it.
@@ -133,6 +189,8 @@ impl Figure {
             Self::TwiceByWords | Self::TwiceByPages | Self::TwiceMovedByWords | Self::TwiceMovedByPages => {
                 Group::Twice
             }
+            Self::FaultHome4k | Self::FaultHome2m => Group::Home,
+            Self::SparseWork | Self::SparseTables => Group::Sparse,
         }
     }
 
@@ -167,6 +225,26 @@ impl Figure {
             Self::TwiceByPages => speed("change all pages, twice the memory", "all of it fits", 0.5),
             Self::TwiceMovedByWords => speed("the same by words, all on the device", "all of it fits", 0.5),
             Self::TwiceMovedByPages => speed("the same by pages, all on the device", "all of it fits", 0.5),
+            Self::FaultHome4k => Spec {
+                what: "fault home of 4 KiB, at random",
+                floor: "a bare fault in userland and lz4 of 4 KiB",
+                unit: US,
+                bar: Bar::RatioAtMost(1.25),
+            },
+            Self::FaultHome2m => Spec {
+                what: "fault home of 2 MiB that are away",
+                floor: "lz4 of 2 MiB and UFFDIO_MOVE of 2 MiB",
+                unit: US,
+                bar: Bar::RatioAtMost(1.15),
+            },
+            // No slower, within what two runs of the same differ by.
+            Self::SparseWork => speed("change what is touched of 1 TiB managed", "no more is managed", 0.95),
+            Self::SparseTables => Spec {
+                what: "tables for it",
+                floor: "tables when no more is managed",
+                unit: "MiB",
+                bar: Bar::FigureAtMost(4.0),
+            },
         }
     }
 }

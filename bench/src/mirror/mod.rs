@@ -1,4 +1,5 @@
-//! `hmm bench --mirror`: what devices that mirror this process cost, each figure against a floor of the same run.
+//! `hmm bench --mirror`: what devices that mirror this process cost, each figure against a floor of the same run. And
+//! `--paging`: what it costs to bring memory home, and to manage much of which little is used, in the same way.
 //!
 //! As the other measurements, each is a process of its own ([`worker`]), a hidden subcommand. It measures a group of figures
 //! together with their floors, in turns, and checks all bytes. Groups take turns, too, so that whatever changes on the
@@ -13,6 +14,7 @@ mod flat;
 mod kernels;
 pub(crate) mod memory;
 mod migrate;
+mod paging;
 mod report;
 mod sample;
 mod snapshot;
@@ -25,7 +27,7 @@ use crate::child::{self, check_stopped};
 use crate::machine::{Machine, available_bytes};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use figure::{Figure, Group};
+use figure::{Figure, Group, Set};
 use report::{Report, Row};
 use sample::{Found, Sample};
 use std::io::{IsTerminal, Write};
@@ -38,6 +40,8 @@ const NEEDED_QUICK_BYTES: u64 = 128 << 20;
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
+    /// Which figures.
+    pub(crate) set: Set,
     /// How often each group is measured.
     pub(crate) reps: u32,
     /// Small sizes.
@@ -58,9 +62,9 @@ pub(crate) fn run(plan: Plan) -> Result<ExitCode> {
         "{} MiB of RAM are needed, and less are available: end other programs, or try --quick",
         needed >> 20
     );
-    let mut rows: Vec<Row> = Figure::ALL.into_iter().map(Row::new).collect();
+    let mut rows: Vec<Row> = plan.set.figures().map(Row::new).collect();
     for rep in 0..plan.reps {
-        for group in Group::value_variants() {
+        for group in Group::value_variants().iter().filter(|group| group.set() == plan.set) {
             check_stopped()?;
             progress(&format!("repetition {}: {group:?}", rep + 1));
             let found = measure(*group, plan.quick)?;
@@ -71,6 +75,7 @@ pub(crate) fn run(plan: Plan) -> Result<ExitCode> {
     rows.iter_mut().for_each(Row::finish);
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
+        option: plan.set.option(),
         machine: Machine::look(),
         reps: plan.reps,
         quick: plan.quick,

@@ -110,6 +110,8 @@ impl Row {
 pub(crate) struct Report {
     /// Version of hmm.
     pub(crate) version: &'static str,
+    /// What was asked for.
+    pub(crate) option: &'static str,
     /// The machine.
     pub(crate) machine: Machine,
     /// Worker processes for each figure.
@@ -125,7 +127,7 @@ impl fmt::Display for Bar {
         let text = match self {
             Self::RatioAtLeast(least) => format!(">= {least}x"),
             Self::RatioAtMost(most) => format!("<= {most}x"),
-            Self::FigureAtMost(most) => format!("<= {most} us"),
+            Self::FigureAtMost(most) => format!("<= {most}"),
         };
         f.pad(&text)
     }
@@ -136,8 +138,9 @@ impl fmt::Display for Report {
         let machine = &self.machine;
         writeln!(
             f,
-            "hmm {} bench --mirror, {} reps{}",
+            "hmm {} bench {}, {} reps{}",
             self.version,
+            self.option,
             self.reps,
             if self.quick { " (quick: sizes are too small for the figures to mean much)" } else { "" }
         )?;
@@ -149,14 +152,17 @@ impl fmt::Display for Report {
             "", "figure", "floor", "unit", "ratio", "least-most", "bar"
         )?;
         self.rows.iter().try_for_each(|row| write!(f, "{row}"))?;
-        f.write_str(LEGEND)
+        f.write_str(LEGEND)?;
+        let mut floors: Vec<&str> = self.rows.iter().map(|row| row.floor).collect();
+        floors.dedup();
+        floors.sort_unstable();
+        floors.dedup();
+        writeln!(f, "{}.", floors.join("; "))
     }
 }
 
 const LEGEND: &str = "
-Medians of all repetitions; least-most: of the ratios. Floors, measured in turns with the figures: memcpy of the same
-bytes; PAGEMAP_SCAN and writing the result for each page; a plain load; a plain sum; the first touch of fresh memory; the
-same work on a device that has room for all of it.
+Medians of all repetitions; least-most: of the ratios. Floors, measured in turns with the figures:
 ";
 
 impl fmt::Display for Row {

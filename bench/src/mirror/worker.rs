@@ -4,7 +4,7 @@ use super::figure::Group;
 use super::memory::PageKind;
 use super::sample::Found;
 use super::space::Lacking;
-use super::{kernels, migrate, snapshot};
+use super::{kernels, migrate, paging, snapshot};
 use anyhow::{Context, Result};
 use std::io::Write;
 use std::process::ExitCode;
@@ -60,5 +60,7 @@ fn measure(group: Group, quick: bool) -> Result<Found> {
         Group::Slices => kernels::slices(size(128, 8), rounds),
         Group::Faults => kernels::faults(size(128, 8), rounds),
         Group::Twice => kernels::twice(size(128, 8), rounds),
+        Group::Home => paging::measure(size(64, 16), rounds),
+        Group::Sparse => paging::sparse(size(1024, 64), rounds),
     }
 }

@@ -1,4 +1,4 @@
-//! The zram peer on the real kernel: it measures, and it leaves nothing behind, however the bench ends.
+//! The peers of the kernel's on the real kernel: they measure, and leave nothing behind, however the bench ends.
 //!
 //! Needs root and zram; without them each test says SKIPPED with the reason. The bench is the example of this package,
 //! because a bench starts its own executable again as worker.
@@ -39,7 +39,7 @@ fn turn() -> Option<MutexGuard<'static, ()>> {
 }
 
 fn executable() -> PathBuf {
-    // .../debug/deps/zram-0123 to .../debug/examples/bench
+    // .../debug/deps/peers-0123 to .../debug/examples/bench
     let test = std::env::current_exe().unwrap();
     let path = test.parent().and_then(Path::parent).unwrap().join("examples/bench");
     assert!(path.exists(), "build it by `cargo build -p hmm-bench --examples`: {}", path.display());
@@ -47,8 +47,13 @@ fn executable() -> PathBuf {
 }
 
 fn command(args: &[&str]) -> Command {
+    command_on("zram", args)
+}
+
+fn command_on(system: &str, args: &[&str]) -> Command {
     let mut command = Command::new(executable());
-    command.args(["bench", "--quick", "--ram=8M", "--data=3:1", "--systems=zram", "--json"]).args(args);
+    command.args(["bench", "--quick", "--ram=8M", "--data=3:1", "--json"]).arg(format!("--systems={system}"));
+    command.args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -89,7 +94,11 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// A bench in the middle of a measurement that would take minutes.
 fn long_bench() -> Child {
-    let mut child = command(&["--workloads", "seqrmw", "--passes", "10000"]).spawn().unwrap();
+    long_bench_on("zram")
+}
+
+fn long_bench_on(system: &str) -> Child {
+    let mut child = command_on(system, &["--workloads", "seqrmw", "--passes", "10000"]).spawn().unwrap();
     wait_until("a worker that swaps", || {
         assert_eq!(child.try_wait().unwrap(), None, "the bench ended early");
         let used = fs::read_to_string("/proc/swaps").unwrap();
@@ -162,4 +171,79 @@ fn two_at_a_time_do_not_disturb_each_other() {
     assert_eq!(our_swaps().len(), 1, "the second has taken the first one's swap away");
     assert_eq!(end(first, "-TERM").code(), Some(143));
     assert_eq!(our_swaps().len(), 0);
+}
+
+/// What zswap is set to; `None` without it.
+fn zswap() -> Option<(String, String)> {
+    let read = |name: &str| fs::read_to_string(format!("/sys/module/zswap/parameters/{name}")).ok();
+    Some((read("enabled")?, read("compressor")?))
+}
+
+fn nr_own_files() -> usize {
+    ["hmm-bench.swap", "hmm-bench.map"]
+        .iter()
+        .filter(|name| Path::new("/var/tmp").join(name).exists())
+        .count()
+}
+
+#[test]
+fn the_others_measure_and_leave_nothing() {
+    let Some(_turn) = turn() else { return };
+    let before = zswap();
+    let output = command_on("zswap,swapfile,mmap", &["--workloads", "seqrmw,randread"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for skipped in json["skipped"].as_array().unwrap() {
+        let why = skipped["reason"].as_str().unwrap();
+        assert!(
+            ["no zswap", "cannot swap to a file", "no room"].iter().any(|lack| why.contains(lack)),
+            "{why}"
+        );
+        eprintln!("SKIPPED: {}: {why}", skipped["system"]);
+    }
+    let cells = json["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 2 * (3 - json["skipped"].as_array().unwrap().len()), "{json:#}");
+    for cell in cells {
+        assert!(cell["median"]["mb_per_s"].as_f64().unwrap() > 0.1, "{json:#}");
+        assert!(cell["median"]["moved_bytes"].as_f64().unwrap() > 1e6, "{json:#}");
+    }
+    assert_eq!((our_swaps(), nr_own_files(), cgroup_exists()), (vec![], 0, false));
+    assert_eq!(zswap(), before);
+}
+
+#[test]
+fn the_next_bench_puts_zswap_back_after_one_that_was_killed() {
+    let Some(_turn) = turn() else { return };
+    let Some(before) = zswap().filter(|_| !json_of("zswap")["cells"][0]["median"].is_null()) else {
+        return eprintln!("SKIPPED: no zswap");
+    };
+    let nr_before = nr_zrams();
+    assert_eq!(end(long_bench_on("zswap"), "-KILL").signal(), Some(9));
+    assert_ne!(zswap().unwrap(), before, "nothing has changed, so this test shows nothing");
+    assert_eq!((our_swaps().len(), nr_own_files()), (1, 1), "nothing is left, so this test shows nothing");
+    // Any of them does.
+    assert!(bench(&["--workloads", "seqread"]).status.success());
+    assert_eq!((our_swaps(), nr_own_files(), nr_zrams(), cgroup_exists()), (vec![], 0, nr_before, false));
+    assert_eq!(zswap().unwrap(), before);
+}
+
+fn json_of(system: &str) -> Value {
+    let output = command_on(system, &["--workloads", "seqread"]).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn an_adapter_is_measured_like_any_other() {
+    let adapt = |adapter: &str| {
+        let output = command_on("ram", &["--workloads", "randread", "--adapter", adapter]).output().unwrap();
+        (output.status.success(), serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default())
+    };
+    let (done, json) = adapt(&format!("{} bench-worker {{args}}", executable().display()));
+    let system = json["cells"][1]["system"].as_str();
+    assert!(done && system == Some("adapter"), "{json:#}");
+    assert!(json["cells"][1]["median"]["mb_per_s"].as_f64().unwrap() > 1.0, "{json:#}");
+    let (done, json) = adapt("/nowhere/peer {args}");
+    assert!(done && json["skipped"][0]["reason"].as_str().unwrap().contains("/nowhere/peer"), "{json:#}");
+    let (done, _) = adapt("echo wrong bytes: {args} >&2; exit 3");
+    assert!(!done, "wrong bytes are the end of the run");
 }
