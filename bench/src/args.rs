@@ -63,25 +63,32 @@ pub struct Args {
     adapter: Option<String>,
     /// Measure what devices cost that mirror a process's memory, instead: migration, snapshots, loads, faults, and too
     /// little memory, each against a floor of the same run. A bar that is missed is a result, no failure.
-    #[arg(long, conflicts_with_all = ["size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers", "adapter"])]
+    #[arg(long, conflicts_with_all = ["size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers", "adapter", "sweep", "report"])]
     mirror: bool,
     /// Measure what it takes to bring memory home, 4 KiB and 2 MiB, against its parts, and to manage 1 TiB of which little is
     /// touched, instead. A bar that is missed is a result, no failure.
     #[arg(
         long,
-        conflicts_with_all = ["mirror", "size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers", "adapter"]
+        conflicts_with_all = ["mirror", "size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers", "adapter", "sweep", "report"]
     )]
     paging: bool,
     /// Smoke run: 64 MiB over 32 MiB, one repetition of one pass, unless said otherwise.
     #[arg(long)]
     quick: bool,
+    /// Also measure how figures change with the size of the working set (half to eight times 64 MiB of RAM) and with the number
+    /// of threads; some minutes more.
+    #[arg(long)]
+    sweep: bool,
+    /// Write the report as a page for a browser, too, with charts; it needs no network. Implies --sweep.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
     /// Print JSON, with all single repetitions, instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 /// What is to be measured, every choice made.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) budget: Budget,
     pub(crate) size: Size,
@@ -91,6 +98,8 @@ pub(crate) struct Plan {
     pub(crate) workloads: Vec<Workload>,
     pub(crate) data: Vec<Data>,
     pub(crate) systems: Vec<System>,
+    pub(crate) quick: bool,
+    pub(crate) sweep: bool,
 }
 
 impl Args {
@@ -125,6 +134,8 @@ impl Args {
             workloads: chosen(&self.workloads, &Workload::ALL),
             data: chosen(&self.data, &[Data::Compressible, Data::Incompressible]),
             systems: self.systems(),
+            quick: self.quick,
+            sweep: self.sweep || self.report.is_some(),
         })
     }
 }
@@ -217,6 +228,7 @@ mod tests {
         let quick = plan("--quick");
         assert_eq!((quick.size, quick.budget.ram), (Size::mib(64), Size::mib(32)));
         assert_eq!((quick.reps, quick.passes), (1, 1));
+        assert!(!full.sweep && plan("--sweep").sweep && plan("--report x.html").sweep);
     }
 
     #[test]

@@ -105,6 +105,14 @@ impl Touches {
         self.rate.to_ns(self.faulted.value_at_quantile(1.0 - slower / faulted))
     }
 
+    /// How many touches took how long, of those that faulted, in steps of a quarter: times in nanoseconds, ascending.
+    pub(crate) fn slow(&self) -> Vec<(f64, u64)> {
+        let first = self.rate.of_ns(MARGIN_NS).max(1);
+        let steps = self.faulted.iter_log(first, 1.25);
+        let steps = steps.map(|step| (step.value_iterated_to(), step.count_since_last_iteration()));
+        steps.filter(|step| step.1 > 0).map(|(ticks, count)| (self.rate.to_ns(ticks), count)).collect()
+    }
+
     /// The distribution over the touches that faulted; `None` when there was none.
     pub(crate) fn percentiles(&self) -> Option<Percentiles> {
         let at = |quantile| self.rate.to_ns(self.faulted.value_at_quantile(quantile));
@@ -157,6 +165,20 @@ mod tests {
             let seen = touches.p99_of_all_ns();
             assert!((seen / ns - 1.0).abs() < 0.03, "{seen} ns instead of {ns} of {nr_touches} touches");
         }
+    }
+
+    #[test]
+    fn all_slow_touches_are_in_the_steps() {
+        let rate = TickRate::calibrate();
+        let mut touches = Touches::new(rate, 0);
+        assert_eq!(touches.slow(), []);
+        (1..=1000).for_each(|us| touches.faulted.saturating_record(rate.of_ns(f64::from(us) * 1000.0)));
+        let slow = touches.slow();
+        assert_eq!(slow.iter().map(|step| step.1).sum::<u64>(), 1000);
+        assert!(slow.is_sorted_by(|one, next| one.0 < next.0), "{slow:?}");
+        let below =
+            |limit_ns: f64| slow.iter().filter(|step| step.0 <= limit_ns).map(|step| step.1).sum::<u64>();
+        assert!((80..=125).contains(&below(125_000.0)), "{slow:?}");
     }
 
     #[test]

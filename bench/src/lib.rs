@@ -23,6 +23,7 @@ mod latency;
 mod machine;
 mod mirror;
 mod outcome;
+mod page;
 mod peer;
 mod price;
 mod report;
@@ -30,6 +31,7 @@ mod run;
 #[cfg(test)]
 mod sample;
 mod size;
+mod sweep;
 mod system;
 mod table;
 mod usage;
@@ -58,7 +60,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     child::heed_signals();
     let done = match args.figures() {
         Some(plan) => mirror::run(plan),
-        None => measure_all(args).and_then(|report| conclude(&report, args.json)),
+        None => measure_all(args).and_then(|report| conclude(&report, args)),
     };
     match done {
         Err(error) => match error.downcast::<child::Stopped>() {
@@ -70,15 +72,24 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
 }
 
-fn conclude(report: &Report, json: bool) -> Result<ExitCode> {
-    print(report, json).context("cannot write to standard output")?;
-    let failed = report.cells.iter().any(|cell| !cell.failures.is_empty());
+fn conclude(report: &Report, args: &Args) -> Result<ExitCode> {
+    print(report, args.json).context("cannot write to standard output")?;
+    if let Some(path) = &args.report {
+        std::fs::write(path, page::page(report))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let failed = report.cells.iter().any(|cell| !cell.failures.is_empty())
+        || report.sweeps.iter().any(|sweep| sweep.failures().next().is_some());
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn measure_all(args: &Args) -> Result<Report> {
     let plan = args.plan()?;
     plan.check_fits(machine::available_bytes())?;
+    if let Some(path) = &args.report {
+        // Now, not after all the measurements.
+        std::fs::write(path, "").with_context(|| format!("cannot write {}", path.display()))?;
+    }
     let floors = floors::Floors::measure(&plan.data, plan.budget.file_dir(&plan.systems).as_deref())?;
     let (mut cells, skipped) = run::run(&plan)?;
     price::set(&mut cells, &floors, &plan.budget, plan.size);
@@ -90,6 +101,7 @@ fn measure_all(args: &Args) -> Result<Report> {
         floors,
         skipped,
         ratios: report::ratios(&cells),
+        sweeps: if plan.sweep { sweep::run(&plan, machine::available_bytes())? } else { Vec::new() },
         cells,
     })
 }

@@ -7,6 +7,7 @@ use crate::machine::Machine;
 use crate::outcome::Repetition;
 use crate::price::Price;
 use crate::size::Size;
+use crate::sweep::Sweep;
 use crate::system::System;
 use crate::worker::WorkerReport;
 use crate::workload::Workload;
@@ -31,6 +32,8 @@ pub(crate) struct Report {
     pub(crate) cells: Vec<Cell>,
     /// One for each kind of data and workload with two systems to compare.
     pub(crate) ratios: Vec<Ratio>,
+    /// How figures change with the size of the working set and the number of threads, if that was asked for.
+    pub(crate) sweeps: Vec<Sweep>,
 }
 
 /// What was asked for.

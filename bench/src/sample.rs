@@ -9,6 +9,7 @@ use crate::outcome::Repetition;
 use crate::price;
 use crate::report::{Cell, Medians, Report, Setup, Skipped, ratios};
 use crate::size::Size;
+use crate::sweep::{Axis, Point, Sweep};
 use crate::system::{Budget, System};
 use crate::usage::Usage;
 use crate::worker::WorkerReport;
@@ -32,6 +33,7 @@ pub(crate) fn repetition(seconds: f64, p50_ns: f64) -> Repetition {
             touches_per_s: Some(f64::from(1 << 18) / seconds),
             faulted: Some(touches / 2),
             fault_latency: Some(latency),
+            slow_touches: vec![(p50_ns, touches / 2 - 1), (p50_ns * 100.0, 1)],
             p99_of_all_ns: Some(p50_ns * 9.0),
             hit_ns: 50.0,
             usage: Usage {
@@ -61,6 +63,7 @@ fn sorting(seconds: f64) -> Repetition {
     let worker = &mut repetition.worker;
     (worker.touches_per_s, worker.faulted) = (None, None);
     (worker.fault_latency, worker.p99_of_all_ns) = (None, None);
+    worker.slow_touches.clear();
     repetition.device_bytes = None;
     repetition
 }
@@ -93,6 +96,20 @@ fn floors() -> Floors {
     }
 }
 
+fn sweep() -> Sweep {
+    let at = |x, seconds| {
+        let on = |workload, system| cell(workload, system, vec![repetition(seconds, 4000.0)]);
+        let works = [Workload::Seqrmw, Workload::Randread];
+        let cells = works.into_iter().flat_map(|work| [on(work, System::Ram), on(work, System::Hmm)]);
+        Point { x, cells: cells.collect() }
+    };
+    Sweep {
+        axis: Axis::Size,
+        ram_bytes: Size::mib(64),
+        points: vec![at(0.5, 0.5), at(2.0, 1.0), at(8.0, 8.0)],
+    }
+}
+
 /// Two workloads: one on all systems, one that failed on hmm and was killed on zram.
 pub(crate) fn report() -> Report {
     let mut failed = cell(Workload::Quicksort, System::Hmm, Vec::new());
@@ -115,7 +132,7 @@ pub(crate) fn report() -> Report {
     price::set(&mut cells, &floors, &Budget { ram: Size::mib(512), ..Budget::default() }, Size::mib(1024));
     Report {
         version: "0.0.0",
-        command: ["hmm", "bench"].map(str::to_owned).to_vec(),
+        command: ["hmm", "bench", "--reps", "<MARKUP>"].map(str::to_owned).to_vec(),
         machine: Machine {
             cpu: "Some CPU".to_owned(),
             nr_cpus: 2,
@@ -140,6 +157,7 @@ pub(crate) fn report() -> Report {
         floors,
         skipped: vec![Skipped { system: System::Zram, reason: "needs root".to_owned() }],
         ratios: ratios(&cells),
+        sweeps: vec![sweep()],
         cells,
     }
 }

@@ -32,6 +32,7 @@ fn write(report: &Report, out: &mut dyn Write) -> fmt::Result {
             report.ratios.iter().find(|ratio| (ratio.data, ratio.workload) == (first.data, first.workload));
         ratio.map_or(Ok(()), |ratio| ratio_line(ratio, out))?;
     }
+    report.sweeps.iter().try_for_each(|sweep| write!(out, "{sweep}"))?;
     writeln!(out)?;
     for skipped in &report.skipped {
         writeln!(out, "{} skipped: {}", skipped.system.name(), skipped.reason)?;

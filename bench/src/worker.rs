@@ -84,6 +84,9 @@ pub(crate) struct WorkerReport {
     pub(crate) faulted: Option<u64>,
     /// Distribution over those that did.
     pub(crate) fault_latency: Option<Percentiles>,
+    /// How many of them took how long: nanoseconds, and touches.
+    #[serde(default)]
+    pub(crate) slow_touches: Vec<(f64, u64)>,
     /// 99th percentile over all touches, faulted or not; not for sorts.
     pub(crate) p99_of_all_ns: Option<f64>,
     /// What a touch of a resident page costs.
@@ -139,6 +142,7 @@ fn report(workload: Workload, nr_touches: u64, usage: Usage, touches: &Touches) 
         touches_per_s: timed.then_some(nr_touches as f64 / usage.seconds),
         faulted: timed.then_some(touches.nr_faulted()),
         fault_latency: touches.percentiles(),
+        slow_touches: touches.slow(),
         p99_of_all_ns: timed.then(|| touches.p99_of_all_ns()),
         hit_ns: touches.hit_ns(),
         usage,
