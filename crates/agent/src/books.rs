@@ -5,6 +5,7 @@ use hmm::core::Engine;
 use hmm::core::kernel::Kernel;
 use hmm::core::ledger::{Ledger, Share};
 use hmm::core::stats::Stats;
+use hmm::core::trace::Event;
 use hmm::device::DeviceError;
 use hmm::mm::{Books, Mm};
 use hmm::runtime::Policy;
@@ -26,9 +27,21 @@ impl SharedBooks {
         Self { control }
     }
 
+    /// This process begins: what is recorded of one that had the slot before says nothing of it.
+    pub(crate) fn begin(&self) {
+        record_beginning(&self.control, own_slot());
+    }
+
     /// From now on this process counts there.
     pub(crate) fn set_slot(slot: &'static Slot) {
         SLOT.store(std::ptr::from_ref(slot).cast_mut(), Ordering::Release);
+    }
+}
+
+/// Whoever has the slot begins.
+pub(crate) fn record_beginning(control: &Control, slot: &Slot) {
+    if control.trace().is_on() {
+        control.trace().record_beginning(control.number_of(slot));
     }
 }
 
@@ -49,6 +62,14 @@ impl Books for SharedBooks {
 
     fn stats(&self) -> &Stats {
         own_slot().stats()
+    }
+
+    fn is_traced(&self) -> bool {
+        self.control.trace().is_on()
+    }
+
+    fn record(&self, event: Event) {
+        self.control.trace().record(self.control.number_of(own_slot()), event);
     }
 
     fn device_failed(&self, device: u8, why: DeviceError) {

@@ -31,7 +31,7 @@ use hmm::uapi::uffd::{Features, Userfaultfd};
 use hmm::uapi::{Errno, Fd};
 use rustix::time::Timespec;
 
-use crate::books::SharedBooks;
+use crate::books::{self, SharedBooks};
 use crate::fork::{self, CHILD_END, PATIENCE};
 use crate::mailbox::MAILBOX;
 use crate::{
@@ -178,6 +178,7 @@ fn inherit_engine(runtime: &Runtime) -> Result<(), Failure> {
     let (page, _) = control::setup().ok_or("no control page")?;
     let slot = reserve::take_over(&page, runtime.engine().kernel().procfs())?;
     SharedBooks::set_slot(slot);
+    books::record_beginning(&page, slot);
     say(&end, USED);
 
     inherit::forget_wiped(runtime).map_err(|_| "smaps")?;

@@ -113,6 +113,7 @@ fn set_up() -> Result<(), Why> {
     let mut config =
         if run.has_budget() { Config::for_budget(run.ram_pages) } else { Config::for_mirror(run.ram_pages) };
     config.home_by = home_by(Access::Full);
+    config.policy = run.policy;
     let mut all_devices = Vec::new();
     for (number, spec) in (0..).zip(&run.devices) {
         let (device, ranges) = devices::open(number, spec)?;
@@ -126,6 +127,7 @@ fn set_up() -> Result<(), Why> {
     let files =
         files::open(Features::EVENT_FORK).or_else(|_| files::open(Features::empty())).map_err(Why::all)?;
     let books = Box::new(SharedBooks::new(control, slot));
+    books.begin();
     let mm = Mm::new(files, config.nr_bays, books).map_err(Why::not("staging memory"))?;
     let engine = Engine::new(mm, all_devices, config);
     let policy = Box::new(RunPolicy { control, on_full: run.on_full });

@@ -4,11 +4,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use hmm::PolicyName as Name;
 use hmm::control::OnFull;
 use hmm::spec::{DeviceSpec, SpecError, parse_size};
 
 use crate::demo::DemoArgs;
 use crate::doctor::DoctorArgs;
+use crate::replay::ReplayArgs;
 
 /// Runs programs on more memory than the RAM they may use. The rest lives on devices, like RAM that holds it compressed.
 #[derive(Debug, Parser)]
@@ -26,6 +28,8 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(RunArgs),
+    Trace(TraceArgs),
+    Replay(ReplayArgs),
     Doctor(DoctorArgs),
     Demo(DemoArgs),
     Bench(hmm_bench::Args),
@@ -82,6 +86,12 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) dmirror: bool,
 
+    /// Who decides what leaves, what comes ahead, and where it goes: clock (the order in which pages came, with a second
+    /// chance, and streams fetched ahead), fifo (that order alone: nothing comes but what is touched), or twice (what came
+    /// once leaves before what came again, so that a scan does not push out the rest).
+    #[arg(long, value_name = "NAME", default_value_t = Name::default(), requires = "ram")]
+    pub(crate) policy: Name,
+
     /// Write figures as JSON to this file when the program has ended.
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
@@ -97,6 +107,76 @@ pub(crate) struct RunArgs {
     /// The program and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
+}
+
+/// Run a program as `hmm run` does, and record what happens to its pages.
+///
+/// The trace has every fault with what was found there, and everything that was fetched ahead, taken out, stored and given
+/// up. A touch of a page that is there is seen by nobody: the less memory there is, the more a trace shows. So the default
+/// policy here is fifo, which brings nothing but what is touched. It is slow.
+#[derive(Debug, clap::Args)]
+#[command(override_usage = "hmm trace [OPTIONS] --ram <SIZE> [--] PROGRAM [ARGS]...")]
+#[command(after_help = "\
+Examples:
+  hmm trace --ram 64M -- sort --buffer-size=400M big.txt > sorted.txt
+  hmm replay hmm.trace
+  hmm replay hmm.trace --policy clock,twice --ram 256M
+
+Exit status: as of `hmm run`.")]
+pub(crate) struct TraceArgs {
+    /// Memory that may be resident, at least 16M.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    ram: u64,
+
+    /// The file to write.
+    #[arg(long, short, value_name = "FILE", default_value = "hmm.trace")]
+    output: PathBuf,
+
+    /// Where the rest lives, as for `hmm run`.
+    #[arg(long = "device", value_name = "SPEC", value_parser = device)]
+    devices: Vec<DeviceSpec>,
+
+    /// What happens when the budget is used up and the devices are full.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnFullArg::Kill)]
+    on_full: OnFullArg,
+
+    /// The policy to record under: clock, fifo or twice.
+    #[arg(long, value_name = "NAME", default_value_t = Name::Fifo)]
+    policy: Name,
+
+    /// Write figures as JSON to this file when the program has ended.
+    #[arg(long, value_name = "FILE")]
+    stats: Option<PathBuf>,
+
+    /// Print a summary at the end even if standard error is no terminal.
+    #[arg(long, conflicts_with = "quiet")]
+    summary: bool,
+
+    /// Print nothing but errors, and how much of the trace was lost, if any.
+    #[arg(long, short)]
+    quiet: bool,
+
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    program: Vec<OsString>,
+}
+
+impl TraceArgs {
+    /// The run, and the file to write.
+    pub(crate) fn into_parts(self) -> (RunArgs, PathBuf) {
+        let run = RunArgs {
+            ram: Some(self.ram),
+            devices: self.devices,
+            on_full: self.on_full,
+            policy: self.policy,
+            dmirror: false,
+            stats: self.stats,
+            summary: self.summary,
+            quiet: self.quiet,
+            program: self.program,
+        };
+        (run, self.output)
+    }
 }
 
 /// [`OnFull`], as typed.
@@ -158,6 +238,16 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_is_a_run_under_the_plain_policy() {
+        let line = "hmm trace --ram 32M -o there --quiet -- sort -n";
+        let Command::Trace(args) = parse(line).unwrap().command else { panic!("another subcommand") };
+        let (run, output) = args.into_parts();
+        assert_eq!((run.ram, run.policy, output), (Some(32 << 20), Name::Fifo, PathBuf::from("there")));
+        assert!(run.program == ["sort", "-n"] && run.quiet && !run.dmirror);
+        assert_eq!(run_args("hmm run --ram 32M sort").policy, Name::Clock);
+    }
+
+    #[test]
     fn errors_name_the_option_and_the_reason() {
         for (line, part) in [
             ("hmm run sort", "--ram <SIZE>"),
@@ -166,6 +256,10 @@ mod tests {
             ("hmm run --ram 512M --device tape sort", "unknown device 'tape'"),
             ("hmm run --dmirror --device lz4 sort", "--ram <SIZE>"),
             ("hmm run --ram 512M --on-full panic sort", "possible values: kill, grow"),
+            ("hmm run --ram 512M --policy lru sort", "unknown policy 'lru': there are clock, fifo and twice"),
+            ("hmm trace sort", "--ram <SIZE>"),
+            ("hmm replay", "<FILE>"),
+            ("hmm replay file --policy clock,lru", "unknown policy 'lru'"),
             ("hmm run --ram 512M --quiet --summary sort", "cannot be used with"),
         ] {
             let text = parse(line).expect_err(line).to_string();

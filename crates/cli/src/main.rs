@@ -10,6 +10,7 @@ mod doctor;
 mod failure;
 mod output;
 mod pages;
+mod replay;
 mod run;
 mod table;
 
@@ -31,6 +32,8 @@ fn main() -> ExitCode {
     };
     let result = match args.command {
         Command::Run(args) => run::run(args),
+        Command::Trace(args) => run::trace(args),
+        Command::Replay(args) => replay::replay(&args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Torture(args) => {

@@ -15,6 +15,7 @@ use crate::notifier::{Cause, Change};
 use crate::staging::Left;
 use crate::state::PageState;
 use crate::table::{States, covers};
+use crate::trace::What;
 
 /// Discards that are remembered one by one.
 const MAX_DISCARDS: usize = 64;
@@ -124,7 +125,9 @@ impl<K: Kernel> Events<'_, K> {
 
     fn forget(&self, range: PageRange, cause: Cause) {
         let change = self.engine.notifiers.invalidate(Change { range, cause, owner: None });
-        for (_, block, part) in self.engine.table.used_blocks(range) {
+        for (id, block, part) in self.engine.table.used_blocks(range) {
+            let pages = PageRange { start: id.page(part.start), end: id.page(part.end) };
+            self.engine.record(What::GaveUp, pages.start, pages, 0);
             let mut states = block.lock();
             for index in part {
                 self.engine.forget(&mut states, index);
@@ -140,6 +143,10 @@ impl<K: Kernel> Events<'_, K> {
             self.engine.notifiers.invalidate(Change { range: from, cause: Cause::Unmap, owner: None });
         let mut may_be_waited_for = false;
         for (id, block, part) in self.engine.table.used_blocks(from) {
+            let pages = PageRange { start: id.page(part.start), end: id.page(part.end) };
+            let moved_to = PageRange::new(to.add(pages.start.0 - from.start.0), pages.nr_pages());
+            self.engine.record(What::MovedFrom, pages.start, pages, 0);
+            self.engine.record(What::MovedTo, moved_to.start, moved_to, 0);
             for index in part {
                 let page = id.page(index);
                 let mut states = block.lock();

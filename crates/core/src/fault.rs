@@ -12,6 +12,7 @@ use crate::staging::Left;
 use crate::state::{Frame, PageState};
 use crate::stream::Hit;
 use crate::table::{States, covers};
+use crate::trace::{IN_STREAM, What};
 
 /// How a fault ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +89,10 @@ impl<K: Kernel> Engine<K> {
         match states.get(page.index()) {
             PageState::None => self.first_touch(&mut states, page),
             PageState::System { .. } => self.found_missing(&mut states, page),
-            PageState::Fetching { .. } | PageState::Dropped { .. } => Step::Ended(Outcome::Parked),
+            PageState::Fetching { .. } | PageState::Dropped { .. } => {
+                self.record(What::Waited, page, PageRange::new(page, 1), 0);
+                Step::Ended(Outcome::Parked)
+            }
             PageState::Staged { .. } => self.second_chance(&mut states, page),
             PageState::Storing { slot } => {
                 let run = SlotRun { start: slot, len: 1 };
@@ -216,6 +220,7 @@ impl<K: Kernel> Engine<K> {
         self.stats().pgzero.fetch_add(done as u64, Ordering::Relaxed);
         let reached = range.start.add(done as u64);
         if page < reached {
+            self.record(What::FirstTouch, page, PageRange::new(range.start, done as u64), 0);
             return Step::Ended(Outcome::Done);
         }
         match stop {
@@ -311,6 +316,12 @@ impl<K: Kernel> Engine<K> {
         self.note_resident(block, states);
         self.stream_on(states, hit, range.start.add(mapped.done as u64));
         if page < range.start.add(mapped.done as u64) {
+            self.record(
+                What::SecondChance,
+                page,
+                PageRange::new(range.start, mapped.done as u64),
+                in_stream(hit),
+            );
             return Step::Ended(Outcome::Done);
         }
         match mapped.stop {
@@ -345,6 +356,7 @@ impl<K: Kernel> Engine<K> {
                 states.set(page.index(), PageState::System { copy: None });
                 self.note_resident(page.block(), states);
                 self.stats().refault.fetch_add(1, Ordering::Relaxed);
+                self.record(What::Copied, page, range, 0);
                 Step::Ended(Outcome::Done)
             }
             Some(Stop::Exists) => {
@@ -435,6 +447,11 @@ impl<K: Kernel> Engine<K> {
         self.sub_away(1);
         self.free_frame(frame);
     }
+}
+
+/// What is said of a touch besides.
+pub(crate) const fn in_stream(hit: Hit) -> u8 {
+    if hit.sequential { IN_STREAM } else { 0 }
 }
 
 fn range_len(range: PageRange) -> usize {

@@ -10,7 +10,7 @@ use hmm_device::{Device, DeviceError, DevicePfn, Fetch as Request, Transfer};
 
 use crate::addr::{BLOCK_PAGES, PAGE_SIZE, PageRange, SlotRun, Vpn};
 use crate::engine::Engine;
-use crate::fault::{Outcome, Step};
+use crate::fault::{Outcome, Step, in_stream};
 use crate::flights::{Awaited, Pass};
 use crate::kernel::{Kernel, Stop};
 use crate::notifier::{Cause, Change};
@@ -20,6 +20,7 @@ use crate::staging::Left;
 use crate::state::{Frame, PageState, Ticket};
 use crate::stream::Hit;
 use crate::table::States;
+use crate::trace::What;
 
 /// Pages of one transfer: bounds how long a page that was asked for waits for the others.
 pub(crate) const FETCH_PAGES: usize = 32;
@@ -214,6 +215,13 @@ impl<K: Kernel> Engine<K> {
             Purpose::Ahead { .. } => &self.stats().pgprefetch,
         };
         counter.fetch_add(end.0 - first.0, Ordering::Relaxed);
+        let (what, stream) = match fetch.purpose {
+            Purpose::Fault => (What::Fetch, fetch.hit.map_or(0, in_stream)),
+            Purpose::Ahead { .. } => (What::Ahead, 0),
+        };
+        if first < end {
+            self.record(what, first, PageRange { start: first, end }, fetch.device | stream);
+        }
     }
 
     /// The pages from the front of `range` that are still this fetch's.
@@ -241,6 +249,9 @@ impl<K: Kernel> Engine<K> {
                 gone[nr_gone] = frame.pfn;
                 nr_gone += 1;
             }
+        }
+        if keep && mapped.done > 0 {
+            self.record(What::Kept, run.start, PageRange::new(run.start, mapped.done as u64), fetch.device);
         }
         self.free_frames(fetch.device, &gone[..nr_gone]);
         self.sub_away(mapped.done);

@@ -15,6 +15,7 @@ use crate::addr::{Bay, BlockId, PageRange, Slot, SlotRun, Vpn};
 use crate::bits::PageSet;
 use crate::ledger::{Ledger, Share};
 use crate::stats::Stats;
+use crate::trace::Event;
 
 /// Why a call did not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,5 +220,15 @@ pub trait Kernel: Send + Sync {
     /// and again, and under a block's lock: it has to be quick. `device` counts the tiers from 0.
     fn device_failed(&self, device: u8, why: DeviceError) {
         let _ = (device, why);
+    }
+
+    /// Whether somebody wants to know what happens. Asked at every event: it has to be very quick.
+    fn is_traced(&self) -> bool {
+        false
+    }
+
+    /// Told what happened, if so; under locks: it has to be quick.
+    fn record(&self, event: Event) {
+        let _ = event;
     }
 }

@@ -35,6 +35,7 @@ pub mod policy;
 pub mod state;
 pub mod stats;
 pub mod stream;
+pub mod trace;
 
 mod adopt;
 mod coherent;
@@ -50,6 +51,7 @@ mod migrate;
 mod read_ahead;
 mod read_fault;
 mod reclaim;
+mod recording;
 mod registry;
 mod reserve;
 mod staging;

@@ -22,6 +22,7 @@ use crate::kernel::Kernel;
 use crate::policy::Note;
 use crate::staging::Left;
 use crate::state::{Frame, PageState};
+use crate::trace::What;
 
 /// Pages of one migration: bounds the time for which a page is `Storing`.
 pub(crate) const MIGRATE_PAGES: usize = 64;
@@ -162,6 +163,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
         if same {
             entry.dst = Some(frame);
             self.engine.stats().pgclean.fetch_add(1, Ordering::Relaxed);
+            self.engine.record_slots(What::Unchanged, entry.slot, 1, frame.device);
         } else {
             self.engine.free_frame(frame);
         }
@@ -243,6 +245,7 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
             entry.dst = Some(Frame { device: number as u8, pfn: *pfn });
         }
         self.engine.stats().pgstore.fetch_add(stored as u64, Ordering::Relaxed);
+        self.engine.record_slots(What::Store, run.start, stored, number as u8);
         first + stored
     }
 }

@@ -16,6 +16,7 @@ use crate::notifier::{Cause, Change};
 use crate::staging::{Left, Surplus, Which};
 use crate::state::PageState;
 use crate::table::States;
+use crate::trace::{What, Why};
 
 /// What one step of reclaim achieved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,11 +141,11 @@ impl<K: Kernel> Engine<K> {
         }
         self.trim();
         let nr_waiting = self.policy.nr_waiting(self.config.nr_bays);
-        if self.staging.nr_loaded() < nr_waiting && self.evict() {
+        if self.staging.nr_loaded() < nr_waiting && self.evict(fault) {
             return Reclaimed::Progress;
         }
         let stored = self.store(fault);
-        if stored == Reclaimed::Nothing && (self.evict() || self.revoke_all()) {
+        if stored == Reclaimed::Nothing && (self.evict(fault) || self.revoke_all()) {
             return Reclaimed::Progress;
         }
         stored
@@ -168,12 +169,13 @@ impl<K: Kernel> Engine<K> {
         for (id, _, part) in self.table.used_blocks(range) {
             let Some(bay) = self.empty_bay() else { break };
             self.policy.forget(id);
-            evicted += self.evict_to(id, part, bay);
+            evicted += self.evict_to(id, part, bay, Why::Order);
         }
         evicted
     }
 
-    fn evict(&self) -> bool {
+    fn evict(&self, fault: Option<Vpn>) -> bool {
+        let why = if fault.is_some() { Why::Fault } else { Why::Low };
         let tries = if self.may_evict() { self.policy.nr_blocks().min(EVICT_TRIES) } else { 0 };
         for _ in 0..tries {
             let Some(victim) = self.policy.next() else { return false };
@@ -181,7 +183,7 @@ impl<K: Kernel> Engine<K> {
                 self.policy.put_back(victim);
                 return false;
             };
-            if self.evict_to(victim.block, 0..BLOCK_PAGES, bay) > 0 {
+            if self.evict_to(victim.block, 0..BLOCK_PAGES, bay, why) > 0 {
                 return true;
             }
         }
@@ -227,7 +229,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Takes the block's pages at `part` out of the program. The block leaves the queue, or goes to its end.
-    fn evict_to(&self, id: BlockId, part: std::ops::Range<usize>, bay: Bay) -> usize {
+    fn evict_to(&self, id: BlockId, part: std::ops::Range<usize>, bay: Bay, why: Why) -> usize {
         let range = PageRange { start: id.page(part.start), end: id.page(part.end) };
         let change = self.notifiers.invalidate(Change { range, cause: Cause::Clear, owner: None });
         let gate = self.gate();
@@ -247,6 +249,8 @@ impl<K: Kernel> Engine<K> {
         self.note_resident(id, &mut states);
         if !staged.is_empty() {
             self.policy.left(&mut states.note);
+            let pages = PageRange::new(id.page(0), staged.len() as u64);
+            self.record(What::Evict, pages.start, pages, why as u8);
         }
         drop(states);
         drop(gate);

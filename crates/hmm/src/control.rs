@@ -24,6 +24,7 @@
 mod page;
 mod slot;
 mod text;
+mod trace;
 mod verdict;
 
 use std::io;
@@ -32,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use hmm_core::ledger::{Ledger, NR_SHARES, Share};
+use hmm_core::policy::Name;
 use hmm_uapi::procfs::Procfs;
 use thiserror::Error;
 
@@ -41,6 +43,7 @@ use page::Page;
 
 pub use slot::{ProcessId, Slot, SlotState};
 pub use text::Text;
+pub use trace::Trace;
 pub use verdict::{Figures, Verdict, VerdictKind};
 
 /// Environment variable that tells the agent where its control page is.
@@ -107,6 +110,8 @@ pub struct RunConfig {
     pub devices: Vec<DeviceSpec>,
     /// Whether the programs find Linux's HMM test devices, `/dev/hmm_dmirror0` and on.
     pub dmirror: bool,
+    /// Who decides what leaves, what comes ahead, and where it goes.
+    pub policy: Name,
 }
 
 impl RunConfig {
@@ -197,8 +202,18 @@ impl Control {
 
     /// The share of the budget that goes with a slot of this page.
     pub fn share(&self, slot: &Slot) -> Share<'static> {
+        self.ledger().share(self.number_of(slot))
+    }
+
+    /// The number of a slot of this page.
+    pub fn number_of(&self, slot: &Slot) -> usize {
         let first = self.page.slots.as_ptr().addr();
-        self.ledger().share((std::ptr::from_ref(slot).addr() - first) / size_of::<Slot>())
+        (std::ptr::from_ref(slot).addr() - first) / size_of::<Slot>()
+    }
+
+    /// What happens to pages, for the supervisor to write down.
+    pub fn trace(&self) -> &'static Trace {
+        &self.page.trace
     }
 
     /// Claims a slot for the process: to be called by its agent, at its start. A process that had one (and executed another

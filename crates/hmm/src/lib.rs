@@ -19,6 +19,7 @@
 //! unmodified programs: [`runtime::Runtime`].
 
 pub mod adopt;
+mod books;
 pub mod calibrate;
 mod callers;
 pub mod control;
@@ -54,6 +55,7 @@ mod withhold;
 
 pub use heap::Heap;
 pub use hmm_core as core;
+pub use hmm_core::policy::Name as PolicyName;
 pub use hmm_device as device;
 pub use hmm_lz4 as lz4;
 pub use hmm_uapi as uapi;

@@ -14,6 +14,7 @@ use hmm_core::bits::PageSet;
 use hmm_core::kernel::{BayScan, Kernel, Progress, Refusal, Seen, Stop};
 use hmm_core::ledger::{Ledger, Share};
 use hmm_core::stats::Stats;
+use hmm_core::trace::Event;
 use hmm_device::DeviceError;
 use hmm_uapi::AddrRange;
 use hmm_uapi::mapping::{Advice, Mapping};
@@ -28,28 +29,14 @@ use crate::divided::by_mappings;
 use crate::extents::Extents;
 use crate::frames::{self, LentFrames};
 
+pub use crate::books::Books;
+
 const BLOCK_BYTES: usize = BLOCK_PAGES * PAGE_SIZE;
 /// A page that is not a hole. The kernel moves pages about by itself (compaction): such a page is not mapped for a moment,
 /// but neither is it gone.
 pub(crate) const OCCUPIED: Categories = Categories::PRESENT.union(Categories::SWAPPED);
 /// Busy pages in a row after which a block is left alone: after a fork all of its pages are.
 const MAX_BUSY: usize = 16;
-
-/// Where the accounts are: in the library's own memory, or in memory shared with a supervisor.
-pub trait Books: Send + Sync + std::fmt::Debug {
-    /// The budget.
-    fn ledger(&self) -> &Ledger;
-    /// Our part in it.
-    fn share(&self) -> Share<'_> {
-        self.ledger().share(0)
-    }
-    /// The counters.
-    fn stats(&self) -> &Stats;
-    /// Told of failures of tiers, see [`Kernel::device_failed`].
-    fn device_failed(&self, device: u8, why: DeviceError) {
-        let _ = (device, why);
-    }
-}
 
 /// What the kernel lends us to look at and work on this address space.
 #[derive(Debug)]
@@ -465,6 +452,14 @@ impl Kernel for Mm {
 
     fn device_failed(&self, device: u8, why: DeviceError) {
         self.books.device_failed(device, why);
+    }
+
+    fn is_traced(&self) -> bool {
+        self.books.is_traced()
+    }
+
+    fn record(&self, event: Event) {
+        self.books.record(event);
     }
 }
 

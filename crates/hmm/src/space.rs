@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hmm_core::addr::{PAGE_SIZE, PageRange, Vpn};
 use hmm_core::ledger::Ledger;
+use hmm_core::policy::Name;
 use hmm_core::stats::Stats;
 use hmm_core::{Config, Engine};
 use hmm_device::Device;
@@ -62,6 +63,7 @@ pub struct Builder {
     devices: Vec<Arc<dyn Device>>,
     access: Option<Access>,
     on_full: OnFull,
+    policy: Name,
 }
 
 impl Builder {
@@ -91,6 +93,13 @@ impl Builder {
         self
     }
 
+    /// Who decides what leaves, what comes ahead, and where it goes; by default [`Name::Clock`]. Changes no result, only what
+    /// it costs.
+    pub fn policy(mut self, policy: Name) -> Self {
+        self.policy = policy;
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -101,6 +110,7 @@ impl Builder {
         let (files, access) = self.files()?;
         let (budget_pages, mut config) = config;
         config.home_by = home_by(access);
+        config.policy = self.policy;
         let books = Box::new(OwnBooks { ledger: Ledger::new(budget_pages), stats: Stats::default() });
         let mm = Mm::new(files, config.nr_bays, books).map_err(BuildError::Setup)?;
         let engine = Engine::new(mm, self.devices, config);
@@ -246,7 +256,13 @@ impl AddressSpace {
     /// Says how a space is to be. Without [`ram`](Builder::ram) and [`device`](Builder::device) it bounds nothing and
     /// evicts nothing: it is for drivers, which mirror any memory of the process.
     pub fn builder() -> Builder {
-        Builder { ram_bytes: None, devices: Vec::new(), access: None, on_full: OnFull::Grow }
+        Builder {
+            ram_bytes: None,
+            devices: Vec::new(),
+            access: None,
+            on_full: OnFull::Grow,
+            policy: Name::default(),
+        }
     }
 
     /// The runtime, for what is common to the library and the agent.

@@ -11,6 +11,7 @@ use hmm::spec::{ByteSize, DeviceSpec};
 use hmm_core::addr::PAGE_SIZE;
 
 use super::program::Program;
+use super::recorder::TraceFile;
 use crate::args::{RunArgs, physical_ram_bytes};
 use crate::failure::{Attempt, Failure};
 
@@ -26,6 +27,8 @@ pub(super) struct Job {
     pub(super) command_line: Vec<OsString>,
     /// Where the figures go, open for writing.
     pub(super) stats: Option<StatsFile>,
+    /// Where the trace goes, open for writing.
+    pub(super) trace: Option<TraceFile>,
     pub(super) show: Show,
 }
 
@@ -54,7 +57,7 @@ impl Show {
 
 impl Job {
     /// Checks the arguments and finds the program.
-    pub(super) fn new(args: RunArgs) -> Result<Self, Failure> {
+    pub(super) fn new(args: RunArgs, trace: Option<PathBuf>) -> Result<Self, Failure> {
         let show = Show::new(&args, std::io::stderr().is_terminal());
         let config = config(&args)?;
         // clap has seen to it that there is one.
@@ -62,7 +65,8 @@ impl Job {
         let program = Program::find(&name, env::var_os("PATH").as_deref())
             .map_err(|refusal| Failure::with_code(refusal.exit_code(), refusal))?;
         let stats = args.stats.map(StatsFile::create).transpose()?;
-        Ok(Self { config, program, command_line: args.program, stats, show })
+        let trace = trace.map(TraceFile::create).transpose()?;
+        Ok(Self { config, program, command_line: args.program, stats, trace, show })
     }
 }
 
@@ -74,10 +78,10 @@ impl StatsFile {
 }
 
 fn config(args: &RunArgs) -> Result<RunConfig, Failure> {
-    let (on_full, dmirror) = (args.on_full.into(), args.dmirror);
+    let (on_full, dmirror, policy) = (args.on_full.into(), args.dmirror, args.policy);
     // clap has seen to it that there is a budget, or the test devices.
     let Some(ram) = args.ram else {
-        return Ok(RunConfig { ram_pages: NO_BUDGET_PAGES, on_full, devices: Vec::new(), dmirror });
+        return Ok(RunConfig { ram_pages: NO_BUDGET_PAGES, on_full, devices: Vec::new(), dmirror, policy });
     };
     if ram < MIN_RAM_BYTES {
         return Err(Failure::of_hmm(format_args!(
@@ -96,7 +100,8 @@ fn config(args: &RunArgs) -> Result<RunConfig, Failure> {
             devices.len()
         )));
     }
-    Ok(RunConfig { ram_pages: (ram / PAGE_SIZE as u64).min(NO_BUDGET_PAGES - 1), on_full, devices, dmirror })
+    let ram_pages = (ram / PAGE_SIZE as u64).min(NO_BUDGET_PAGES - 1);
+    Ok(RunConfig { ram_pages, on_full, devices, dmirror, policy })
 }
 
 #[cfg(test)]
@@ -126,7 +131,7 @@ mod tests {
 
     #[test]
     fn the_budget_is_in_pages_and_the_device_lz4() {
-        let job = Job::new(args("hmm run --ram 16M true")).unwrap();
+        let job = Job::new(args("hmm run --ram 16M true"), None).unwrap();
         assert_eq!(job.config.ram_pages, 4096);
         assert_eq!(job.config.devices.len(), 1);
         assert_eq!(job.config.devices[0].name(), "lz4");
@@ -135,11 +140,11 @@ mod tests {
 
     #[test]
     fn the_test_devices_need_no_budget() {
-        let config = Job::new(args("hmm run --dmirror true")).unwrap().config;
+        let config = Job::new(args("hmm run --dmirror true"), None).unwrap().config;
         assert_eq!((config.has_budget(), config.dmirror, config.devices.len()), (false, true, 0));
-        let config = Job::new(args("hmm run --dmirror --ram 16M true")).unwrap().config;
+        let config = Job::new(args("hmm run --dmirror --ram 16M true"), None).unwrap().config;
         assert_eq!((config.has_budget(), config.dmirror, config.devices.len()), (true, true, 1));
-        let config = Job::new(args("hmm run --ram 1048576T true")).unwrap().config;
+        let config = Job::new(args("hmm run --ram 1048576T true"), None).unwrap().config;
         assert_eq!((config.has_budget(), config.dmirror), (true, false), "no size means no budget");
     }
 
@@ -155,7 +160,7 @@ mod tests {
                 "given 5 times",
             ),
         ] {
-            let failure = Job::new(args(line)).expect_err(line);
+            let failure = Job::new(args(line), None).expect_err(line);
             assert_eq!(failure.code(), code, "{line}");
             assert!(format!("{failure:?}").contains(part), "{line}: {failure:?}");
         }

@@ -24,6 +24,7 @@ mod live;
 mod place;
 mod preload;
 mod program;
+mod recorder;
 mod signals;
 mod standstill;
 mod strays;
@@ -40,16 +41,26 @@ use std::process::ExitCode;
 use hmm::control::{CONTROL_ENV, Control};
 use hmm::door::DOOR_ENV;
 
-use crate::args::RunArgs;
+use crate::args::{RunArgs, TraceArgs};
 use crate::failure::{Attempt, Failure};
 use job::Job;
 use place::Place;
 use signals::Mask;
 
+/// Runs the program; what happens to its pages is written to a file as well. Returns as [`run`] does.
+pub(crate) fn trace(args: TraceArgs) -> Result<ExitCode, Failure> {
+    let (args, output) = args.into_parts();
+    run_job(args, Some(output))
+}
+
 /// Runs the program. Returns in both processes, each with its own exit code.
 pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
+    run_job(args, None)
+}
+
+fn run_job(args: RunArgs, trace: Option<PathBuf>) -> Result<ExitCode, Failure> {
     refuse_nesting()?;
-    let job = Job::new(args)?;
+    let job = Job::new(args, trace)?;
     crate::doctor::require_run()?;
     let mask = Mask::block().attempt("block signals")?;
     let (to_supervisor, to_front) = UnixStream::pair().attempt("create a socket pair")?;

@@ -206,6 +206,7 @@ struct Json {
     /// `None` without a budget.
     budget_bytes: Option<u64>,
     on_full: &'static str,
+    policy: &'static str,
     peak_resident_bytes: u64,
     devices: Vec<DeviceJson>,
     away_bytes: u64,
@@ -276,6 +277,7 @@ impl Json {
                 OnFull::Kill => "kill",
                 OnFull::Grow => "grow",
             },
+            policy: summary.config.policy.as_str(),
             peak_resident_bytes: bytes(summary.peak_pages),
             devices: by_device(&summary.config, &summary.peaks)
                 .map(|(device, peak)| DeviceJson::of(device, peak))
@@ -355,9 +357,15 @@ mod tests {
 
     fn control() -> Control {
         let devices = vec![Backing::Lz4 { capacity_bytes: 1 << 30 }.into()];
-        Control::create(&RunConfig { ram_pages: PAGES, on_full: OnFull::Kill, devices, dmirror: false })
-            .unwrap()
-            .1
+        Control::create(&RunConfig {
+            ram_pages: PAGES,
+            on_full: OnFull::Kill,
+            devices,
+            dmirror: false,
+            policy: hmm::PolicyName::default(),
+        })
+        .unwrap()
+        .1
     }
 
     fn summary(control: &Control, ending: Ending) -> Summary {

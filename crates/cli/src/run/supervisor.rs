@@ -21,6 +21,7 @@ use super::live::Live;
 use super::place::Place;
 use super::preload::{self, PRELOAD_ENV};
 use super::program::Program;
+use super::recorder::Recorder;
 use super::signals::{self, Inbox, Mask};
 use super::standstill::{Change, Standstill};
 use super::strays::Strays;
@@ -73,6 +74,8 @@ struct Supervisor<'a> {
     verdict_told: bool,
     show: Show,
     stats: Option<StatsFile>,
+    /// Only in `hmm trace`.
+    recorder: Option<Recorder>,
     command_line: Vec<OsString>,
     started: Instant,
     /// The control page and the library: reached by the program's processes through this one's descriptors.
@@ -102,6 +105,9 @@ impl<'a> Supervisor<'a> {
         let door = place.map(|place| open_door(place, &control_fd)).transpose()?;
         let mut command = command(&job.program, &job.command_line, [&library, &control_fd], place)?;
         put_in_place(&mut command, mask, group);
+        if job.trace.is_some() {
+            control.trace().begin();
+        }
         let started = Instant::now();
         let child = command.spawn().map_err(|error| cannot_start(&job.program, &error))?;
         let program = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -120,6 +126,7 @@ impl<'a> Supervisor<'a> {
             verdict_told: false,
             show: job.show,
             stats: job.stats,
+            recorder: job.trace.map(|file| Recorder::start(file, control)).transpose()?,
             command_line: job.command_line,
             started,
             _files: [control_fd, library],
@@ -273,6 +280,9 @@ impl<'a> Supervisor<'a> {
             Some(verdict) if not_started(verdict.kind, verdict.pid) => Ending::Exited(HMM_FAILED),
             _ => ending,
         };
+        if let Some(recorder) = self.recorder.take() {
+            recorder.finish(!self.show.summary);
+        }
         let command_line = std::mem::take(&mut self.command_line);
         let wall = self.started.elapsed();
         let summary = Summary::new(command_line, ending, wall, &self.control, (&self.watch, &self.strays));

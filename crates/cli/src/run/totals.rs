@@ -81,7 +81,13 @@ mod tests {
 
     #[test]
     fn counters_add_up_over_processes_and_gauges_are_not_among_them() {
-        let config = RunConfig { ram_pages: 1, on_full: OnFull::Kill, devices: Vec::new(), dmirror: false };
+        let config = RunConfig {
+            ram_pages: 1,
+            on_full: OnFull::Kill,
+            devices: Vec::new(),
+            dmirror: false,
+            policy: hmm::PolicyName::default(),
+        };
         let (_fd, control) = Control::create(&config).unwrap();
         assert_eq!(Totals::of(&control).get("pgfault"), 0);
         let mut sleeper = std::process::Command::new("sleep").arg("60").spawn().unwrap();

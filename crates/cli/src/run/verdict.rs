@@ -85,6 +85,7 @@ mod tests {
             on_full: OnFull::Kill,
             devices: vec![Backing::Lz4 { capacity_bytes: 1 << 30 }.into()],
             dmirror: false,
+            policy: hmm::PolicyName::default(),
         }
     }
 

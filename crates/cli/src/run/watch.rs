@@ -108,7 +108,13 @@ mod tests {
     use super::*;
 
     fn control() -> Control {
-        let config = RunConfig { ram_pages: 100, on_full: OnFull::Kill, devices: Vec::new(), dmirror: false };
+        let config = RunConfig {
+            ram_pages: 100,
+            on_full: OnFull::Kill,
+            devices: Vec::new(),
+            dmirror: false,
+            policy: hmm::PolicyName::default(),
+        };
         Control::create(&config).unwrap().1
     }
 

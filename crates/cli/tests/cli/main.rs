@@ -13,6 +13,8 @@ mod passing_through;
 #[cfg(test)]
 mod place;
 #[cfg(test)]
+mod policies;
+#[cfg(test)]
 mod refusals;
 #[cfg(test)]
 mod signals;

@@ -8,17 +8,19 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hmm_core::ledger::Ledger;
+use hmm_core::policy::Name;
 use hmm_uapi::{SharedMapping, sys};
 
 use super::slot::Slot;
 use super::text::SharedText;
+use super::trace::Trace;
 use super::verdict::SharedVerdict;
 use super::{MAX_DEVICES, NR_SLOTS, OnFull, RunConfig};
 use crate::spec::{DeviceSpec, MAX_SPEC_BYTES};
 
 /// "hmm-ctrl", to be changed with every change of the layout that the size does not show.
 const MAGIC: u64 = u64::from_be_bytes(*b"hmm-ctrl");
-const VERSION: u64 = 6;
+const VERSION: u64 = 7;
 const PAGE_BYTES: usize = size_of::<Page>();
 
 /// Everything that is shared. Valid whatever its bytes are: it has only atomic integers.
@@ -41,6 +43,8 @@ pub(super) struct Page {
     /// Those that found none.
     pub(super) nr_turned_away: AtomicU64,
     pub(super) slots: [Slot; NR_SLOTS],
+    /// What happens to pages, on its way to the supervisor. Takes no memory while it is off.
+    pub(super) trace: Trace,
 }
 
 #[derive(Debug)]
@@ -51,6 +55,8 @@ struct SharedConfig {
     grow: AtomicU32,
     /// Not 0: there are HMM test devices.
     dmirror: AtomicU32,
+    /// The number of a [`Name`].
+    policy: AtomicU32,
     nr_devices: AtomicU32,
     /// [`MAX_SPEC_BYTES`] each.
     devices: [SharedText<{ MAX_SPEC_BYTES / 8 }>; MAX_DEVICES],
@@ -128,6 +134,7 @@ impl SharedConfig {
         self.ram_pages.store(config.ram_pages, Ordering::Relaxed);
         self.grow.store(u32::from(config.on_full == OnFull::Grow), Ordering::Relaxed);
         self.dmirror.store(u32::from(config.dmirror), Ordering::Relaxed);
+        self.policy.store(config.policy as u32, Ordering::Relaxed);
         for (place, device) in self.devices.iter().zip(&config.devices) {
             place.store(&device.to_string());
             self.nr_devices.fetch_add(1, Ordering::Relaxed);
@@ -143,6 +150,10 @@ impl SharedConfig {
             // The text is complete, so the machine's size plays no part; the supervisor wrote it, so it parses.
             devices: specs.filter_map(|spec| DeviceSpec::parse(spec.as_str(), 0).ok()).collect(),
             dmirror: self.dmirror.load(Ordering::Relaxed) != 0,
+            policy: u8::try_from(self.policy.load(Ordering::Relaxed))
+                .ok()
+                .and_then(Name::of_number)
+                .unwrap_or_default(),
         }
     }
 }

@@ -14,6 +14,7 @@ fn config() -> RunConfig {
             Backing::Lz4 { capacity_bytes: 512 << 30 }.into(),
         ],
         dmirror: true,
+        policy: Name::Twice,
     }
 }
 
