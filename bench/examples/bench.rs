@@ -1,7 +1,7 @@
 //! The bench without the rest of the `hmm` command: hmm itself is skipped, RAM and zram can be measured.
 
 use clap::Parser;
-use hmm_bench::{Args, MirrorWorkerArgs, WorkerArgs};
+use hmm_bench::{Args, GraphArgs, MirrorWorkerArgs, WorkerArgs};
 use std::process::ExitCode;
 
 /// What `--mirror` measures may be any memory of this program.
@@ -18,6 +18,9 @@ enum Command {
     /// What the bench starts with `--mirror`.
     #[command(hide = true, name = MirrorWorkerArgs::SUBCOMMAND)]
     MirrorWorker(MirrorWorkerArgs),
+    /// What the bench starts with `--applications`.
+    #[command(hide = true, name = GraphArgs::SUBCOMMAND)]
+    Graph(GraphArgs),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -25,5 +28,6 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Bench(args) => hmm_bench::run(&args),
         Command::Worker(args) => hmm_bench::worker(&args),
         Command::MirrorWorker(args) => hmm_bench::mirror_worker(&args),
+        Command::Graph(args) => hmm_bench::graph(&args),
     }
 }

@@ -1,5 +1,6 @@
 //! What can be asked of the bench.
 
+use crate::applications;
 use crate::data::Data;
 use crate::mirror;
 use crate::mirror::figure::Set;
@@ -72,6 +73,16 @@ pub struct Args {
         conflicts_with_all = ["mirror", "size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers", "adapter", "sweep", "report"]
     )]
     paging: bool,
+    /// Run programs that people use in half of the memory that they take, instead: sort, numpy, redis, sqlite3, and a walk
+    /// over a graph. Times are over those with all of it; what they print has to be the same.
+    #[arg(
+        long,
+        conflicts_with_all = [
+            "mirror", "paging", "size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers",
+            "adapter", "sweep", "report"
+        ]
+    )]
+    applications: bool,
     /// Smoke run: 64 MiB over 32 MiB, one repetition of one pass, unless said otherwise.
     #[arg(long)]
     quick: bool,
@@ -108,6 +119,12 @@ impl Args {
         let reps = self.reps.unwrap_or(if self.quick { 1 } else { REPS });
         let set = if self.paging { Set::Paging } else { Set::Mirror };
         (self.mirror || self.paging).then_some(mirror::Plan { set, reps, quick: self.quick, json: self.json })
+    }
+
+    /// What is to be run with `--applications`; `None` without it.
+    pub(crate) fn applications(&self) -> Option<applications::Plan> {
+        let reps = self.reps.unwrap_or(if self.quick { 1 } else { REPS });
+        self.applications.then_some(applications::Plan { reps, quick: self.quick, json: self.json })
     }
 
     /// Fills in what was not said.

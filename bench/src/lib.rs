@@ -7,11 +7,12 @@
 //! compared. A system that cannot work here is named with its reason, never left out silently.
 //!
 //! With `--mirror` it measures what devices that mirror this process cost instead, with `--paging` what the parts of paging
-//! do, see `mirror`.
+//! do, see `mirror`; with `--applications` what programs take that people use, see `applications`.
 //!
 //! What flows: [`Args`] become a plan, the plan is run measurement by measurement, each one's report becomes part of a
 //! cell, cells become medians and ratios, and these a table or JSON.
 
+mod applications;
 mod args;
 mod cgroup;
 mod child;
@@ -40,6 +41,7 @@ mod worker;
 mod working_set;
 mod workload;
 
+pub use applications::{GraphArgs, graph};
 pub use args::Args;
 pub use mirror::{MirrorWorkerArgs, mirror_worker};
 pub use worker::{WorkerArgs, worker};
@@ -58,9 +60,10 @@ use std::process::ExitCode;
 /// Wrong bytes in a worker's memory, too little RAM on the machine, or a file below /proc that cannot be read.
 pub fn run(args: &Args) -> Result<ExitCode> {
     child::heed_signals();
-    let done = match args.figures() {
-        Some(plan) => mirror::run(plan),
-        None => measure_all(args).and_then(|report| conclude(&report, args)),
+    let done = match (args.figures(), args.applications()) {
+        (Some(plan), _) => mirror::run(plan),
+        (None, Some(plan)) => applications::run(plan),
+        (None, None) => measure_all(args).and_then(|report| conclude(&report, args)),
     };
     match done {
         Err(error) => match error.downcast::<child::Stopped>() {

@@ -151,7 +151,7 @@ fn under_hmm(program: &Path, (ram_bytes, device): (u64, &str), worker: &WorkerAr
     let stats_file = TemporaryFile::new("stats.json")?;
     let mut command = Command::new(program);
     command.args(["run", "--quiet", &format!("--ram={ram_bytes}"), "--device", device]);
-    command.arg("--stats").arg(&stats_file.0).arg("--").arg(program).args(worker.to_command_line());
+    command.arg("--stats").arg(stats_file.path()).arg("--").arg(program).args(worker.to_command_line());
     let meter = CostMeter::start(Moves::Unknown)?;
     let output = child::run(&mut command, None)?;
     let mut run = meter.stop()?;
@@ -159,7 +159,7 @@ fn under_hmm(program: &Path, (ram_bytes, device): (u64, &str), worker: &WorkerAr
     if matches!(output.status.code(), Some(2 | 125..=127)) {
         return Ok(Outcome::Unavailable(last_words(&output)));
     }
-    let text = std::fs::read_to_string(&stats_file.0).context("cannot read the figures of hmm run")?;
+    let text = std::fs::read_to_string(stats_file.path()).context("cannot read the figures of hmm run")?;
     let stats = serde_json::from_str::<Value>(&text).unwrap_or_default();
     if output.status.success()
         && let Some(defect) = hmm_defect(&stats, worker.size.bytes > ram_bytes)
@@ -172,7 +172,7 @@ fn under_hmm(program: &Path, (ram_bytes, device): (u64, &str), worker: &WorkerAr
 }
 
 /// Why a run that succeeded does not count: its figures would compare something else than they claim.
-fn hmm_defect(stats: &Value, must_page: bool) -> Option<String> {
+pub(crate) fn hmm_defect(stats: &Value, must_page: bool) -> Option<String> {
     let (Some(peak), Some(budget)) = (stats["peak_resident_bytes"].as_u64(), stats["budget_bytes"].as_u64())
     else {
         return Some("hmm run wrote no figures".to_owned());
@@ -231,14 +231,22 @@ fn adapter_command(adapter: &str, program: &Path, ram: Size, worker: &WorkerArgs
 
 /// A file that goes with its name.
 #[derive(Debug)]
-struct TemporaryFile(PathBuf);
+pub(crate) struct TemporaryFile(PathBuf);
 
 impl TemporaryFile {
     /// Makes an empty file that nobody else has made, in a directory where others may write.
-    fn new(name: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub(crate) fn new(name: &str) -> Result<Self> {
         let path = std::env::temp_dir().join(format!("hmm-bench-{}-{name}", std::process::id()));
         File::create_new(&path).with_context(|| format!("cannot make the file {}", path.display()))?;
         Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 }
 

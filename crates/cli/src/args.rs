@@ -40,6 +40,8 @@ pub(crate) enum Command {
     BenchWorker(hmm_bench::WorkerArgs),
     #[command(name = hmm_bench::MirrorWorkerArgs::SUBCOMMAND, hide = true)]
     BenchMirrorWorker(hmm_bench::MirrorWorkerArgs),
+    #[command(name = hmm_bench::GraphArgs::SUBCOMMAND, hide = true)]
+    BenchGraph(hmm_bench::GraphArgs),
 }
 
 /// Run a program within a budget of RAM.

@@ -52,6 +52,9 @@ fn main() -> ExitCode {
         Command::BenchMirrorWorker(args) => {
             hmm_bench::mirror_worker(&args).map_err(|error| Failure::of_hmm(format_args!("{error:#}")))
         }
+        Command::BenchGraph(args) => {
+            hmm_bench::graph(&args).map_err(|error| Failure::of_hmm(format_args!("{error:#}")))
+        }
     };
     result.unwrap_or_else(|failure| failure.report())
 }
