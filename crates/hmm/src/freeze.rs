@@ -119,6 +119,7 @@ impl Runtime {
         self.freezing.store(0, Ordering::SeqCst);
         self.reclaiming.store(false, Ordering::SeqCst);
         self.sleeping.store(0, Ordering::SeqCst);
+        self.follower.reset();
     }
 
     /// Answers the faults of a child with its pages as they were when it was made. The engine is frozen.

@@ -49,6 +49,7 @@ mod space;
 pub mod spec;
 mod statics;
 mod unshared;
+mod waiter;
 mod waits;
 mod walk;
 mod withhold;

@@ -7,21 +7,36 @@
 //! It goes back to where the scheduler likes when another thread faults, or when there is a stream: fetching ahead is work
 //! for a CPU on which the program does not run.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use hmm_uapi::{sys, tasks};
 use rustix::thread::CpuSet;
 
 /// Faults of one thread in a row after which it is followed, and then looked where it is now.
-const STREAK: u32 = 32;
+const STREAK: u32 = 16;
+/// Nobody follows.
+const NOBODY: u32 = 0;
 
-/// Whether a handler follows a thread: one at a time does.
+/// Which handler follows a thread: one at a time does.
 #[derive(Debug, Default)]
-pub(crate) struct Follower(AtomicBool);
+pub(crate) struct Follower {
+    /// Its number.
+    who: AtomicU32,
+    /// Numbers that were given.
+    nr_places: AtomicU32,
+}
+
+impl Follower {
+    /// Nobody follows: in the child of a fork the handlers of its parent are not.
+    pub(crate) fn reset(&self) {
+        self.who.store(NOBODY, Ordering::Relaxed);
+    }
+}
 
 /// Where one handler runs.
 pub(crate) struct Place<'f> {
     follower: &'f Follower,
+    number: u32,
     /// The thread that faulted last, and how often in a row it did.
     tid: u32,
     streak: u32,
@@ -36,13 +51,25 @@ struct Followed {
 
 impl<'f> Place<'f> {
     /// Where the scheduler likes.
-    pub(crate) const fn new(follower: &'f Follower) -> Self {
-        Self { follower, tid: 0, streak: 0, followed: None }
+    pub(crate) fn new(follower: &'f Follower) -> Self {
+        let number = follower.nr_places.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { follower, number, tid: 0, streak: 0, followed: None }
+    }
+
+    /// Whether this handler follows a thread.
+    pub(crate) fn follows(&self) -> bool {
+        self.followed.is_some() && self.follower.who.load(Ordering::Relaxed) == self.number
+    }
+
+    /// Whether another one does, and messages are for that.
+    pub(crate) fn leaves_messages(&self) -> bool {
+        let who = self.follower.who.load(Ordering::Relaxed);
+        who != NOBODY && who != self.number
     }
 
     /// A fault of a thread was served.
     pub(crate) fn served(&mut self, tid: u32, is_stray: bool) {
-        if tid != self.tid || !is_stray {
+        if tid != self.tid || !is_stray || (self.followed.is_some() && !self.follows()) {
             self.leave();
             self.tid = tid;
         }
@@ -55,16 +82,17 @@ impl<'f> Place<'f> {
         }
     }
 
+    /// Goes to the thread's CPU. Whoever followed until now has none of its faults any more: it is relieved.
     fn follow(&mut self, cpu: usize) {
         let before = match &self.followed {
             Some(followed) if followed.cpu == cpu => return,
             Some(followed) => followed.before,
-            None if self.follower.0.swap(true, Ordering::Acquire) => return,
             None => match sys::affinity(None) {
                 Ok(before) => before,
-                Err(_) => return self.follower.0.store(false, Ordering::Release),
+                Err(_) => return,
             },
         };
+        self.follower.who.store(self.number, Ordering::Relaxed);
         self.followed = Some(Followed { cpu, before });
         if sys::pin_to(cpu).is_err() {
             self.leave();
@@ -77,7 +105,7 @@ impl<'f> Place<'f> {
         if let Some(followed) = self.followed.take() {
             // It fails if none of these CPUs may be used any more: then the kernel has chosen others.
             let _ = sys::set_affinity(None, &followed.before);
-            self.follower.0.store(false, Ordering::Release);
+            let _ = self.follower.who.compare_exchange(self.number, NOBODY, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 }
@@ -111,15 +139,30 @@ mod tests {
         assert_eq!(cpus(), before, "not yet");
         fault(&mut place, tid, 1);
         assert_eq!(cpus().len(), 1);
-        let mut other = Place::new(&follower);
-        fault(&mut other, tid, STREAK);
-        assert!(other.followed.is_none(), "one at a time");
+        assert!(place.follows() && !place.leaves_messages());
         fault(&mut place, tid + 1, 1);
+        assert!(!place.follows());
         assert_eq!(cpus(), before);
-        fault(&mut other, tid, STREAK);
-        assert_eq!(cpus().len(), 1, "the next may");
-        drop(other);
+    }
+
+    #[test]
+    fn who_gets_the_faults_relieves_the_one_that_followed() {
+        let before = cpus();
+        let follower = Follower::default();
+        let tid = sys::gettid().unsigned_abs();
+        let mut first = Place::new(&follower);
+        fault(&mut first, tid, STREAK);
+        // Of its own threads each handler sees its own affinity: here both are this one.
+        sys::set_affinity(None, &first.followed.as_ref().unwrap().before).unwrap();
+        let mut second = Place::new(&follower);
+        assert!(second.leaves_messages());
+        fault(&mut second, tid, STREAK);
+        assert!(second.follows() && !first.follows() && first.leaves_messages());
+        fault(&mut first, tid, 1);
+        assert!(first.followed.is_none() && second.follows(), "it has gone, and not taken the other one along");
+        drop(second);
         assert_eq!(cpus(), before);
+        assert!(!first.leaves_messages());
     }
 
     #[test]

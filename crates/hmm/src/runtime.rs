@@ -1,6 +1,6 @@
 //! What the threads do: answer faults, reclaim ahead of need.
 //!
-//! Handlers wait on the userfaultfd, each through an epoll of its own that wakes one of them at a time. One reads
+//! Handlers wait for the userfaultfd's messages ([`waiter`](crate::waiter)), and one of them at a time is woken. One reads
 //! messages while it holds the engine's event guard, applies events, lets the guard go, and serves the faults. With
 //! nothing to serve it fetches ahead. The reclaimer sleeps on a futex that handlers wake when memory runs low.
 //!
@@ -17,7 +17,7 @@ use hmm_core::{Engine, Outcome, Reclaimed};
 use hmm_uapi::AddrRange;
 use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
 use hmm_uapi::uffd::{EventBuffer, FaultAccess, MAX_EVENTS};
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::time::Timespec;
@@ -26,6 +26,7 @@ use crate::adopt::{Found, discover, fill_unknown};
 use crate::control::OnFull;
 use crate::mm::Mm;
 use crate::place::{Follower, Place};
+use crate::waiter::Waiter;
 use crate::waits::Waits;
 use hmm_core::addr::PageRange;
 
@@ -46,11 +47,6 @@ const STUCK_AGAIN: Duration = Duration::from_millis(50);
 const GROW_PAGES: u64 = 256;
 /// How often the reclaimer looks without being asked: other processes may share the budget.
 const RECLAIM_TICK: Duration = Duration::from_millis(20);
-
-/// What woke a handler.
-const FAULTS: u64 = 0;
-const HELP: u64 = 1;
-const ALARM: u64 = 2;
 
 /// What a process does when no device takes another page.
 pub trait Policy: Send + Sync + std::fmt::Debug {
@@ -76,7 +72,7 @@ pub struct Runtime {
     /// Readable while handlers shall look up from their work.
     alarm: OwnedFd,
     stopping: AtomicBool,
-    follower: Follower,
+    pub(crate) follower: Follower,
     /// Readable while a handler that sleeps shall help with read-ahead.
     help: OwnedFd,
     /// Pages that there was no memory for.
@@ -255,7 +251,7 @@ impl Runtime {
     /// # Errors
     /// What setting the epoll up says.
     pub fn serve(&self) -> Result<(), Errno> {
-        let waiter = self.waiter()?;
+        let mut waiter = Waiter::new(self)?;
         self.running.fetch_add(1, Ordering::SeqCst);
         // A call of a device that does not return must not hold up more than what needs it: no other fault is in such a thread's
         // hands.
@@ -264,6 +260,7 @@ impl Runtime {
         let mut faults = [Touch::NONE; MAX_EVENTS];
         let mut retries = Retries::new();
         let mut place = Place::new(&self.follower);
+        let mut follows = false;
         while !self.stopping.load(Ordering::Relaxed) {
             if may_be_held_up {
                 self.engine.watch(Instant::now());
@@ -284,45 +281,33 @@ impl Runtime {
                 pause(RETRY_PAUSE_NS);
                 self.send_back(&mut retries);
             }
-            if nr_faults > 0 {
-                continue;
+            let has_changed = std::mem::replace(&mut follows, place.follows()) != follows;
+            if has_changed && !may_be_held_up {
+                self.call_for_help();
             }
             if retries.len > 0 {
-                self.retry(&mut retries);
+                if nr_faults == 0 {
+                    self.retry(&mut retries);
+                }
             } else if self.engine.wants_read_ahead() {
-                self.call_for_help();
-                self.engine.read_ahead();
+                if nr_faults == 0 {
+                    self.call_for_help();
+                    self.engine.read_ahead();
+                }
             } else {
-                self.sleep(&waiter, may_be_held_up.then_some(&WATCH_TICK));
+                let leaves_messages = !may_be_held_up && place.leaves_messages();
+                self.sleeping.fetch_add(1, Ordering::Relaxed);
+                waiter.sleep(leaves_messages, may_be_held_up.then_some(&WATCH_TICK));
+                self.sleeping.fetch_sub(1, Ordering::Relaxed);
             }
         }
         Ok(())
     }
 
-    fn waiter(&self) -> Result<OwnedFd, Errno> {
-        let waiter = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let exclusive = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
-        epoll::add(&waiter, self.engine.kernel().uffd(), epoll::EventData::new_u64(FAULTS), exclusive)?;
-        epoll::add(&waiter, &self.help, epoll::EventData::new_u64(HELP), exclusive)?;
-        epoll::add(&waiter, &self.alarm, epoll::EventData::new_u64(ALARM), epoll::EventFlags::IN)?;
-        Ok(waiter)
-    }
-
-    /// Has another handler fetch ahead, too, if one sleeps.
-    fn call_for_help(&self) {
+    /// Has another handler look up, if one sleeps: there is read-ahead to share, or who listens for messages has changed.
+    pub(crate) fn call_for_help(&self) {
         if self.sleeping.load(Ordering::Relaxed) > 0 {
             let _ = rustix::io::write(&self.help, &1u64.to_ne_bytes());
-        }
-    }
-
-    fn sleep(&self, waiter: &OwnedFd, at_most: Option<&Timespec>) {
-        self.sleeping.fetch_add(1, Ordering::Relaxed);
-        let mut events = [MaybeUninit::<epoll::Event>::uninit(); 2];
-        // EINTR is impossible with signals blocked, and harmless without.
-        let woken = epoll::wait(waiter, &mut events, at_most);
-        self.sleeping.fetch_sub(1, Ordering::Relaxed);
-        if woken.is_ok_and(|(events, _)| events.iter().any(|event| event.data.u64() == HELP)) {
-            let _ = rustix::io::read(&self.help, &mut [0u8; 8]);
         }
     }
 
