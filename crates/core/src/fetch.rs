@@ -57,17 +57,13 @@ pub(crate) struct Fetch {
     frames: [DevicePfn; FETCH_PAGES],
     slots: SlotRun,
     purpose: Purpose,
-    /// The stream to go on with when the page is there.
+    /// What the streams say of the fault.
     hit: Option<Hit>,
 }
 
 impl Fetch {
-    fn range(&self) -> PageRange {
+    pub(crate) fn range(&self) -> PageRange {
         PageRange::new(self.first, self.slots.len as u64)
-    }
-
-    pub(crate) fn nr_pages(&self) -> u64 {
-        self.slots.len as u64
     }
 
     fn slot_of(&self, page: Vpn) -> crate::addr::Slot {
@@ -89,6 +85,7 @@ impl<K: Kernel> Engine<K> {
         };
         let mut fetch = self.mark(states, page, frame.device, window, Purpose::Fault)?;
         fetch.hit = Some(hit);
+        self.stream_on(states, hit, fetch.range().end);
         self.stats().pgmajfault.fetch_add(1, Ordering::Relaxed);
         Some(fetch)
     }
@@ -136,11 +133,7 @@ impl<K: Kernel> Engine<K> {
         let reached = self.complete(&mut states, &fetch, transfer);
         self.note_resident(fetch.first.block(), &mut states);
         let step = match reached {
-            Ok(end) if end > fetch.first => {
-                let hit = fetch.hit.filter(|_| fetch.purpose == Purpose::Fault);
-                hit.inspect(|hit| self.stream_on(&states, *hit, end));
-                Step::Ended(Outcome::Done)
-            }
+            Ok(end) if end > fetch.first => Step::Ended(Outcome::Done),
             Ok(_) => Step::Again,
             Err(Stop::NoMemory) => Step::NeedMemory,
             Err(stop) => Step::Ended(self.stopped(fetch.first, stop)),

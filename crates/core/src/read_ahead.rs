@@ -1,9 +1,10 @@
 //! Fetching ahead of a stream.
 //!
-//! When a stream's fault is served, the pages behind it become a job. Whoever has nothing else to do carries jobs out,
-//! a transfer at a time. The first page of a job is fetched but not mapped: touching it costs one cheap fault out of
-//! staging, which tells how far the program is and starts the next job, so that the program and the device work at the
-//! same time.
+//! When a stream's fault is served, the pages behind it become a job, before the fault's own pages are transferred: so others
+//! can go on behind those at the same time. Whoever has nothing else to do carries jobs out, a transfer at a time. The first page
+//! of a job is fetched but not mapped: touching it costs one cheap fault out of staging, which tells how far the program is
+//! and plans the next job. As much as two windows are planned, so that there is always work for another processor while
+//! the program goes through the first of them.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,8 @@ use crate::table::{States, covers};
 
 /// Jobs that wait at most; more streams than that fetch on demand.
 const MAX_JOBS: usize = 16;
+/// Windows that are planned at a time.
+const WINDOWS_AHEAD: u64 = 2;
 
 #[derive(Debug, Clone, Copy)]
 struct Job {
@@ -37,24 +40,36 @@ impl Jobs {
     fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Plans another window of pages of a stream, behind those from `next` on that are planned already, if these are not
+    /// far enough ahead of where the stream is. Returns the end of what is planned.
+    fn plan(&self, reached: Vpn, next: Vpn, window: usize) -> Vpn {
+        let mut jobs = self.lock();
+        let mut end = next;
+        while let Some(job) = jobs.iter().find(|job| job.rest.contains(end)) {
+            end = job.rest.end;
+        }
+        let is_near = end < reached.add(WINDOWS_AHEAD * window as u64);
+        if is_near && covers(end) && jobs.len() < MAX_JOBS {
+            let rest = PageRange::new(end, window as u64);
+            end = rest.end;
+            jobs.push_back(Job { rest, trigger: true });
+        }
+        end
+    }
 }
 
 impl<K: Kernel> Engine<K> {
-    /// A stream's fault was served up to `reached`: what comes next is fetched ahead. The caller holds the block.
+    /// A stream's fault brings the pages up to `reached`: what comes next is fetched ahead. The caller holds the block.
     pub(crate) fn stream_on(&self, states: &States, hit: Hit, reached: Vpn) {
         let Some(last) = reached.0.checked_sub(1).map(Vpn) else { return };
         // Behind what an earlier job brought.
         let known = last.index() + 1..BLOCK_PAGES;
         let brought = |state| matches!(state, PageState::System { .. } | PageState::Fetching { .. });
         let next = reached.add(states.run_while(known.start.min(BLOCK_PAGES), &known, brought) as u64);
-        self.streams.expect(hit, next);
         let ahead = self.policy.ahead(&hit);
-        if ahead > 0 && covers(next) {
-            let mut jobs = self.jobs.lock();
-            if jobs.len() < MAX_JOBS && !jobs.iter().any(|job| job.rest.contains(next)) {
-                jobs.push_back(Job { rest: PageRange::new(next, ahead as u64), trigger: true });
-            }
-        }
+        let end = if ahead > 0 { self.jobs.plan(reached, next, ahead) } else { next };
+        self.streams.expect(hit, end);
     }
 
     /// Whether there is something to fetch ahead.
@@ -77,23 +92,23 @@ impl<K: Kernel> Engine<K> {
             }
             return true;
         }
-        let page = job.rest.start;
         let fetch = {
             let _gate = self.gate();
-            let Some(block) = self.table.get(page.block()) else { return true };
+            let Some(block) = self.table.get(job.rest.start.block()) else { return true };
             let mut states = block.lock();
+            let Some(page) = self.skip_brought(&states, &job) else { return true };
             let PageState::Device { frame } = states.get(page.index()) else { return true };
             if self.registry.owner(frame.device).is_some() {
                 // Where a driver's pages are is the driver's choice, until the program touches them.
                 return true;
             }
             let Ok(pass) = self.flights.begin_if_fast(frame.device) else { return true };
-            let window = usize::try_from(job.rest.nr_pages()).unwrap_or(FETCH_PAGES);
+            let window = usize::try_from(job.rest.end.0 - page.0).unwrap_or(FETCH_PAGES);
             let purpose = Purpose::Ahead { trigger: job.trigger };
             self.mark(&mut states, page, frame.device, window, purpose).map(|fetch| (fetch, pass))
         };
         let Some((fetch, pass)) = fetch else { return true };
-        let rest = PageRange { start: page.add(fetch.nr_pages()), end: job.rest.end };
+        let rest = PageRange { start: fetch.range().end, end: job.rest.end };
         if !rest.is_empty() {
             // Before the transfer: another thread may carry on behind it at the same time.
             self.jobs.lock().push_front(Job { rest, trigger: false });
@@ -101,5 +116,22 @@ impl<K: Kernel> Engine<K> {
         // Its outcome is for nobody: who needs a page that did not come will fault.
         let _ = self.run_fetch(fetch, pass);
         true
+    }
+
+    /// The first page of the job that is on a device. `None`: there is none in this block, and what is behind it is another
+    /// piece of work.
+    fn skip_brought(&self, states: &States, job: &Job) -> Option<Vpn> {
+        let (start, end) = (job.rest.start, job.rest.end.min(job.rest.start.block().pages().end));
+        let is_elsewhere = |state| !matches!(state, PageState::Device { .. });
+        let within = start.index()..start.index() + usize::try_from(end.0 - start.0).unwrap_or(0);
+        let page = start.add(states.run_while(start.index(), &within, is_elsewhere) as u64);
+        if page < end {
+            return Some(page);
+        }
+        if end < job.rest.end {
+            let rest = PageRange { start: end, end: job.rest.end };
+            self.jobs.lock().push_front(Job { rest, ..*job });
+        }
+        None
     }
 }

@@ -1,7 +1,8 @@
 //! Streams: threads that touch pages one after the other. Found from the faults alone.
 //!
-//! A stream knows where its next fault is expected. A hit there makes its window larger; a fault that belongs to no
-//! stream replaces the one that was idle longest. Windows are in pages.
+//! A stream knows how far it came and up to where its pages are planned to be brought: its next fault is expected anywhere
+//! in between, because what fetches ahead may be slower than the program. A hit there makes its window larger; a fault that
+//! belongs to no stream replaces the one that was idle longest. Windows are in pages.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,7 +10,7 @@ use crate::addr::Vpn;
 
 /// Streams that are followed at the same time.
 const NR_STREAMS: usize = 16;
-/// How far behind the expected page a fault still belongs to the stream.
+/// How far behind what is planned a fault still belongs to the stream.
 const SLACK_PAGES: u64 = 8;
 /// Strays that are remembered. A fault of a stream makes as many of them forgotten as [`STRAYS_A_HIT`] says, because random
 /// faults hit a stream by chance now and then.
@@ -18,6 +19,9 @@ const STRAYS_A_HIT: u32 = 16;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Stream {
+    /// Behind its last fault.
+    from: u64,
+    /// Behind what is planned.
     next: u64,
     window: u32,
     last_used: u64,
@@ -60,7 +64,7 @@ impl Streams {
         let clock = inner.clock;
         let max_window = self.max_window;
         let hit = inner.streams.iter().position(|stream| {
-            stream.window > 0 && stream.next <= page.0 && page.0 < stream.next + SLACK_PAGES
+            stream.window > 0 && stream.from <= page.0 && page.0 < stream.next + SLACK_PAGES
         });
         let (id, window) = match hit {
             Some(id) => (id, inner.streams[id].window.saturating_mul(4).clamp(max_window.min(4), max_window)),
@@ -73,7 +77,9 @@ impl Streams {
             Some(_) => inner.strays.saturating_sub(STRAYS_A_HIT),
             None => (inner.strays + 1).min(MAX_STRAYS),
         };
-        inner.streams[id] = Stream { next: page.0 + 1, window, last_used: clock };
+        let from = page.0 + 1;
+        let next = hit.map_or(from, |id| inner.streams[id].next.max(from));
+        inner.streams[id] = Stream { from, next, window, last_used: clock };
         Hit { window: window as usize, sequential: hit.is_some(), id }
     }
 
@@ -83,7 +89,7 @@ impl Streams {
         inner.strays >= MAX_STRAYS / 2
     }
 
-    /// Everything up to `next` was brought: there the stream is expected again.
+    /// Everything up to `next` was brought, or will be.
     pub fn expect(&self, hit: Hit, next: Vpn) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.streams[hit.id].next = next.0;
@@ -115,6 +121,17 @@ mod tests {
             assert!(streams.fault(Vpn(page), 1).sequential);
         }
         assert!(!streams.is_stray());
+    }
+
+    #[test]
+    fn what_is_planned_belongs_to_the_stream() {
+        let streams = Streams::new(64);
+        let first = streams.fault(Vpn(1000), 1);
+        streams.expect(first, Vpn(1200));
+        let early = streams.fault(Vpn(1100), 1);
+        assert!(early.sequential, "what fetches ahead has not come so far");
+        assert!(streams.fault(Vpn(1200), 1).sequential, "the plan is still known");
+        assert!(!streams.fault(Vpn(1050), 1).sequential, "there it has been");
     }
 
     #[test]

@@ -25,7 +25,7 @@ use rustix::time::Timespec;
 use crate::adopt::{Found, discover, fill_unknown};
 use crate::control::OnFull;
 use crate::mm::Mm;
-use crate::place::{Follower, Place};
+use crate::place::{Follower, Place, Turn};
 use crate::waiter::Waiter;
 use crate::waits::Waits;
 use hmm_core::addr::PageRange;
@@ -260,38 +260,34 @@ impl Runtime {
         let mut faults = [Touch::NONE; MAX_EVENTS];
         let mut retries = Retries::new();
         let mut place = Place::new(&self.follower);
-        let mut follows = false;
         while !self.stopping.load(Ordering::Relaxed) {
             if may_be_held_up {
                 self.engine.watch(Instant::now());
             }
             if self.is_frozen() {
-                // A child of a fork begins without followers.
-                place.leave();
+                // A child of a fork begins without followers. The others are awake.
+                let _ = place.leave();
                 self.park_if_frozen();
             }
+            place.attend();
             let nr_faults = self.read(&mut buffer, &mut faults, &mut |child| self.poison_child(&child));
             let now = Instant::now();
             for touch in &faults[..nr_faults] {
                 self.serve_fault(Pending { touch: *touch, since: now }, &mut retries);
-                place.served(touch.tid, self.engine.is_stray());
+                self.take_turns(&mut place, touch.tid);
             }
             self.kick_if_low();
             if may_be_held_up && retries.len > 0 {
                 pause(RETRY_PAUSE_NS);
                 self.send_back(&mut retries);
             }
-            let has_changed = std::mem::replace(&mut follows, place.follows()) != follows;
-            if has_changed && !may_be_held_up {
-                self.call_for_help();
-            }
             if retries.len > 0 {
                 if nr_faults == 0 {
                     self.retry(&mut retries);
                 }
             } else if self.engine.wants_read_ahead() {
+                self.call_for_help();
                 if nr_faults == 0 {
-                    self.call_for_help();
                     self.engine.read_ahead();
                 }
             } else {
@@ -302,6 +298,18 @@ impl Runtime {
             }
         }
         Ok(())
+    }
+
+    /// A fault of a thread was served: this handler follows it, or another one.
+    fn take_turns(&self, place: &mut Place<'_>, tid: u32) {
+        match place.served(tid, self.engine.is_stray()) {
+            Turn::Same => {}
+            Turn::Changed => self.call_for_help(),
+            Turn::HandedOver => {
+                self.call_for_help();
+                place.hold();
+            }
+        }
     }
 
     /// Has another handler look up, if one sleeps: there is read-ahead to share, or who listens for messages has changed.

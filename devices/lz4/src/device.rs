@@ -179,7 +179,10 @@ impl Lz4 {
         });
         let nr_pages = wanted.count();
         let bytes = &mut bytes[..nr_pages * PAGE_SIZE];
-        if part == 0 {
+        if nr_pages == STREAM_PAGES {
+            // All of it takes less time than as large a front of something larger.
+            decompress(first.bytes(), bytes)?;
+        } else if part == 0 {
             decompress_front(first.bytes(), bytes)?;
         } else {
             let mut scratch = self.scratch.enter();
