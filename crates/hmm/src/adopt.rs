@@ -257,7 +257,7 @@ fn register_next(engine: &Engine<Mm>, rest: PageRange) -> Step {
     Step::Registered(gap)
 }
 
-/// Memory of another kind has come into the range while it was registered: nobody would serve its faults.
+/// Memory of another kind has come into the range while it was registered: it is not ours.
 fn unregister_others(mm: &Mm, range: PageRange) {
     let mut at = range.start.addr();
     while let Ok(Some(vma)) = mm.maps().next_vma(at) {
@@ -266,10 +266,30 @@ fn unregister_others(mm: &Mm, range: PageRange) {
             return;
         }
         if !is_manageable(&vma) {
-            // It fails where nothing was registered.
-            let _ = mm.uffd().unregister(range_of(part));
-            mm.lend_range(part);
+            give_up(mm, part);
         }
+        at = vma.end;
+    }
+}
+
+/// Gives up the registration of a part that was found to be of another kind, while no event can be read.
+///
+/// By now a mapping may have moved there, and its registration with it; without that its pages that are away would be lost.
+/// Whoever moved it waits for the event to be read. So as long as there are such events, what is there is registered again:
+/// what is of another kind after all is filled when it is touched ([`fill_unknown`]).
+pub fn give_up(mm: &Mm, part: PageRange) {
+    // It fails where nothing was registered.
+    let _ = mm.uffd().unregister(range_of(part));
+    if !mm.uffd().is_changing() {
+        return mm.lend_range(part);
+    }
+    let mut at = part.start.addr();
+    while let Ok(Some(vma)) = mm.maps().next_vma(at) {
+        let there = PageRange::of_bytes(vma.start, vma.end).intersect(part);
+        if there.is_empty() {
+            return;
+        }
+        let _ = register_known(mm, there);
         at = vma.end;
     }
 }

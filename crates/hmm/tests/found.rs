@@ -378,6 +378,28 @@ fn looks_know_what_comes_and_goes_meanwhile() {
     });
 }
 
+/// A look has found that a place is not to be taken over, but by now a mapping has moved there: what is away of that survives.
+#[test]
+fn what_moves_to_a_place_that_is_given_up_keeps_its_pages() {
+    alone("what_moves_to_a_place_that_is_given_up_keeps_its_pages", || {
+        let arena = Arena::new();
+        arena.fill_and_evict(32, 2, 7);
+        std::thread::scope(|scope| {
+            scope.spawn(|| relocate(&arena, 32, 2, 8));
+            while !arena.holds_memory(8) {
+                std::thread::yield_now();
+            }
+            let range = arena.range(8, 8);
+            let part = PageRange::of_bytes(range.start, range.end);
+            hmm::adopt::give_up(arena.runtime.engine().kernel(), part);
+            arena.serve();
+            arena.look_until_calm(0, ARENA_PAGES);
+            arena.assert_holds(8, 2, 7);
+        });
+        assert_eq!(arena.known(0, ARENA_PAGES), [(8, 2)]);
+    });
+}
+
 /// Others have all of the memory, and give nothing back: who has next to nothing waits for them, but not for ever.
 #[test]
 fn a_page_that_others_hold_the_memory_for_is_granted_after_a_while() {
