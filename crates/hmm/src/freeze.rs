@@ -6,7 +6,7 @@
 //! copied, the child sees from the `busy` flag of its copy: then its engine is no use, and the fork has to be repeated.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hmm_core::Peeked;
 use hmm_core::addr::{PAGE_SIZE, PageRange, Vpn};
@@ -51,9 +51,9 @@ impl Runtime {
         self.engine().restore_all();
         self.freezing.store(1, Ordering::SeqCst);
         self.alarm();
-        let start = Instant::now();
+        let start = self.clock.now();
         while self.parked.load(Ordering::SeqCst) < self.running.load(Ordering::SeqCst) {
-            if start.elapsed() > PATIENCE {
+            if self.clock.now().duration_since(start) > PATIENCE {
                 self.thaw();
                 return false;
             }

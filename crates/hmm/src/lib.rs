@@ -22,6 +22,7 @@ pub mod adopt;
 mod books;
 pub mod calibrate;
 mod callers;
+mod clock;
 pub mod control;
 mod divided;
 pub mod door;

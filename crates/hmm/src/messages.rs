@@ -4,7 +4,7 @@
 //! held until it is ([`Moves`]).
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hmm_core::Events;
 use hmm_core::addr::{PageRange, Vpn};
@@ -58,7 +58,8 @@ impl Runtime {
                 break;
             }
             // A move whose place is not free yet: the event that says so comes as soon as its thread gets to run.
-            if since.get_or_insert_with(Instant::now).elapsed() > LATE {
+            let now = self.clock.now();
+            if now.duration_since(*since.get_or_insert(now)) > LATE {
                 while let Some(early) = moves.next() {
                     self.apply_move(&events, early);
                 }

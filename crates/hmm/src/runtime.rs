@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use rustix::time::Timespec;
 
 use crate::adopt::{Found, discover, fill_unknown};
+use crate::clock::Clock;
 use crate::control::OnFull;
 use crate::mm::Mm;
 use crate::place::{Follower, Place, Turn};
@@ -72,6 +73,8 @@ pub struct Runtime {
     /// Readable while handlers shall look up from their work.
     alarm: OwnedFd,
     stopping: AtomicBool,
+    /// What waits is measured by it, what was done by the system's.
+    pub(crate) clock: Clock,
     pub(crate) follower: Follower,
     /// Readable while a handler that sleeps shall help with read-ahead.
     help: OwnedFd,
@@ -157,6 +160,7 @@ impl Runtime {
             alarm: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             help: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             waits: Waits::new(),
+            clock: Clock::default(),
             follower: Follower::default(),
             sleeping: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
@@ -262,7 +266,7 @@ impl Runtime {
         let mut place = Place::new(&self.follower);
         while !self.stopping.load(Ordering::Relaxed) {
             if may_be_held_up {
-                self.engine.watch(Instant::now());
+                self.engine.watch(self.clock.now());
             }
             if self.is_frozen() {
                 // A child of a fork begins without followers. The others are awake.
@@ -365,7 +369,7 @@ impl Runtime {
             // It answers, or it becomes clear that it does not.
             return;
         }
-        let now = Instant::now();
+        let now = self.clock.now();
         let patience = if self.engine.is_overdrawn() { STUCK_AGAIN } else { STUCK };
         if now.duration_since(self.waits.go_on(page, now)) > patience {
             if !self.policy.settle_the_dead() {
@@ -423,6 +427,7 @@ impl Runtime {
         let mut seen = self.kicks.load(Ordering::Acquire);
         while !self.stopping.load(Ordering::Relaxed) {
             self.park_if_frozen();
+            let _ = self.clock.now();
             self.reclaiming.store(true, Ordering::Relaxed);
             self.reclaim_until_high();
             self.engine.share();
