@@ -10,11 +10,14 @@ use crate::system::{ADAPTER_ARGS, Budget, System};
 use crate::workload::Workload;
 use anyhow::{Result, ensure};
 use std::path::PathBuf;
+use std::time::Duration;
 
 const RAM: Size = Size::mib(512);
 const QUICK_RAM: Size = Size::mib(32);
 const REPS: u32 = 3;
 const PASSES: u64 = 2;
+const PATIENCE_S: u64 = 300;
+const QUICK_PATIENCE_S: u64 = 30;
 /// Room for everything else that is on the machine.
 const SPARE: Size = Size::mib(128);
 
@@ -64,13 +67,13 @@ pub struct Args {
     adapter: Option<String>,
     /// Measure what devices cost that mirror a process's memory, instead: migration, snapshots, loads, faults, and too
     /// little memory, each against a floor of the same run. A bar that is missed is a result, no failure.
-    #[arg(long, conflicts_with_all = ["size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers", "adapter", "sweep", "report"])]
+    #[arg(long, conflicts_with_all = ["size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers", "adapter", "patience", "sweep", "report"])]
     mirror: bool,
     /// Measure what it takes to bring memory home, 4 KiB and 2 MiB, against its parts, and to manage 1 TiB of which little is
     /// touched, instead. A bar that is missed is a result, no failure.
     #[arg(
         long,
-        conflicts_with_all = ["mirror", "size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers", "adapter", "sweep", "report"]
+        conflicts_with_all = ["mirror", "size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers", "adapter", "patience", "sweep", "report"]
     )]
     paging: bool,
     /// Run programs that people use in half of the memory that they take, instead: sort, numpy, redis, sqlite3, and a walk
@@ -79,13 +82,17 @@ pub struct Args {
         long,
         conflicts_with_all = [
             "mirror", "paging", "size", "ram", "device", "passes", "threads", "workloads", "data", "systems", "peers",
-            "adapter", "sweep", "report"
+            "adapter", "patience", "sweep", "report"
         ]
     )]
     applications: bool,
     /// Smoke run: 64 MiB over 32 MiB, one repetition of one pass, unless said otherwise.
     #[arg(long)]
     quick: bool,
+    /// Give a measurement up that takes longer, with all its repetitions; some peers can take hours [default: 300; 30 with
+    /// --quick].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    patience: Option<u64>,
     /// Also measure how figures change with the size of the working set (half to eight times 64 MiB of RAM) and with the number
     /// of threads; some minutes more.
     #[arg(long)]
@@ -132,7 +139,8 @@ impl Args {
     /// # Errors
     /// A size that cannot be measured.
     pub(crate) fn plan(&self) -> Result<Plan> {
-        let (ram, reps, passes) = if self.quick { (QUICK_RAM, 1, 1) } else { (RAM, REPS, PASSES) };
+        let (ram, reps, passes, patience) =
+            if self.quick { (QUICK_RAM, 1, 1, QUICK_PATIENCE_S) } else { (RAM, REPS, PASSES, PATIENCE_S) };
         let ram = self.ram.unwrap_or(ram);
         let size = self.size.unwrap_or(Size { bytes: ram.bytes.saturating_mul(2) });
         ensure!(size >= Size::mib(1), "--size {size}: a working set of less than 1 MiB tells nothing");
@@ -143,6 +151,7 @@ impl Args {
                 device: self.device.clone(),
                 dir: self.dir.clone(),
                 adapter: self.adapter.clone(),
+                patience: Duration::from_secs(self.patience.unwrap_or(patience)),
             },
             size,
             reps: self.reps.unwrap_or(reps),
@@ -245,6 +254,11 @@ mod tests {
         let quick = plan("--quick");
         assert_eq!((quick.size, quick.budget.ram), (Size::mib(64), Size::mib(32)));
         assert_eq!((quick.reps, quick.passes), (1, 1));
+        let patience = |plan: &Plan| plan.budget.patience.as_secs();
+        assert_eq!(
+            (patience(&full), patience(&quick), patience(&plan("--quick --patience 9"))),
+            (300, 30, 9)
+        );
         assert!(!full.sweep && plan("--sweep").sweep && plan("--report x.html").sweep);
     }
 

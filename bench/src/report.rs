@@ -80,6 +80,8 @@ pub(crate) struct Cell {
     /// Workers that the kernel killed for want of memory. Each was started again, at most twice a repetition; after the
     /// third kill, the repetition was given up.
     pub(crate) oom_kills: u32,
+    /// Whether one took so long that it was given up, and the others with it.
+    pub(crate) given_up: bool,
     /// Repetitions that failed in another way.
     pub(crate) failures: Vec<String>,
     /// Medians over the repetitions; `None` when none succeeded.
@@ -103,6 +105,7 @@ impl Cell {
             workload,
             system,
             oom_kills: 0,
+            given_up: false,
             failures: Vec::new(),
             median: None,
             price: None,

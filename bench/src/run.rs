@@ -1,7 +1,7 @@
 //! The order of measurements: systems take turns, so that whatever changes on the machine over time hits them alike.
 
 use crate::args::Plan;
-use crate::child::check_stopped;
+use crate::child::{GivenUp, check_stopped};
 use crate::data::Data;
 use crate::outcome::Outcome;
 use crate::report::{Cell, Medians, Skipped};
@@ -52,7 +52,7 @@ impl Run<'_> {
         for rep in 0..self.plan.reps {
             for cell in &mut cells {
                 self.progress.step(cell, rep);
-                if !self.is_skipped(cell.system) {
+                if !self.is_skipped(cell.system) && !cell.given_up {
                     self.repeat(cell, rep)?;
                 }
             }
@@ -82,6 +82,13 @@ impl Run<'_> {
             check_stopped()?;
             let (workload, system) = (cell.workload.name(), cell.system.name());
             let outcome = measure(cell.system, &self.plan.budget, &worker);
+            if let Err(error) = &outcome
+                && let Some(slow) = error.downcast_ref::<GivenUp>()
+            {
+                cell.failures.push(format!("repetition {}: {slow}", rep + 1));
+                cell.given_up = true;
+                return Ok(());
+            }
             match outcome.with_context(|| format!("{workload} on {system}, {} data", cell.data))? {
                 Outcome::Done(repetition) => {
                     self.proven.push(cell.system);

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// A way to have memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
@@ -92,6 +93,8 @@ pub(crate) struct Budget {
     pub(crate) dir: PathBuf,
     /// The command of the adapter, for sh(1).
     pub(crate) adapter: Option<String>,
+    /// How long it may take, filling and checking included.
+    pub(crate) patience: Duration,
 }
 
 impl Budget {
@@ -124,20 +127,24 @@ impl Budget {
 /// Runs one worker on the system.
 ///
 /// # Errors
-/// A signal ([`child::Stopped`]), wrong bytes, or something that concerns all systems alike.
+/// A signal ([`child::Stopped`]), a worker that takes too long ([`child::GivenUp`]), wrong bytes, or something that concerns all systems alike.
 pub(crate) fn measure(system: System, budget: &Budget, worker: &WorkerArgs) -> Result<Outcome> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     match system {
         System::Ram => {
             let meter = CostMeter::start(Moves::Unknown)?;
-            let output = child::run(Command::new(program).args(worker.to_command_line()), None)?;
+            let output = child::run_within(
+                budget.patience,
+                Command::new(program).args(worker.to_command_line()),
+                None,
+            )?;
             outcome(&output, Around { run: meter.stop()?, ..Around::default() })
         }
-        System::HmmFits => under_hmm(&program, (budget.ample_bytes(worker), &budget.device), worker),
-        System::Hmm => under_hmm(&program, (budget.ram.bytes, &budget.device), worker),
+        System::HmmFits => under_hmm(&program, budget, (budget.ample_bytes(worker), &budget.device), worker),
+        System::Hmm => under_hmm(&program, budget, (budget.ram.bytes, &budget.device), worker),
         System::HmmFile => {
             let device = format!("file:path={}", budget.dir.display());
-            under_hmm(&program, (budget.ram.bytes, &device), worker)
+            under_hmm(&program, budget, (budget.ram.bytes, &device), worker)
         }
         System::Zram => under_kernel(Kind::Zram, &program, budget, worker),
         System::Zswap => under_kernel(Kind::Zswap, &program, budget, worker),
@@ -147,13 +154,18 @@ pub(crate) fn measure(system: System, budget: &Budget, worker: &WorkerArgs) -> R
     }
 }
 
-fn under_hmm(program: &Path, (ram_bytes, device): (u64, &str), worker: &WorkerArgs) -> Result<Outcome> {
+fn under_hmm(
+    program: &Path,
+    budget: &Budget,
+    (ram_bytes, device): (u64, &str),
+    worker: &WorkerArgs,
+) -> Result<Outcome> {
     let stats_file = TemporaryFile::new("stats.json")?;
     let mut command = Command::new(program);
     command.args(["run", "--quiet", &format!("--ram={ram_bytes}"), "--device", device]);
     command.arg("--stats").arg(stats_file.path()).arg("--").arg(program).args(worker.to_command_line());
     let meter = CostMeter::start(Moves::Unknown)?;
-    let output = child::run(&mut command, None)?;
+    let output = child::run_within(budget.patience, &mut command, None)?;
     let mut run = meter.stop()?;
     // As with env(1), from 125 on it is not the program that failed; 2 says that there is no `run` in this program.
     if matches!(output.status.code(), Some(2 | 125..=127)) {
@@ -193,7 +205,11 @@ fn under_kernel(kind: Kind, program: &Path, budget: &Budget, worker: &WorkerArgs
     let worker = WorkerArgs { file: peer.mapped_file().map(Path::to_owned), ..worker.clone() };
     let procs = peer.cgroup().procs_file();
     let meter = CostMeter::start(if kind == Kind::Mapped { Moves::Paged } else { Moves::Swapped })?;
-    let output = child::run(Command::new(program).args(worker.to_command_line()), Some(&procs))?;
+    let output = child::run_within(
+        budget.patience,
+        Command::new(program).args(worker.to_command_line()),
+        Some(&procs),
+    )?;
     let run = meter.stop()?;
     if output.status.signal() == Some(libc::SIGKILL) && peer.cgroup().oom_kills()? > 0 {
         return Ok(Outcome::OutOfMemory);
@@ -211,7 +227,7 @@ fn by_adapter(program: &Path, budget: &Budget, worker: &WorkerArgs) -> Result<Ou
     };
     let meter = CostMeter::start(Moves::Unknown)?;
     let text = adapter_command(adapter, program, budget.ram, worker);
-    let output = child::run(Command::new("sh").arg("-c").arg(text), None)?;
+    let output = child::run_within(budget.patience, Command::new("sh").arg("-c").arg(text), None)?;
     let run = meter.stop()?;
     // What a shell says of a command that is not there, or cannot be executed.
     if matches!(output.status.code(), Some(126 | 127)) {
@@ -281,6 +297,7 @@ mod tests {
             device: device.to_owned(),
             dir: "/elsewhere".into(),
             adapter: None,
+            patience: Duration::MAX,
         };
         let dir = |device: &str, systems: &[System]| budget(device).file_dir(systems);
         assert_eq!(dir("lz4", &System::USUAL), None);

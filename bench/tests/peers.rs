@@ -247,3 +247,17 @@ fn an_adapter_is_measured_like_any_other() {
     let (done, _) = adapt("echo wrong bytes: {args} >&2; exit 3");
     assert!(!done, "wrong bytes are the end of the run");
 }
+
+#[test]
+fn what_takes_too_long_is_given_up_with_all_its_repetitions() {
+    let slow = "sleep 60; echo {args}";
+    let args = ["--workloads", "randread", "--adapter", slow, "--patience", "1", "--reps", "3"];
+    let start = Instant::now();
+    let output = command_on("ram", &args).output().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let cell = &json["cells"][1];
+    assert_eq!(cell["failures"], serde_json::json!(["repetition 1: given up after 1 s"]), "{json:#}");
+    assert_eq!((output.status.code(), cell["given_up"].as_bool()), (Some(1), Some(true)));
+    assert_eq!(json["cells"][0]["repetitions"].as_array().unwrap().len(), 3, "{json:#}");
+}
