@@ -77,9 +77,11 @@ fn of(
     Price {
         p50_to_floor: median.fault_latency.zip(fault).filter(|_| random).map(|(at, ns)| at.p50_ns / ns),
         time_to_floor: floor.map(|floor| seconds(median) / floor),
+        // What is not more than in RAM is what others did on the machine.
         cpu_seconds_per_gib_moved: ram
             .zip(moved)
-            .map(|(ram, moved)| (median.run_machine_seconds - ram.run_machine_seconds) / (moved / GIB)),
+            .map(|(ram, moved)| (median.run_machine_seconds - ram.run_machine_seconds) / (moved / GIB))
+            .filter(|seconds| *seconds > 0.0),
     }
 }
 
@@ -154,6 +156,15 @@ mod tests {
         assert!((price.p50_to_floor.unwrap() - 4000.0 / fault_ns).abs() < 1e-9, "{price:?}");
         let floor = 0.25 + 0.5 * 262_144.0 * (fault_ns + 1000.0) / 1e9;
         assert!((price.time_to_floor.unwrap() / (1.0 / floor) - 1.0).abs() < 1e-9, "{price:?} {floor}");
+    }
+
+    #[test]
+    fn work_of_others_is_no_price() {
+        let mut report = sample::report();
+        let busy = report.cells[0].median.as_mut().unwrap();
+        busy.run_machine_seconds = 100.0;
+        set(&mut report.cells, &report.floors, &budget(), Size::mib(1024));
+        assert_eq!(report.cells[2].price.as_ref().unwrap().cpu_seconds_per_gib_moved, None);
     }
 
     #[test]

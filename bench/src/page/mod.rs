@@ -29,6 +29,12 @@ pub(crate) fn page(report: &Report) -> String {
         &throughput(report),
     );
     body += &section(
+        "Distance to the best that can be",
+        "Time over that in RAM and, for what cannot be resident, the codec (or the file) and UFFDIO_MOVE by 2 MiB, or by single \
+         faults where touches are random, all of it by one thread and as measured in the same run. 1 is the floor.",
+        &distances(report),
+    );
+    body += &section(
         "How long touches take",
         "The first access to each page: which part of all of them takes longer than a time. Lower and more to the left is \
          better. What is below the line's left end was there at once (took less than 1 us longer than a hit).",
@@ -92,13 +98,23 @@ fn works(cells: &[Cell]) -> impl Iterator<Item = &[Cell]> {
 }
 
 fn throughput(report: &Report) -> String {
+    bars(report, "MB/s", |cell| Some(cell.median.as_ref()?.mb_per_s))
+}
+
+fn distances(report: &Report) -> String {
+    bars(report, "time over the floor", |cell| cell.price.as_ref()?.time_to_floor)
+}
+
+/// A chart for each kind of data, of one figure of every cell that has it.
+fn bars(report: &Report, label: &str, figure: impl Fn(&Cell) -> Option<f64>) -> String {
     let of_data = |cells: &[Cell]| {
         let groups = works(cells).map(|work| {
-            let speed = |cell: &Cell| Some((cell.system, cell.median.as_ref()?.mb_per_s));
-            (work[0].workload.name(), work.iter().filter_map(speed).collect())
+            let bar = |cell: &Cell| Some((cell.system, figure(cell)?));
+            (work[0].workload.name(), work.iter().filter_map(bar).collect::<Vec<_>>())
         });
         let title = format!("Data that lz4 compresses {}", cells[0].data);
-        Bars { title: &title, label: "MB/s", groups: groups.collect() }.to_html()
+        let groups = groups.filter(|group| !group.1.is_empty());
+        Bars { title: &title, label, groups: groups.collect() }.to_html()
     };
     report.cells.chunk_by(|one, next| one.data == next.data).map(of_data).collect()
 }
@@ -226,8 +242,8 @@ mod tests {
         }
         assert!(page.contains("&lt;MARKUP&gt;") && !page.contains("<MARKUP>"), "names are not markup");
         let nr_charts = page.matches("<svg").count();
-        // Throughput; touches of seqrmw; two of sizes.
-        assert_eq!((nr_charts, page.matches("</svg>").count()), (4, 4), "{page}");
+        // Throughput; distance to the floor; touches of seqrmw; two of sizes.
+        assert_eq!((nr_charts, page.matches("</svg>").count()), (5, 5), "{page}");
     }
 
     #[test]
