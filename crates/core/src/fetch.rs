@@ -22,8 +22,10 @@ use crate::stream::Hit;
 use crate::table::States;
 use crate::trace::What;
 
-/// Pages of one transfer: bounds how long a page that was asked for waits for the others.
-pub(crate) const FETCH_PAGES: usize = 32;
+/// Pages of one transfer at most. Each ends with a flush of the other CPUs' TLBs, which takes as long as some pages do.
+pub(crate) const FETCH_PAGES: usize = 128;
+/// Pages of a transfer with one that was asked for: bounds how long that waits for the others.
+pub(crate) const DEMAND_PAGES: usize = 32;
 /// Tries of a transfer that fails with [`DeviceError::Io`].
 const IO_TRIES: usize = 3;
 
@@ -83,6 +85,7 @@ impl<K: Kernel> Engine<K> {
             }
             Some(Held::Tier(_)) | None => brings.window,
         };
+        let window = window.min(DEMAND_PAGES);
         let mut fetch = self.mark(states, page, frame.device, window, Purpose::Fault)?;
         fetch.hit = Some(hit);
         self.stream_on(states, hit, fetch.range().end);

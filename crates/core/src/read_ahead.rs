@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{BLOCK_PAGES, PageRange, Vpn};
 use crate::engine::Engine;
-use crate::fetch::{FETCH_PAGES, Purpose};
+use crate::fetch::{DEMAND_PAGES, FETCH_PAGES, Purpose};
 use crate::kernel::Kernel;
 use crate::state::PageState;
 use crate::stream::Hit;
@@ -85,7 +85,8 @@ impl<K: Kernel> Engine<K> {
     /// Fetches ahead, one transfer. Returns whether there was something to do.
     pub fn read_ahead(&self) -> bool {
         let Some(job) = self.jobs.lock().pop_front() else { return false };
-        if self.kernel.ledger().free() + self.nr_stock() < FETCH_PAGES as u64 {
+        let at_once = self.ahead_pages();
+        if self.kernel.ledger().free() + self.nr_stock() < at_once as u64 {
             // Read-ahead waits for reclaim rather than take the memory that faults need; without progress it is moot.
             if self.reclaim() == crate::Reclaimed::Progress {
                 self.jobs.lock().push_front(job);
@@ -103,7 +104,7 @@ impl<K: Kernel> Engine<K> {
                 return true;
             }
             let Ok(pass) = self.flights.begin_if_fast(frame.device) else { return true };
-            let window = usize::try_from(job.rest.end.0 - page.0).unwrap_or(FETCH_PAGES);
+            let window = usize::try_from(job.rest.end.0 - page.0).unwrap_or(at_once).min(at_once);
             let purpose = Purpose::Ahead { trigger: job.trigger };
             self.mark(&mut states, page, frame.device, window, purpose).map(|fetch| (fetch, pass))
         };
@@ -116,6 +117,11 @@ impl<K: Kernel> Engine<K> {
         // Its outcome is for nobody: who needs a page that did not come will fault.
         let _ = self.run_fetch(fetch, pass);
         true
+    }
+
+    /// Pages of one transfer: not so many that a small budget has no room for them.
+    fn ahead_pages(&self) -> usize {
+        (self.config.max_window as usize / 4).clamp(DEMAND_PAGES, FETCH_PAGES)
     }
 
     /// The first page of the job that is on a device. `None`: there is none in this block, and what is behind it is another

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use crate::addr::{BLOCK_PAGES, Bay, BlockId, PageRange, Vpn};
 use crate::bits::PageSet;
 use crate::engine::{Engine, HomeBy};
-use crate::fetch::FETCH_PAGES;
+use crate::fetch::DEMAND_PAGES;
 use crate::kernel::{BayScan, Kernel, Stop};
 use crate::migrate::Migration;
 use crate::notifier::{Cause, Change};
@@ -39,7 +39,7 @@ const GIVE_SHARE: u64 = 8;
 /// Calls of [`Engine::trim_idle`] after which stock that was not used is given back: a second of the runtime's.
 const IDLE_CALLS: u32 = 50;
 /// Stock that is kept for fetches when pages come home by copy.
-const COPY_STOCK_PAGES: usize = 4 * FETCH_PAGES;
+const COPY_STOCK_PAGES: usize = 4 * DEMAND_PAGES;
 /// Spent pages that are given back without need: what that costs is a call of its own.
 const SPENT_PAGES: usize = BLOCK_PAGES / 2;
 
