@@ -141,3 +141,35 @@ impl<K: Kernel> Engine<K> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_windows_are_planned_and_no_more() {
+        let jobs = Jobs::new();
+        let planned =
+            || jobs.lock().iter().map(|job| (job.rest.start.0, job.rest.nr_pages())).collect::<Vec<_>>();
+        assert_eq!(jobs.plan(Vpn(100), Vpn(110), 64), Vpn(174));
+        assert_eq!(jobs.plan(Vpn(101), Vpn(110), 64), Vpn(238), "behind what is planned");
+        assert_eq!(jobs.plan(Vpn(102), Vpn(110), 64), Vpn(238), "far enough ahead");
+        assert_eq!(planned(), [(110, 64), (174, 64)]);
+        // The stream has come to the second one, which is carried out.
+        jobs.lock().clear();
+        assert_eq!(jobs.plan(Vpn(175), Vpn(200), 64), Vpn(264));
+        assert_eq!(jobs.plan(Vpn(5000), Vpn(5001), 1), Vpn(5002), "another stream");
+        assert_eq!(planned(), [(200, 64), (5001, 1)]);
+    }
+
+    #[test]
+    fn no_more_is_planned_than_there_is_room_for() {
+        let jobs = Jobs::new();
+        for stream in 0..2 * MAX_JOBS as u64 {
+            let next = Vpn(stream * 1000);
+            let end = jobs.plan(next, next, 8);
+            assert_eq!(end, if stream < MAX_JOBS as u64 { next.add(8) } else { next });
+        }
+        assert_eq!(jobs.lock().len(), MAX_JOBS);
+    }
+}
