@@ -142,7 +142,7 @@ pub(crate) struct TraceArgs {
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnFullArg::Kill)]
     on_full: OnFullArg,
 
-    /// The policy to record under: clock, fifo or twice.
+    /// The policy to record under: clock, fifo, twice or round.
     #[arg(long, value_name = "NAME", default_value_t = Name::Fifo)]
     policy: Name,
 
@@ -258,7 +258,10 @@ mod tests {
             ("hmm run --ram 512M --device tape sort", "unknown device 'tape'"),
             ("hmm run --dmirror --device lz4 sort", "--ram <SIZE>"),
             ("hmm run --ram 512M --on-full panic sort", "possible values: kill, grow"),
-            ("hmm run --ram 512M --policy lru sort", "unknown policy 'lru': there are clock, fifo and twice"),
+            (
+                "hmm run --ram 512M --policy lru sort",
+                "unknown policy 'lru': there are clock, fifo, twice and round",
+            ),
             ("hmm trace sort", "--ram <SIZE>"),
             ("hmm replay", "<FILE>"),
             ("hmm replay file --policy clock,lru", "unknown policy 'lru'"),

@@ -8,7 +8,7 @@
 //! | 4 | the version of this format, 1 |
 //! | 4 | bytes of a page, 4096 |
 //! | 8 | the budget, in pages |
-//! | 4 | the number of the policy that it was recorded under: 0 clock, 1 fifo, 2 twice |
+//! | 4 | the number of the policy that it was recorded under: 0 clock, 1 fifo, 2 twice, 3 round |
 //! | 4 | 0 |
 //!
 //! Then a record of 16 bytes for each event, in the order in which they happened: two words, as

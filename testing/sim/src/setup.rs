@@ -128,9 +128,10 @@ impl Setup {
             first_touch_pages: pick(&[1, 4, 16]),
             zero_page: false,
             reuses_memory: pick(&[0, 0, 1]) == 1,
-            policy: match seed % 3 {
+            policy: match seed % 4 {
                 0 => Name::Clock,
                 1 => Name::Fifo,
+                2 => Name::Round,
                 _ => Name::Twice,
             },
         };

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::common::{Done, TempDir, can_run, finish, hmm, skipped};
 
-const POLICIES: [&str; 3] = ["clock", "fifo", "twice"];
+const POLICIES: [&str; 4] = ["clock", "fifo", "twice", "round"];
 
 /// Text that does not fit into 16 MiB while it is sorted, nor compress well.
 fn text(dir: &TempDir) -> PathBuf {

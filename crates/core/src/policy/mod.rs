@@ -1,6 +1,6 @@
 //! What leaves next, what comes ahead, and where it goes: decisions that change no result, only what it costs.
 //!
-//! The engine asks a [`Policy`], and does the rest: a policy sees blocks and pages, never states, locks or devices. Three
+//! The engine asks a [`Policy`], and does the rest: a policy sees blocks and pages, never states, locks or devices. Four
 //! are here, by [`Name`]; [`Engine::with_policy`](crate::Engine::with_policy) takes any other. The same policies can be
 //! asked by a model of memory, which is how recorded traces are replayed.
 //!
@@ -14,6 +14,7 @@
 mod clock;
 mod fifo;
 mod queue;
+mod round;
 mod twice;
 
 use std::fmt;
@@ -27,6 +28,7 @@ use crate::stream::Hit;
 
 pub use clock::Clock;
 pub use fifo::Fifo;
+pub use round::Round;
 pub use twice::Twice;
 
 /// What a policy keeps of a block, from its first page to the end of the engine: it has no memory of its own for blocks that
@@ -35,7 +37,7 @@ pub use twice::Twice;
 pub struct Note {
     /// When the block left last, as its policy counts; 0 when it never did.
     pub left: u32,
-    /// Whether it had come back soon when it came last.
+    /// Whether it had come back soon when it came last, or whatever else its policy notes.
     pub again: bool,
 }
 
@@ -143,11 +145,13 @@ pub enum Name {
     Fifo,
     /// [`Twice`].
     Twice,
+    /// [`Round`].
+    Round,
 }
 
 impl Name {
     /// All of them, the default first.
-    pub const ALL: [Self; 3] = [Self::Clock, Self::Fifo, Self::Twice];
+    pub const ALL: [Self; 4] = [Self::Clock, Self::Fifo, Self::Twice, Self::Round];
 
     /// As it is typed.
     pub const fn as_str(self) -> &'static str {
@@ -155,6 +159,7 @@ impl Name {
             Self::Clock => "clock",
             Self::Fifo => "fifo",
             Self::Twice => "twice",
+            Self::Round => "round",
         }
     }
 
@@ -164,6 +169,9 @@ impl Name {
             Self::Clock => "in the order in which they came, with a second chance; streams are fetched ahead",
             Self::Fifo => "in the order in which they came; nothing comes but what is touched",
             Self::Twice => "what came once before what came again, so that a scan does not push out the rest",
+            Self::Round => {
+                "as clock; but of what is read over and over, and is too much, the first part stays"
+            }
         }
     }
 
@@ -178,13 +186,14 @@ impl Name {
             Self::Clock => Box::new(Clock::new()),
             Self::Fifo => Box::new(Fifo::new()),
             Self::Twice => Box::new(Twice::new()),
+            Self::Round => Box::new(Round::new()),
         }
     }
 }
 
 /// There is no policy of that name.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("unknown policy '{given}': there are clock, fifo and twice")]
+#[error("unknown policy '{given}': there are clock, fifo, twice and round")]
 pub struct UnknownName {
     given: String,
 }

@@ -24,6 +24,16 @@ impl Queue {
         self.0.push_front(block);
     }
 
+    /// The newest one but for so many.
+    pub(super) fn take_newest(&mut self, but_for: usize) -> Option<BlockId> {
+        self.0.len().checked_sub(but_for + 1).and_then(|position| self.0.remove(position))
+    }
+
+    /// What `take_newest` gave goes back to its place.
+    pub(super) fn put_back_newest(&mut self, but_for: usize, block: BlockId) {
+        self.0.insert(self.0.len().saturating_sub(but_for), block);
+    }
+
     pub(super) fn forget(&mut self, block: BlockId) {
         self.0.retain(|queued| *queued != block);
     }

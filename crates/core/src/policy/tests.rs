@@ -110,9 +110,50 @@ fn the_plain_one_brings_nothing_ahead() {
     let alone = Brings { around: 1, window: 1 };
     assert_eq!((Fifo::new().brings(&fault), Fifo::new().ahead(&hit)), (alone, 0));
     let streamed = Brings { around: 16, window: hit.window };
-    for name in [Name::Clock, Name::Twice] {
+    for name in [Name::Clock, Name::Twice, Name::Round] {
         assert_eq!((name.policy().brings(&fault), name.policy().ahead(&hit)), (streamed, hit.window));
     }
+}
+
+/// Streams, as the engine tells of them.
+fn stream(memory: &Memory, nr_faults: usize) {
+    let streams = crate::stream::Streams::new(512);
+    for page in 0..nr_faults as u64 {
+        let hit = streams.fault(Vpn(page), 16);
+        let _ = memory.policy.brings(&Fault { page: Vpn(page), cause: Cause::Fetch, hit, together: 16 });
+    }
+}
+
+/// Faults of one more round through 128 blocks in memory of 64.
+fn faults_of_a_round(name: Name, is_stream: bool) -> usize {
+    let mut memory = Memory::new(name, 64);
+    if is_stream {
+        stream(&memory, 100);
+    }
+    (0..6).for_each(|_| memory.touch_all(0..128));
+    let before = memory.nr_faults;
+    memory.touch_all(0..128);
+    memory.nr_faults - before
+}
+
+#[test]
+fn who_goes_round_finds_part_of_it_under_round_and_only_there() {
+    assert_eq!(faults_of_a_round(Name::Clock, true), 128);
+    let faults = faults_of_a_round(Name::Round, true);
+    assert!((64..100).contains(&faults), "{faults}");
+    assert_eq!(faults_of_a_round(Name::Round, false), 128, "strays are left alone");
+}
+
+#[test]
+fn who_goes_on_to_something_else_gets_room_under_round() {
+    let mut memory = Memory::new(Name::Round, 64);
+    stream(&memory, 100);
+    (0..6).for_each(|_| memory.touch_all(0..128));
+    // It would fit; what is there is of no use any more.
+    (0..8).for_each(|_| memory.touch_all(500..560));
+    let before = memory.nr_faults;
+    memory.touch_all(500..560);
+    assert_eq!(memory.nr_faults, before);
 }
 
 #[test]
@@ -130,6 +171,6 @@ fn names_are_read_as_they_are_written() {
         assert_eq!(Name::of_number(name as u8), Some(name));
     }
     let error = "lru".parse::<Name>().unwrap_err().to_string();
-    assert_eq!(error, "unknown policy 'lru': there are clock, fifo and twice");
-    assert_eq!(Name::of_number(3), None);
+    assert_eq!(error, "unknown policy 'lru': there are clock, fifo, twice and round");
+    assert_eq!(Name::of_number(4), None);
 }

@@ -1,0 +1,153 @@
+//! For programs that go round through more than there is room for: as the clock, but then those that came last leave.
+//!
+//! Who reads twice as much as there is room for, from the front to the back and again, would find nothing of it in this order:
+//! each block leaves just before its turn. The best that can be done is to keep what is there, and have the rest pass through
+//! a few places (Belady's order is that for such a program). Then one of the newest leaves, but not what streams are at work
+//! on. Whether a program is of that kind shows what becomes of the oldest: every few departures it is their turn in any case,
+//! and if they come back soon, in a stream, they were kept with good reason. If they do not, the program has gone on to
+//! something else, and what is newest is wanted. Among strays the order stays as it is: a block that has just come back has
+//! few of its pages, and taking it out costs as much as one that has all.
+
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::queue::Queue;
+use super::{Brings, Fault, Note, Policy, Victim};
+use crate::addr::BlockId;
+
+/// Blocks have come back soon if they left so many times the number of resident blocks ago, at most.
+const SOON: usize = 4;
+/// What the return of one that was the oldest weighs, against 1 for its departure.
+const RETURN: isize = 2;
+/// From what on the program is found to go round, and the most that is counted: such a part of the resident blocks. A round takes
+/// as many departures as there are blocks and more, and only then is it known what comes back.
+const GOES_ROUND: usize = 8;
+const MAX_ROUNDS: usize = 2;
+/// What a fault of a stream weighs against one of none, from what on faults are found to be of streams, and the most.
+const STREAM: i32 = 4;
+const STREAMS: i32 = 32;
+const MAX_STREAMS: i32 = 64;
+/// Blocks that streams are at work on: the last that came.
+const NR_AT_WORK: usize = 8;
+/// With fewer blocks than this the order stays as it is.
+const MIN_BLOCKS: usize = 4 * NR_AT_WORK;
+/// One of so many departures is the oldest's.
+const OLDEST_TURN: u32 = 4;
+
+const FRONT: u8 = 0;
+const BACK: u8 = 1;
+
+#[derive(Debug)]
+struct Hand {
+    queue: Queue,
+    /// Departures so far, never 0.
+    nr_left: u32,
+    rounds: isize,
+    turn: u32,
+    /// Newest blocks that were given out, and have not left yet.
+    nr_newest_out: usize,
+}
+
+impl Hand {
+    fn count(&mut self, change: isize) {
+        let most = (self.queue.len() / MAX_ROUNDS).cast_signed();
+        self.rounds = (self.rounds + change).clamp(-most, most);
+    }
+
+    fn goes_round(&self) -> bool {
+        let nr_blocks = self.queue.len();
+        nr_blocks >= MIN_BLOCKS && self.rounds >= (nr_blocks / GOES_ROUND).cast_signed()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Round {
+    hand: Mutex<Hand>,
+    /// How much faults are of streams. Changed without the lock: one that gets lost does no harm.
+    streams: AtomicI32,
+}
+
+impl Round {
+    /// Without blocks.
+    pub const fn new() -> Self {
+        let hand = Hand { queue: Queue::new(), nr_left: 1, rounds: 0, turn: 0, nr_newest_out: 0 };
+        Self { hand: Mutex::new(hand), streams: AtomicI32::new(0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Hand> {
+        self.hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Round {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Policy for Round {
+    fn came(&self, block: BlockId, note: &mut Note) {
+        let mut hand = self.lock();
+        let distance = hand.nr_left.wrapping_sub(note.left) as usize;
+        if note.left != 0 && !note.again && distance <= SOON * hand.queue.len() {
+            hand.count(RETURN);
+        }
+        hand.queue.push(block);
+    }
+
+    fn next(&self) -> Option<Victim> {
+        let mut hand = self.lock();
+        let goes_round = hand.goes_round() && self.streams.load(Ordering::Relaxed) >= STREAMS;
+        if goes_round {
+            hand.turn = (hand.turn + 1) % OLDEST_TURN;
+            if hand.turn != 0 {
+                hand.nr_newest_out += 1;
+                return hand.queue.take_newest(NR_AT_WORK).map(|block| Victim { block, queue: BACK });
+            }
+        }
+        hand.queue.pop().map(|block| Victim { block, queue: FRONT })
+    }
+
+    fn put_back(&self, victim: Victim) {
+        let mut hand = self.lock();
+        if victim.queue == BACK {
+            hand.nr_newest_out = hand.nr_newest_out.saturating_sub(1);
+            hand.queue.put_back_newest(NR_AT_WORK, victim.block);
+        } else {
+            hand.queue.put_back(victim.block);
+        }
+    }
+
+    fn left(&self, note: &mut Note) {
+        let mut hand = self.lock();
+        hand.nr_left = hand.nr_left.wrapping_add(1).max(1);
+        note.left = hand.nr_left;
+        // Of several that leave at the same time one may be taken for the other.
+        note.again = hand.nr_newest_out > 0;
+        if note.again {
+            hand.nr_newest_out -= 1;
+        } else {
+            hand.count(-1);
+        }
+    }
+
+    fn forget(&self, block: BlockId) {
+        self.lock().queue.forget(block);
+    }
+
+    fn nr_blocks(&self) -> usize {
+        self.lock().queue.len()
+    }
+
+    fn block_at(&self, position: usize) -> Option<BlockId> {
+        self.lock().queue.get(position)
+    }
+
+    fn brings(&self, fault: &Fault) -> Brings {
+        let change = if fault.hit.sequential { STREAM } else { -1 };
+        let streams = self.streams.load(Ordering::Relaxed) + change;
+        self.streams.store(streams.clamp(0, MAX_STREAMS), Ordering::Relaxed);
+        Brings { around: fault.together, window: fault.hit.window }
+    }
+}
