@@ -115,9 +115,10 @@ fn print_json(trace: &Trace, ram_pages: u64, counts: &[(Name, Counts)]) -> Resul
 fn print_text(trace: &Trace, ram_pages: u64, counts: &[(Name, Counts)]) {
     let sums = recorded(trace);
     output::print(format_args!(
-        "{} touches of {} processes, recorded with {} under {}; replayed with {}\n",
+        "{} touches of {} process{}, recorded with {} under {}; replayed with {}\n",
         sums.touches,
         sums.processes,
+        if sums.processes == 1 { "" } else { "es" },
         pages(trace.header.ram_pages),
         trace.header.policy,
         pages(ram_pages)

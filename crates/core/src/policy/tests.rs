@@ -66,7 +66,7 @@ fn a_scan_leaves_the_hot_set_alone_under_twice_and_only_there() {
 #[test]
 fn a_new_hot_set_gets_in_under_twice() {
     let mut memory = hot_set_and_scan(Name::Twice);
-    // Another 40 of which not all fit into the quarter that is for newcomers.
+    // Another 40 of which not all fit into the tenth that is for newcomers.
     for _ in 0..20 {
         memory.touch_all(700..740);
     }

@@ -5,8 +5,8 @@
 //! both queues, so that with twice the memory it would have stayed. To know that takes no list of those that have left: each
 //! block's note has the number of departures at its own.
 //!
-//! Blocks leave from `once` as long as it has more than a quarter of all. So one pass over a large array goes through that
-//! quarter and leaves the rest alone; and a working set that changes gets in by coming back. Within each queue the order is
+//! Blocks leave from `once` as long as it has more than a tenth of all. So one pass over a large array goes through that
+//! tenth and leaves the rest alone; and a working set that changes gets in by coming back. Within each queue the order is
 //! the clock's.
 //!
 //! What came once goes by a tier that is three quarters full, if there is another: that room is for what will be back.
@@ -19,8 +19,8 @@ use super::queue::Queue;
 use super::{Note, Policy, Victim};
 use crate::addr::BlockId;
 
-/// One in so many blocks is left to those that came once.
-const ONCE_SHARE: usize = 4;
+/// One in so many blocks is left to those that came once, as in S3-FIFO; and one in any case.
+const ONCE_SHARE: usize = 10;
 /// A tier this full (in percent) is kept for what came again.
 const KEPT_PERCENT: u64 = 75;
 const ONCE: u8 = 0;
@@ -75,7 +75,8 @@ impl Policy for Twice {
 
     fn next(&self) -> Option<Victim> {
         let mut queues = self.lock();
-        let from_once = queues.again.len() == 0 || queues.once.len() * ONCE_SHARE > queues.len();
+        let kept = (queues.len() / ONCE_SHARE).max(1);
+        let from_once = queues.again.len() == 0 || queues.once.len() > kept;
         let queue = if from_once { ONCE } else { AGAIN };
         queues.get(queue).pop().map(|block| Victim { block, queue })
     }
