@@ -469,7 +469,6 @@ fn children_are_lent_what_has_grown_and_others_memory() {
         assert!(is_kept(arena.at(8)) && is_kept(arena.at(19)));
         mm.lend();
         assert!(!is_kept(arena.at(8)) && !is_kept(arena.at(19)));
-
         // Other memory has come to a place that is still known.
         arena.map(48, 4);
         let stale = arena.range(48, 4);

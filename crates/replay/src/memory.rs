@@ -19,6 +19,8 @@ use crate::process::{Page, Place, Process};
 /// Pages of one transfer, and pages that get their second chance together: the engine's.
 const FETCH_PAGES: usize = 32;
 const CHANCE_PAGES: usize = 16;
+/// Windows of a stream that are fetched ahead: the engine's.
+const WINDOWS_AHEAD: u64 = 2;
 
 /// Replays the trace's touches through a policy, in memory of so many pages.
 pub fn replay(trace: &Trace, policy: Name, ram_pages: u64) -> Counts {
@@ -232,9 +234,10 @@ impl Memory {
         let last = Vpn(reached.0.saturating_sub(1));
         let known = process.block(last.block()).run(last.index() + 1, Place::Resident);
         let mut next = reached.add(known as u64);
-        process.streams.expect(hit, next);
         let ahead = process.policy.ahead(&hit) as u64;
-        let end = next.add(ahead);
+        let is_near = next < reached.add(WINDOWS_AHEAD * ahead);
+        let end = if is_near { next.add(ahead) } else { next };
+        process.streams.expect(hit, end);
         let mut is_trigger = true;
         while next < end && self.process(of).page(next).is_some_and(|page| page.place == Place::Device) {
             let window = usize::try_from(end.0 - next.0).unwrap_or(FETCH_PAGES);

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::cargo::cargo;
 
 /// Each crate with those of ours that it may use, not counting tests.
-const ALLOWED: [(&str, &[&str]); 19] = [
+const ALLOWED: [(&str, &[&str]); 20] = [
     ("hmm-uapi", &[]),
     ("hmm-device", &[]),
     ("hmm-core", &["hmm-device"]),
@@ -21,7 +21,11 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("hmm-model", &[]),
     ("hmm-programs", &[]),
     ("hmm-torture", &["hmm", "hmm-model", "hmm-programs"]),
-    ("hmm-cli", &["hmm", "hmm-bench", "hmm-core", "hmm-device", "hmm-lz4", "hmm-torture", "hmm-uapi"]),
+    ("hmm-replay", &["hmm-core"]),
+    (
+        "hmm-cli",
+        &["hmm", "hmm-bench", "hmm-core", "hmm-device", "hmm-lz4", "hmm-replay", "hmm-torture", "hmm-uapi"],
+    ),
     ("hmm-sim", &["hmm-core", "hmm-device", "hmm-model"]),
     ("hmm-conformance", &["hmm"]),
     ("hmm-oracle", &[]),
