@@ -44,7 +44,7 @@ const MAX_STEPS: usize = 32;
 /// Pages cleared at a time when there is no fresh memory; bounds the time a block is locked.
 const MAX_CLEAR: usize = 64;
 /// Pages that get their second chance together: 64 KiB, aligned.
-const CHANCE_PAGES: usize = 16;
+pub const CHANCE_PAGES: usize = 16;
 
 /// Result of giving staging slots to the program.
 pub(crate) struct Mapped {

@@ -23,7 +23,7 @@ use crate::table::States;
 use crate::trace::What;
 
 /// Pages of one transfer at most. Each ends with a flush of the other CPUs' TLBs, which takes as long as some pages do.
-pub(crate) const FETCH_PAGES: usize = 128;
+pub const FETCH_PAGES: usize = 128;
 /// Pages of a transfer with one that was asked for: bounds how long that waits for the others.
 pub(crate) const DEMAND_PAGES: usize = 32;
 /// Tries of a transfer that fails with [`DeviceError::Io`].

@@ -60,7 +60,9 @@ mod table;
 
 pub use engine::{Config, Engine, HomeBy, Peeked};
 pub use events::Events;
-pub use fault::Outcome;
+pub use fault::{CHANCE_PAGES, Outcome};
+pub use fetch::FETCH_PAGES;
 pub use frames::HeldFrame;
+pub use read_ahead::WINDOWS_AHEAD;
 pub use reclaim::Reclaimed;
 pub use registry::{AddError, DeviceId, MAX_DEVICES};

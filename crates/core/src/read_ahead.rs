@@ -20,7 +20,7 @@ use crate::table::{States, covers};
 /// Jobs that wait at most; more streams than that fetch on demand.
 const MAX_JOBS: usize = 16;
 /// Windows that are planned at a time.
-const WINDOWS_AHEAD: u64 = 2;
+pub const WINDOWS_AHEAD: u64 = 2;
 
 #[derive(Debug, Clone, Copy)]
 struct Job {

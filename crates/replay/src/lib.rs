@@ -13,7 +13,7 @@
 //! - Faults are those of the recorded touches. Unseen touches were of pages that were there; where the replay would not have
 //!   had them there, it counts too few faults. So it should be with *more* memory than the recording: the more, the less
 //!   is missed. With as much or less, the figures are a lower bound and not more. Sorting 28 MB of text, recorded within
-//!   16 MiB, replayed within 24 MiB had 13 to 15 % fewer faults of a device than real runs within 24 MiB, and the policies in
+//!   16 MiB, replayed within 24 MiB had 14 to 17 % fewer faults of a device than real runs within 24 MiB, and the policies in
 //!   the right order; recorded and replayed within 24 MiB, 38 % fewer than the recording itself.
 //! - A page that was touched without a fault looks unused. So a policy that goes by use may look worse than it is.
 //! - Pages that came along with others when the trace was recorded, and were used then, look unused: what the replay calls

@@ -5,22 +5,16 @@
 
 use std::collections::BTreeMap;
 
-use hmm_core::Config;
 use hmm_core::addr::{BLOCK_PAGES, PageRange, Vpn};
 use hmm_core::bits::PageSet;
 use hmm_core::policy::{Brings, Cause, Fault, Name};
 use hmm_core::stream::Hit;
 use hmm_core::trace::{Event, Record, What};
+use hmm_core::{CHANCE_PAGES, Config, FETCH_PAGES, WINDOWS_AHEAD};
 
 use crate::counts::Counts;
 use crate::file::Trace;
 use crate::process::{Page, Place, Process};
-
-/// Pages of one transfer, and pages that get their second chance together: the engine's.
-const FETCH_PAGES: usize = 32;
-const CHANCE_PAGES: usize = 16;
-/// Windows of a stream that are fetched ahead: the engine's.
-const WINDOWS_AHEAD: u64 = 2;
 
 /// Replays the trace's touches through a policy, in memory of so many pages.
 pub fn replay(trace: &Trace, policy: Name, ram_pages: u64) -> Counts {
