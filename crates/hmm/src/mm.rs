@@ -399,8 +399,9 @@ impl Kernel for Mm {
         while let Some(part) = self.extents.next_in(at, range.end) {
             at = part.end;
             self.scan_regions(range_of(part), ScanArgs::any(Categories::PRESENT), |region| {
-                // Fails for read-only mappings, whose pages then stay.
-                let _ = hmm_uapi::sys::populate_write(region.range());
+                // Fails for read-only mappings, whose pages then stay, and for what has left meanwhile.
+                let pages = region.range().start..region.range().end;
+                pages.step_by(PAGE_SIZE).for_each(|page| _ = hmm_uapi::sys::write_nothing(page));
             });
         }
     }

@@ -271,6 +271,8 @@ impl Runtime {
             if self.is_frozen() {
                 // A child of a fork begins without followers. The others are awake.
                 let _ = place.leave();
+                // Who stands still has no fault in hand: the thread that waits may hold what the forking one needs.
+                self.send_back(&mut retries);
                 self.park_if_frozen();
             }
             place.attend();

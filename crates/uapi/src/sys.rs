@@ -16,7 +16,7 @@ use crate::fd::Fd;
 use crate::mapping::Advice;
 use crate::maps::Perms;
 use crate::range::AddrRange;
-use crate::syscall::syscall;
+use crate::syscall::{any_syscall, syscall};
 
 /// The calling thread.
 pub fn gettid() -> i32 {
@@ -243,6 +243,24 @@ pub unsafe fn process_madvise(pidfd: impl AsFd, runs: &[IoVec], advice: Advice) 
 pub fn populate_write(range: AddrRange) -> Result<(), Errno> {
     // SAFETY: no byte changes.
     unsafe { madvise(range, Advice::PopulateWrite) }
+}
+
+/// Has the kernel write to the page that begins there, without changing it: ends sharing with forked processes. It never waits:
+/// where a fault would have to be answered by somebody it fails, so whoever answers faults may call it.
+///
+/// # Errors
+/// `EFAULT`: nothing is there, or it cannot be written to, or a userfaultfd would have to be asked.
+pub fn write_nothing(addr: u64) -> Result<(), Errno> {
+    /// Or-s the second word with 0, and wakes those who wait for it if it was this value: a waiter looks again anyway.
+    const OR_NOTHING: usize = 2 << 28 | 0x82e;
+    let nobody_waits = AtomicU32::new(0);
+    let operation = (raw::FUTEX_WAKE_OP | raw::FUTEX_PRIVATE_FLAG) as usize;
+    let addr = usize::try_from(addr).map_err(|_| Errno::FAULT)?;
+    let word = nobody_waits.as_ptr().expose_provenance();
+    // SAFETY:
+    // 1. the first word lives here; the kernel uses its address only.
+    // 2. the other word is or-ed with 0 in one step that is atomic to its owners, or not written to at all.
+    unsafe { any_syscall(raw::__NR_futex as usize, [word, operation, 0, 0, addr, OR_NOTHING]) }.map(drop)
 }
 
 /// Faults the range in as reads would. Must not be called by who has to answer the faults.

@@ -196,6 +196,33 @@ mod tests {
         assert_eq!(read(memory.page(2)).get(), 3);
     }
 
+    /// By who answers faults, too.
+    #[test]
+    fn sharing_ends_without_a_fault_that_somebody_has_to_answer() {
+        let _turn = one_at_a_time();
+        let Some(memory) = Managed::new(Features::PAGEFAULT_FLAG_WP, BOTH, 4) else { return };
+        let source = filled(3, 1);
+        let src = source.range().start;
+        let there = memory.uffd.copy(src, memory.page(0), 2 * PAGE as u64, COMPLETE);
+        assert_eq!(there, complete(2));
+        let protected = memory.uffd.copy(src, memory.page(2), PAGE as u64, CopyMode::WRITE_PROTECT);
+        assert_eq!(protected, complete(1));
+        assert_eq!(in_child(|| 0).end(), Ok(0));
+        assert_eq!(
+            move_pages(&memory, memory.page(3), memory.page(0), 1, MoveMode::empty()),
+            stopped(0, Errno::BUSY)
+        );
+        let results = [0, 1, 2, 3].map(|page| sys::write_nothing(memory.page(page)));
+        assert_eq!(results, [Ok(()), Ok(()), Err(Errno::FAULT), Err(Errno::FAULT)]);
+        assert_eq!(move_pages(&memory, memory.page(3), memory.page(0), 1, MoveMode::empty()), complete(1));
+        assert_eq!(read(memory.page(3)).get(), 1);
+        assert_eq!(read(memory.page(1)).get(), 2);
+        // SAFETY: the mapping is the test's.
+        assert_eq!(unsafe { libc::mprotect(source.as_ptr().cast(), PAGE, libc::PROT_READ) }, 0);
+        assert_eq!(sys::write_nothing(src), Err(Errno::FAULT));
+        assert_eq!(sys::write_nothing(0), Err(Errno::FAULT));
+    }
+
     #[test]
     fn write_protection_reports_writers_until_lifted() {
         let _turn = one_at_a_time();
