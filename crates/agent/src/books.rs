@@ -12,6 +12,8 @@ use hmm::runtime::Policy;
 use hmm::uapi::Errno;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use crate::reserve;
+
 /// The ledger of all processes, and this process's counters.
 #[derive(Debug)]
 pub(crate) struct SharedBooks {
@@ -127,5 +129,9 @@ impl Policy for RunPolicy {
 
     fn settle_the_dead(&self) -> bool {
         self.control.settle_the_dead()
+    }
+
+    fn spare(&self) -> bool {
+        reserve::spare(&self.control)
     }
 }

@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 
 use hmm::control::{Control, VerdictKind};
+use hmm::core::kernel::Kernel;
 use hmm::core::notifier::Cause;
 use hmm::handover;
 use hmm::runtime::Runtime;
@@ -45,7 +46,8 @@ use crate::errno::failed;
 use crate::inherit::NR_REPEATED;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
-use crate::{MANAGED, child, control, devices, dmirror, fail, reserve};
+use crate::refusal::{self, Refusal};
+use crate::{MANAGED, books, child, control, devices, dmirror, fail, reserve};
 
 /// How a fork stands, for the thread that forks.
 const IDLE: u32 = 0;
@@ -74,6 +76,10 @@ const MAX_LOOKS: usize = 100;
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000 };
 /// Copies of the engine that may turn out useless before the fork is given up.
 const MAX_TRIES: usize = 16;
+/// How long nobody works on the engine after each piece of work while a fork is awaited for the second time; and that is
+/// doubled for each further time, up to so often.
+const REST: Duration = Duration::from_micros(100);
+const MAX_DOUBLED: u32 = 7;
 
 type Fork = extern "C" fn() -> libc::pid_t;
 
@@ -114,17 +120,18 @@ pub extern "C" fn _Fork() -> libc::pid_t {
 /// `prepare`.
 fn arranged(fork: impl Fn() -> libc::pid_t) -> libc::pid_t {
     for nr_repeated in 0..MAX_TRIES {
-        if MANAGED.load(Ordering::Acquire) && !arrange() {
-            break;
+        if MANAGED.load(Ordering::Acquire) && !arrange(nr_repeated) {
+            return refuse();
         }
-        NR_REPEATED.store(nr_repeated, Ordering::Relaxed);
         let pid = fork();
         if pid <= 0 || STATE.load(Ordering::Acquire) != AGAIN {
             return pid;
         }
         // SAFETY: waits for a child that was never seen by the program.
         unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+        books::own_slot().stats().fork_again.fetch_add(1, Ordering::Relaxed);
     }
+    Refusal::Useless.note();
     refuse()
 }
 
@@ -155,10 +162,11 @@ fn set_state(state: u32) {
 }
 
 /// Has the engine brought to rest for a fork by this thread. False when that cannot be; then nothing has changed.
-fn arrange() -> bool {
+fn arrange(nr_repeated: usize) -> bool {
     while FORKING.swap(true, Ordering::Acquire) {
         std::thread::yield_now();
     }
+    NR_REPEATED.store(nr_repeated, Ordering::Relaxed);
     let mut ends: [c_int; 2] = [-1; 2];
     // SAFETY: writes two descriptors.
     let made = unsafe {
@@ -174,6 +182,8 @@ fn arrange() -> bool {
             return true;
         }
         close_ends();
+    } else {
+        Refusal::NoPlace.note();
     }
     FORKING.store(false, Ordering::Release);
     false
@@ -185,11 +195,8 @@ extern "C" fn prepare() {
         return;
     }
     // A fork that libc makes by itself (daemon, forkpty): there is no way back from here.
-    if !arrange() {
-        end(
-            "a fork could not be arranged: pages are away and CAP_SYS_PTRACE is missing, or on a file, or the engine did \
-             not come to rest",
-        );
+    if !arrange(0) {
+        end(refusal::last());
     }
 }
 
@@ -248,8 +255,13 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     }
     let end = hmm::uapi::sys::pidfd_open(hmm::uapi::sys::getpid())
         .and_then(|pidfd| hmm::uapi::sys::pidfd_getfd(pidfd, PARENT_END.load(Ordering::Relaxed)));
-    let (Ok(end), Some((page, _))) = (end, control::setup()) else { return set_state(REFUSED) };
-    if !reserve::begin(&page) || !prepare_engine(runtime, &page) {
+    let (Ok(end), Some((page, _))) = (end, control::setup()) else {
+        Refusal::NoPlace.note();
+        return set_state(REFUSED);
+    };
+    let prepared = if reserve::begin(&page) { prepare_engine(runtime, &page) } else { Err(Refusal::NoPlace) };
+    if let Err(why) = prepared {
+        why.note();
         reserve::end(&page);
         return set_state(REFUSED);
     }
@@ -268,7 +280,7 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     // If there is no child that took it over.
     reserve::end(&page);
     runtime.engine().have_all_stay(false);
-    runtime.thaw();
+    thaw(runtime);
     set_state(next);
 }
 
@@ -312,22 +324,35 @@ fn are_files_empty(runtime: &Runtime) -> bool {
     devices::empty_files().is_some()
 }
 
-/// Sets memory aside for the child, and brings the engine to rest. False when that cannot be; then it works as before.
-fn prepare_engine(runtime: &Runtime, page: &Control) -> bool {
+/// Brings the engine to rest.
+fn freeze(runtime: &Runtime) -> Result<(), Refusal> {
+    if !runtime.freeze() {
+        return Err(Refusal::Restless);
+    }
+    // Others who are short of memory do not wait for ours.
+    runtime.engine().kernel().share().stand_still(true);
+    Ok(())
+}
+
+fn thaw(runtime: &Runtime) {
+    runtime.engine().kernel().share().stand_still(false);
+    runtime.thaw();
+}
+
+/// Sets memory aside for the child, and brings the engine to rest. When that cannot be it works as before.
+fn prepare_engine(runtime: &Runtime, page: &Control) -> Result<(), Refusal> {
     if !runtime.engine().kernel().reports_forks() {
-        if !runtime.freeze() {
-            return false;
-        }
+        freeze(runtime)?;
         // Until the fork: what was away then would be zeroes to the child.
         runtime.engine().have_all_stay(true);
         let possible = !any_absent(runtime) && are_files_empty(runtime);
-        if possible {
-            reserve::try_fill(page, runtime);
-        } else {
+        if !possible {
             runtime.engine().have_all_stay(false);
-            runtime.thaw();
+            thaw(runtime);
+            return Err(Refusal::Away);
         }
-        return possible;
+        reserve::try_fill(page, runtime);
+        return Ok(());
     }
     devices::empty_files_if_little(runtime.engine(), &mut || _ = control::answer(runtime));
     let on_full = page.config().on_full;
@@ -335,9 +360,10 @@ fn prepare_engine(runtime: &Runtime, page: &Control) -> bool {
         control::answer(runtime);
     };
     // Nearly all of it while the others work, the rest when they stand still.
-    if !reserve::fill(page, runtime, on_full, &mut &answer) || !runtime.freeze() {
-        return false;
+    if !reserve::fill(page, runtime, on_full, &mut &answer) {
+        return Err(Refusal::NoRoom);
     }
+    freeze(runtime)?;
     let serve = || {
         answer();
         runtime.serve_once(&mut |child| runtime.poison_child(&child));
@@ -348,11 +374,27 @@ fn prepare_engine(runtime: &Runtime, page: &Control) -> bool {
         control::discover_all(runtime);
     });
     // In this order: what leaves for the child may go to a file.
-    let possible = reserve::fill(page, runtime, on_full, &mut &serve) && are_files_empty(runtime);
-    if !possible {
-        runtime.thaw();
+    let refusal = if !reserve::fill(page, runtime, on_full, &mut &serve) {
+        Some(Refusal::NoRoom)
+    } else if !are_files_empty(runtime) {
+        Some(Refusal::Away)
+    } else {
+        None
+    };
+    refusal.map_or(Ok(()), |why| {
+        thaw(runtime);
+        Err(why)
+    })
+}
+
+/// While a fork is awaited: a copy that is made while somebody works on the engine is of no use. If that was so before, there is time
+/// in which nobody does.
+fn rest() {
+    let nr_repeated = u32::try_from(NR_REPEATED.load(Ordering::Relaxed)).unwrap_or(0);
+    if let Some(nr_doubled) = nr_repeated.checked_sub(1) {
+        let time = REST * (1 << nr_doubled.min(MAX_DOUBLED));
+        let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: i64::from(time.subsec_nanos()) });
     }
-    possible
 }
 
 /// Serves the parent until the fork, and the child until it can do without us.
@@ -361,6 +403,9 @@ fn attend(runtime: &'static Runtime, page: &Control, end: &Fd, open: &mut Open) 
     let mut buffer = EventBuffer::new();
     let mut bytes = [0u8; 4096];
     loop {
+        if child.is_none() {
+            rest();
+        }
         let uffd = child.as_ref().unwrap_or(runtime.engine().kernel().uffd());
         let mut fds = [PollFd::new(end, PollFlags::IN), PollFd::new(uffd, PollFlags::IN)];
         // Until the child is there, others may wait for us while they hold what the forking thread needs: who maps memory,

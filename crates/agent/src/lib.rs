@@ -36,6 +36,7 @@ mod next;
 mod protection;
 mod question;
 mod references;
+mod refusal;
 mod relocate;
 mod reserve;
 mod root;

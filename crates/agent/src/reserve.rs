@@ -9,6 +9,9 @@
 //! child takes that over it gives back what was too much, and from then on both sides are what they may become. If there is
 //! no child the parent frees the slot; if there is no parent any more the supervisor does.
 //!
+//! Others that are short of memory take what is free, so what leaves for a child is handed over to it. And whoever takes pages out
+//! while its threads bring them back may do so for ever: if that comes to little for some time, the budget grows.
+//!
 //! Where the kernel reports no forks a fork needs all pages to be there, so none can leave for it: then only what is free
 //! is set aside, but for a little, and the rest is charged whatever the budget says.
 
@@ -31,6 +34,12 @@ const SLACK_PAGES: u64 = 64;
 const FAULT_PAGES: u64 = 256;
 /// As long as a fault waits for memory before the budget grows.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same, as long as what the budget grew by is not taken back: what is resident is of a kind that cannot leave.
+const PATIENCE_AGAIN: Duration = Duration::from_millis(50);
+/// One in so many of the pages that are missing has to come in that time.
+const GAIN_SHARE: u64 = 16;
+/// What is spared for faults at a time.
+const SPARE_PAGES: u64 = 16;
 /// Between two looks while others hold the memory.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
@@ -53,12 +62,25 @@ fn set_waiting(slot: Option<(&'static Slot, ProcessId)>) {
 #[must_use = "without there must be no fork"]
 pub(crate) fn begin(page: &Control) -> bool {
     set_waiting(page.claim_for_child(own_slot()).zip(own_slot().owner()));
-    waiting().is_some()
+    waiting().is_some_and(|(slot, _)| {
+        page.share(slot).stand_still(true);
+        true
+    })
 }
 
-/// Sets aside what the child needs, as far as it is free. Returns whether that is all.
-pub(crate) fn try_fill(page: &Control, runtime: &Runtime) -> bool {
+/// Frees some of what is set aside, for a fault that the fork waits for. False when the child needs the rest.
+pub(crate) fn spare(page: &Control) -> bool {
     let Some((slot, _)) = waiting() else { return false };
+    let (aside, own) = (page.share(slot), page.share(own_slot()));
+    // Both sides will have what the fault brings.
+    let can_go = aside.charged().saturating_sub(own.charged()) / 2;
+    aside.uncharge(can_go.min(SPARE_PAGES));
+    can_go > 0
+}
+
+/// Sets aside what the child needs, as far as it is free. Returns how many pages are missing.
+pub(crate) fn try_fill(page: &Control, runtime: &Runtime) -> u64 {
+    let Some((slot, _)) = waiting() else { return 0 };
     let (aside, mm) = (page.share(slot), runtime.engine().kernel());
     let missing = (mm.share().charged() + SLACK_PAGES).saturating_sub(aside.charged());
     let missing = if mm.reports_forks() {
@@ -69,28 +91,59 @@ pub(crate) fn try_fill(page: &Control, runtime: &Runtime) -> bool {
     let got = runtime.engine().set_aside(aside, missing);
     RESIDENT.store(mm.share().charged(), Ordering::Relaxed);
     AWAY.store(mm.stats().away.load(Ordering::Relaxed), Ordering::Relaxed);
-    got == missing
+    missing - got
+}
+
+/// For how long too little has come of what is missing.
+struct Shortage {
+    /// Fewer than that have to be missing next.
+    least: u64,
+    step: u64,
+    since: Instant,
+}
+
+impl Shortage {
+    fn new(missing: u64, now: Instant) -> Self {
+        let step = (missing / GAIN_SHARE).max(SLACK_PAGES);
+        Self { least: missing.saturating_sub(step), step, since: now }
+    }
+
+    /// So many are missing now. Whether that has taken longer than it may.
+    fn is_too_long(&mut self, missing: u64, patience: Duration, now: Instant) -> bool {
+        if missing <= self.least {
+            self.least = missing.saturating_sub(self.step);
+            self.since = now;
+        }
+        now.duration_since(self.since) > patience
+    }
 }
 
 /// Has pages leave until all is set aside that the child needs, doing `meanwhile` between two steps. False when no device
 /// takes another page, and the budget shall not grow.
 #[must_use = "without there must be no fork"]
 pub(crate) fn fill(page: &Control, runtime: &Runtime, on_full: OnFull, meanwhile: &mut dyn FnMut()) -> bool {
-    let start = Instant::now();
-    while !try_fill(page, runtime) {
-        match runtime.engine().reclaim() {
-            Reclaimed::Progress => {}
-            Reclaimed::Nothing if start.elapsed() < PATIENCE => {
-                runtime.engine().ask_others();
+    let engine = runtime.engine();
+    let mut shortage = Shortage::new(try_fill(page, runtime), Instant::now());
+    loop {
+        let missing = try_fill(page, runtime);
+        if missing == 0 {
+            return true;
+        }
+        let patience = if engine.is_overdrawn() { PATIENCE_AGAIN } else { PATIENCE };
+        let is_stuck = shortage.is_too_long(missing, patience, Instant::now());
+        // Who forks pays for it, however little it has.
+        match engine.reclaim_own() {
+            Reclaimed::Progress if !is_stuck => {}
+            Reclaimed::Nothing if !is_stuck => {
+                engine.ask_others();
                 let _ = rustix::thread::nanosleep(&PAUSE);
             }
-            Reclaimed::Nothing | Reclaimed::Full if page.settle_the_dead() => {}
+            _ if page.settle_the_dead() => {}
             Reclaimed::Full if on_full == OnFull::Kill => return false,
-            Reclaimed::Nothing | Reclaimed::Full => runtime.grow(),
+            Reclaimed::Progress | Reclaimed::Nothing | Reclaimed::Full => runtime.grow(),
         }
         meanwhile();
     }
-    true
 }
 
 /// Everything is free again, unless it is a child's by now.
@@ -107,10 +160,33 @@ pub(crate) fn take_over(page: &Control, procfs: &Procfs) -> Result<&'static Slot
     // Else the parent was killed, and what was set aside is free.
     let slot = taken.map(|(slot, _)| slot).or_else(|| page.claim_slot_of(process, &name));
     let slot = slot.ok_or("more than 128 processes")?;
+    page.share(slot).stand_still(false);
     let (share, resident) = (page.share(slot), RESIDENT.load(Ordering::Relaxed));
     share.charge_shared(resident.saturating_sub(share.charged()));
     share.uncharge(share.charged().saturating_sub(resident));
     slot.stats().away.store(AWAY.load(Ordering::Relaxed), Ordering::Relaxed);
     set_waiting(None);
     Ok(slot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_by_drops_is_too_little() {
+        let begin = Instant::now();
+        let at = |millis| begin + Duration::from_millis(millis);
+        let mut shortage = Shortage::new(3200, begin);
+        assert!(!shortage.is_too_long(3001, PATIENCE, at(1990)), "a sixteenth");
+        assert!(!shortage.is_too_long(3000, PATIENCE, at(1990)));
+        assert!(!shortage.is_too_long(2990, PATIENCE, at(3900)));
+        assert!(shortage.is_too_long(2801, PATIENCE, at(4000)));
+        // More is missing again, because the program goes on.
+        assert!(shortage.is_too_long(3200, PATIENCE, at(4100)));
+        assert!(!shortage.is_too_long(2700, PATIENCE, at(4200)));
+        assert!(shortage.is_too_long(2650, PATIENCE_AGAIN, at(4300)));
+        let mut little = Shortage::new(10, begin);
+        assert!(!little.is_too_long(0, PATIENCE, at(5000)), "that is all");
+    }
 }

@@ -19,9 +19,11 @@ const FOUND_SHARE: u64 = 64;
 /// But not more than so many pages.
 const FOUND_MAX_PAGES: u64 = 256;
 
-/// The lower bits of a share's word are pages, the others say how often it was cleared.
-const PAGES: u64 = (1 << 40) - 1;
-const CLEARED: u64 = PAGES + 1;
+/// The lower bits of a share's word are pages, one says whether its party gives nothing back for the time being, and the others
+/// how often it was cleared.
+const PAGES: u64 = (1 << 39) - 1;
+const STILL: u64 = PAGES + 1;
+const CLEARED: u64 = STILL << 1;
 
 /// An account of pages. Everything resident is charged before it becomes so.
 #[derive(Debug)]
@@ -90,14 +92,18 @@ impl Ledger {
         self.all().sum()
     }
 
-    /// The most that one party has charged.
+    /// The most that one party has charged that can give something back.
     pub fn largest_share(&self) -> u64 {
-        self.all().max().unwrap_or(0)
+        self.words().filter(|word| word & STILL == 0).map(|word| word & PAGES).max().unwrap_or(0)
     }
 
     fn all(&self) -> impl Iterator<Item = u64> {
+        self.words().map(|word| word & PAGES)
+    }
+
+    fn words(&self) -> impl Iterator<Item = u64> {
         let nr_used = usize::try_from(self.nr_used.load(Ordering::SeqCst)).unwrap_or(NR_SHARES);
-        self.shares.iter().take(nr_used).map(|share| share.load(Ordering::SeqCst) & PAGES)
+        self.shares.iter().take(nr_used).map(|share| share.load(Ordering::SeqCst))
     }
 
     /// The most that was ever charged.
@@ -190,6 +196,16 @@ impl Share<'_> {
         debug_assert!(before & PAGES >= pages, "I9: {pages} uncharged of {}", before & PAGES);
     }
 
+    /// Says whether this party gives nothing back for the time being, however much it has: it stands still, or what it has waits for
+    /// a child that is not there yet.
+    pub fn stand_still(&self, still: bool) {
+        if still {
+            self.word.fetch_or(STILL, Ordering::SeqCst);
+        } else {
+            self.word.fetch_and(!STILL, Ordering::SeqCst);
+        }
+    }
+
     /// Takes back all that this party has charged: what it had is gone. To be called by the party itself.
     pub fn clear(&self) {
         while !self.clear_seen(self.seen()) {}
@@ -203,7 +219,7 @@ impl Share<'_> {
     /// Takes back all that was charged, if nobody has charged, uncharged or cleared anything since.
     #[must_use = "if not there may be something left"]
     pub fn clear_seen(&self, seen: Seen) -> bool {
-        let cleared = (seen.0 & !PAGES).wrapping_add(CLEARED);
+        let cleared = (seen.0 & !(PAGES | STILL)).wrapping_add(CLEARED);
         self.word.compare_exchange(seen.0, cleared, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
@@ -251,6 +267,24 @@ mod tests {
         one.clear();
         assert_eq!((one.charged(), other.charged(), ledger.charged()), (0, 2000, 2000));
         assert!(other.try_charge(4000), "it is free again");
+    }
+
+    #[test]
+    fn who_gives_nothing_back_is_not_waited_for() {
+        let ledger = Ledger::new(6400);
+        let (one, other) = (ledger.share(0), ledger.share(5));
+        assert!(one.try_charge(4000) && other.try_charge(100));
+        one.stand_still(true);
+        one.stand_still(true);
+        assert!(one.try_charge(1));
+        assert_eq!((one.charged(), ledger.charged(), ledger.largest_share()), (4001, 4101, 100));
+        one.stand_still(false);
+        assert_eq!(ledger.largest_share(), 4001);
+        // Who is gone does not stand still any more.
+        one.stand_still(true);
+        one.clear();
+        assert!(one.try_charge(200));
+        assert_eq!(ledger.largest_share(), 200);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::bits::PageSet;
 use crate::engine::{Engine, HomeBy};
 use crate::fetch::DEMAND_PAGES;
 use crate::kernel::{BayScan, Kernel, Stop};
-use crate::migrate::Migration;
+use crate::migrate::{Collected, MIGRATE_PAGES, Migration};
 use crate::notifier::{Cause, Change};
 use crate::staging::{Left, Surplus, Which};
 use crate::state::PageState;
@@ -36,6 +36,8 @@ const EVICT_TRIES: usize = 64;
 const POOR_PAGES: u64 = 256;
 /// One in so many of a process's pages is given back when another one asks.
 const GIVE_SHARE: u64 = 8;
+/// Steps of reclaim in which that is tried at least.
+const SHARE_STEPS: u64 = 64;
 /// Calls of [`Engine::trim_idle`] after which stock that was not used is given back: a second of the runtime's.
 const IDLE_CALLS: u32 = 50;
 /// Stock that is kept for fetches when pages come home by copy.
@@ -93,9 +95,9 @@ impl<K: Kernel> Engine<K> {
         self.kernel.ledger().ask();
     }
 
-    /// Gives memory back if another process that shares the budget has asked since the last time. To be called now and
-    /// then, by a background thread.
-    pub fn share(&self) {
+    /// Gives memory back if another process that shares the budget has asked since the last time, as long as `go_on` says so. To
+    /// be called now and then, by a background thread.
+    pub fn share(&self, go_on: &dyn Fn() -> bool) {
         let asked = self.kernel.ledger().asked();
         let others = asked.saturating_sub(self.own_asked.load(Ordering::Relaxed));
         if self.others_asked.swap(others, Ordering::Relaxed) >= others || self.is_poor() {
@@ -103,7 +105,10 @@ impl<K: Kernel> Engine<K> {
         }
         let own = self.kernel.share().charged();
         let goal = own - own / GIVE_SHARE;
-        while self.kernel.share().charged() > goal {
+        // The program may take as much meanwhile.
+        let mut nr_left = SHARE_STEPS + own / GIVE_SHARE / (MIGRATE_PAGES as u64 / 8);
+        while self.kernel.share().charged() > goal && nr_left > 0 && go_on() {
+            nr_left -= 1;
             match self.staging.take_surplus(Which::Most) {
                 Some(surplus) => self.release(surplus),
                 None if self.reclaim() == Reclaimed::Progress => {}
@@ -134,11 +139,17 @@ impl<K: Kernel> Engine<K> {
         self.reclaim_for(None)
     }
 
+    /// The same, also of one that has next to nothing.
+    pub fn reclaim_own(&self) -> Reclaimed {
+        self.reclaim_any(None)
+    }
+
     /// The same, of who serves a fault at a page.
     pub(crate) fn reclaim_for(&self, fault: Option<Vpn>) -> Reclaimed {
-        if self.is_poor() {
-            return Reclaimed::Nothing;
-        }
+        if self.is_poor() { Reclaimed::Nothing } else { self.reclaim_any(fault) }
+    }
+
+    fn reclaim_any(&self, fault: Option<Vpn>) -> Reclaimed {
         self.trim();
         let nr_waiting = self.policy.nr_waiting(self.config.nr_bays);
         if self.staging.nr_loaded() < nr_waiting && self.evict(fault) {
@@ -313,15 +324,22 @@ impl<K: Kernel> Engine<K> {
         self.stats().pgadopt.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Collects pages of the bay that has waited longest and has some that nobody else is storing.
+    fn collect_next(&self, fault: Option<Vpn>) -> Option<(Bay, Migration<'_, K, Collected>)> {
+        for _ in 0..self.staging.nr_loaded() {
+            let bay = self.staging.next_loaded()?;
+            let collected = Migration::collect(self, bay, fault);
+            if collected.len() > 0 {
+                return Some((bay, collected));
+            }
+            self.staging.requeue(bay);
+        }
+        None
+    }
+
     /// Migrates some pages of the bay that has waited longest.
     pub(crate) fn store(&self, fault: Option<Vpn>) -> Reclaimed {
-        let Some(bay) = self.staging.next_loaded() else { return Reclaimed::Nothing };
-        let collected = Migration::collect(self, bay, fault);
-        if collected.len() == 0 {
-            drop(collected);
-            self.staging.requeue(bay);
-            return Reclaimed::Progress;
-        }
+        let Some((bay, collected)) = self.collect_next(fault) else { return Reclaimed::Nothing };
         let migrated = collected.copy().commit();
         self.staging.requeue(bay);
         if migrated.committed + migrated.overtaken > 0 || self.drop_copies(BLOCK_PAGES) > 0 {

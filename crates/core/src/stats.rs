@@ -60,6 +60,18 @@ counters! {
     direct_reclaim,
     /// Pages that the budget was made larger by, because nothing could be reclaimed. Not less when they are taken back.
     overcharged,
+    /// Forks that were made again, because the child's copy of the engine was of no use.
+    fork_again,
+    /// Forks that were refused because there were too many processes, or no descriptors.
+    fork_no_place,
+    /// Forks that were refused because no device took what had to leave for the child.
+    fork_no_room,
+    /// Forks that were refused because pages were where a child cannot have them: in a file, or away without `CAP_SYS_PTRACE`.
+    fork_away,
+    /// Forks that were refused because the engine did not come to rest.
+    fork_restless,
+    /// Forks that were refused because the child's copy of the engine was of no use again and again.
+    fork_useless,
     /// Gauge: pages whose home is a device.
     away,
     /// Gauge: bytes of the engine's own tables.

@@ -61,6 +61,10 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
     fn settle_the_dead(&self) -> bool {
         false
     }
+    /// Frees some of what was set aside for a child of a fork, if it can be spared. Says whether there was any.
+    fn spare(&self) -> bool {
+        false
+    }
 }
 
 /// The engine with what its threads share.
@@ -325,13 +329,20 @@ impl Runtime {
         }
     }
 
+    fn bring(&self, touch: Touch) -> Outcome {
+        match touch.access {
+            FaultAccess::Read => self.engine.read_fault(touch.page),
+            FaultAccess::WriteProtect => self.engine.write_fault(touch.page),
+            FaultAccess::Write | FaultAccess::Minor => self.engine.fault(touch.page),
+        }
+    }
+
     pub(crate) fn serve_fault(&self, pending: Pending, retries: &mut Retries) {
-        let Touch { page, access, .. } = pending.touch;
-        let outcome = match access {
-            FaultAccess::Read => self.engine.read_fault(page),
-            FaultAccess::WriteProtect => self.engine.write_fault(page),
-            FaultAccess::Write | FaultAccess::Minor => self.engine.fault(page),
-        };
+        let page = pending.touch.page;
+        let mut outcome = self.bring(pending.touch);
+        if outcome == Outcome::Retry && self.is_frozen() && self.engine.is_short() && self.policy.spare() {
+            outcome = self.bring(pending.touch);
+        }
         let again = match outcome {
             Outcome::Done => {
                 let took = u64::try_from(pending.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -432,7 +443,7 @@ impl Runtime {
             let _ = self.clock.now();
             self.reclaiming.store(true, Ordering::Relaxed);
             self.reclaim_until_high();
-            self.engine.share();
+            self.engine.share(&|| !self.is_interrupted());
             self.engine.trim_idle();
             self.reclaiming.store(false, Ordering::Relaxed);
             // Returns at once if somebody asked meanwhile.
@@ -441,11 +452,15 @@ impl Runtime {
         }
     }
 
+    /// Whether the reclaimer is wanted elsewhere.
+    fn is_interrupted(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed) || self.is_frozen()
+    }
+
     fn reclaim_until_high(&self) {
         let mut going = false;
-        let interrupted = || self.stopping.load(Ordering::Relaxed) || self.is_frozen();
         self.engine.take_back();
-        while (self.engine.wants_reclaim(going) || self.engine.is_overdrawn()) && !interrupted() {
+        while (self.engine.wants_reclaim(going) || self.engine.is_overdrawn()) && !self.is_interrupted() {
             going = true;
             match self.engine.reclaim() {
                 Reclaimed::Progress => self.engine.take_back(),

@@ -49,6 +49,15 @@ pub(super) fn device_names(config: &RunConfig) -> String {
     config.devices.iter().map(|device| device.name()).collect::<Vec<_>>().join("+")
 }
 
+/// Counters of forks that were refused, and what they say.
+const REFUSALS: [(&str, &str); 5] = [
+    ("fork_no_place", "there were 128 processes, or no descriptors"),
+    ("fork_no_room", "the devices were full"),
+    ("fork_away", "pages were in a file, or away without CAP_SYS_PTRACE"),
+    ("fork_restless", "hmm's threads did not come to rest"),
+    ("fork_useless", "other threads were changing mappings all the time"),
+];
+
 /// Everything that is known at the end.
 #[derive(Debug)]
 pub(super) struct Summary {
@@ -118,6 +127,7 @@ impl Summary {
         if !self.why_unmanaged.is_empty() {
             warnings.push(format!("  the last that could not be managed said: {}", self.why_unmanaged));
         }
+        warnings.extend(self.refused_forks());
         if self.peak_pages > self.config.ram_pages {
             warnings.push(format!(
                 "warning: the budget of {} was exceeded: {} were resident at the peak",
@@ -126,6 +136,16 @@ impl Summary {
             ));
         }
         warnings
+    }
+
+    /// What the program was told by `EAGAIN`, and why.
+    fn refused_forks(&self) -> Option<String> {
+        let refused = REFUSALS.iter().map(|(name, why)| (self.totals.get(name), why));
+        let refused: Vec<_> = refused.filter(|(nr, _)| *nr > 0).collect();
+        let nr: u64 = refused.iter().map(|(nr, _)| nr).sum();
+        let whys = refused.iter().map(|(nr, why)| format!("{nr} because {why}"));
+        let whys = whys.collect::<Vec<_>>().join(", ");
+        (nr > 0).then(|| format!("warning: {nr} forks were refused (EAGAIN): {whys}"))
     }
 
     fn show_memory(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
