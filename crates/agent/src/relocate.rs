@@ -52,6 +52,8 @@ struct Slot {
     place_end: AtomicU64,
     /// In: it will grow.
     grows: AtomicBool,
+    /// In: it is ours to move, even if nothing of it is known.
+    is_ours: AtomicBool,
     /// Out: where the first piece ends, 0 if it is not for us; where the last one starts.
     first_end: AtomicU64,
     last_start: AtomicU64,
@@ -69,6 +71,7 @@ static SLOTS: [Slot; NR_SLOTS] = [const {
         place_start: AtomicU64::new(0),
         place_end: AtomicU64::new(0),
         grows: AtomicBool::new(false),
+        is_ours: AtomicBool::new(false),
         first_end: AtomicU64::new(0),
         last_start: AtomicU64::new(0),
         is_free: AtomicBool::new(false),
@@ -76,7 +79,7 @@ static SLOTS: [Slot; NR_SLOTS] = [const {
     }
 }; NR_SLOTS];
 
-/// What the kernel has of a range, all of it alike and at least partly managed.
+/// What the kernel has of a range, all of it alike. At least a part of what is to move is managed.
 #[derive(Clone, Copy)]
 struct Pieces {
     /// Where the first mapping of the kernel's ends.
@@ -115,7 +118,7 @@ impl Call {
             }
         }
         let old_end = this.old + this.old_len;
-        let (pieces, _) = ask(this.old, old_end, 0..0, this.new_len > this.old_len)?;
+        let (pieces, _) = ask((this.old, old_end), 0..0, this.new_len > this.old_len, false)?;
         let is_one = pieces.first_end == old_end;
         if !must_move && !is_one && this.new_len >= this.old_len {
             let (last, grown) = (pieces.last_start, this.new_len - this.old_len);
@@ -166,7 +169,8 @@ impl Call {
             // SAFETY: the caller gives up what lies behind the new length.
             unsafe { rustix::mm::munmap(pointer(self.old + kept), self.old_len - kept) }?;
         }
-        let place = self.reserve()?;
+        let is_chosen = self.flags & libc::MREMAP_FIXED != 0;
+        let place = reserve(is_chosen.then_some(self.new), self.new_len)?;
         let stays = if self.flags & libc::MREMAP_DONTUNMAP != 0 {
             MremapFlags::DONTUNMAP
         } else {
@@ -175,23 +179,25 @@ impl Call {
         // SAFETY: the caller's promise; the place is ours.
         let result = unsafe { shift(self.old, kept, place, self.new_len, stays, grows_locked) };
         let Err(stuck) = result else { return Ok(place) };
+        if self.flags & libc::MREMAP_DONTUNMAP != 0 && stuck.moved > 0 {
+            // What stayed there has no pages any more, and is in their way.
+            let _ = reserve(Some(self.old), stuck.moved);
+        }
         // SAFETY: back to where it was. If that is refused as well there is no way out.
         let _ = unsafe { shift(place, stuck.moved, self.old, stuck.moved, MremapFlags::empty(), false) };
         // SAFETY: nobody else knows of what is left there.
         let _ = unsafe { rustix::mm::munmap(pointer(place), stuck.reserved) };
         Err(stuck.why)
     }
+}
 
-    /// Takes the place. Shared memory, so that nobody takes it for memory to manage.
-    fn reserve(self) -> Result<usize, Errno> {
-        let chosen = self.flags & libc::MREMAP_FIXED != 0;
-        let fixed = if chosen { MapFlags::FIXED } else { MapFlags::empty() };
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE | fixed;
-        let at = pointer(if chosen { self.new } else { 0 });
-        // SAFETY: a new mapping, or one in the place of what the caller gives up.
-        unsafe { rustix::mm::mmap_anonymous(at, self.new_len, ProtFlags::empty(), flags) }
-            .map(|place| place.expose_provenance())
-    }
+/// Takes a place, this one or any. Shared memory, so that nobody takes it for memory to manage.
+fn reserve(at: Option<usize>, len: usize) -> Result<usize, Errno> {
+    let fixed = if at.is_some() { MapFlags::FIXED } else { MapFlags::empty() };
+    let flags = MapFlags::SHARED | MapFlags::NORESERVE | fixed;
+    // SAFETY: a new mapping, or one in the place of what the caller gives up.
+    unsafe { rustix::mm::mmap_anonymous(pointer(at.unwrap_or(0)), len, ProtFlags::empty(), flags) }
+        .map(|place| place.expose_provenance())
 }
 
 /// A move that came to a stop.
@@ -282,7 +288,8 @@ const fn pointer(addr: usize) -> *mut c_void {
 /// Asks until nothing is known at the place any more. The last events of what was there before may take a while.
 fn ask_until_free(start: usize, end: usize, place: Range<usize>) -> Option<Pieces> {
     for _ in 0..MAX_ASKS {
-        let (pieces, is_free) = ask(start, end, place.clone(), false)?;
+        // What is behind the first piece may have grown a moment ago, and not be known yet.
+        let (pieces, is_free) = ask((start, end), place.clone(), false, true)?;
         if is_free {
             return Some(pieces);
         }
@@ -292,8 +299,13 @@ fn ask_until_free(start: usize, end: usize, place: Range<usize>) -> Option<Piece
 }
 
 /// Asks the control thread for the pieces of a range that are to move, and whether the place is free. `None`: the range is
-/// not all memory of one kind, or nothing of it is managed.
-fn ask(start: usize, end: usize, place: Range<usize>, grows: bool) -> Option<(Pieces, bool)> {
+/// not all memory of one kind, or nothing of it is managed and it is not ours to move in any case.
+fn ask(
+    (start, end): (usize, usize),
+    place: Range<usize>,
+    grows: bool,
+    is_ours: bool,
+) -> Option<(Pieces, bool)> {
     let slot = Question::take(&SLOTS, |slot| &slot.question);
     let words = [
         (&slot.start, start),
@@ -303,6 +315,7 @@ fn ask(start: usize, end: usize, place: Range<usize>, grows: bool) -> Option<(Pi
     ];
     words.into_iter().for_each(|(word, value)| word.store(value as u64, Ordering::Relaxed));
     slot.grows.store(grows, Ordering::Relaxed);
+    slot.is_ours.store(is_ours, Ordering::Relaxed);
     slot.question.ask();
     let word = |word: &AtomicU64| usize::try_from(word.load(Ordering::Relaxed)).unwrap_or(0);
     let pieces = Pieces {
@@ -323,7 +336,10 @@ pub(crate) fn serve(runtime: &Runtime) -> bool {
             start: start.load(Ordering::Relaxed),
             end: end.load(Ordering::Relaxed),
         };
-        let (first_end, last_start) = pieces(runtime, range(&slot.start, &slot.end)).unwrap_or((0, 0));
+        let moved = range(&slot.start, &slot.end);
+        let is_ours = slot.is_ours.load(Ordering::Relaxed) || knows_any(runtime, moved);
+        let pieces = is_ours.then(|| pieces(runtime, moved)).flatten();
+        let (first_end, last_start) = pieces.unwrap_or((0, 0));
         slot.first_end.store(first_end, Ordering::Relaxed);
         slot.last_start.store(last_start, Ordering::Relaxed);
         let place = range(&slot.place_start, &slot.place_end);
@@ -352,7 +368,7 @@ fn pieces(runtime: &Runtime, range: AddrRange) -> Option<(u64, u64)> {
         }
         last = maps.next_vma(at).ok()??;
     }
-    knows_any(runtime, range).then(|| (first.end.min(range.end), last.start.max(range.start)))
+    Some((first.end.min(range.end), last.start.max(range.start)))
 }
 
 fn knows_any(runtime: &Runtime, range: AddrRange) -> bool {

@@ -125,6 +125,23 @@ int main(int argc, char **argv)
 		drop(memory, NR_PAGES);
 		drop(moved, NR_PAGES);
 
+		/* It has grown just now, and a part of that, which nobody knows yet, goes after what is known. */
+		place = map(5);
+		memset(place, 0xee, 5 * PAGE);
+		memory = map(20);
+		CHECK(!munmap(memory + 2 * PAGE, 18 * PAGE));
+		memset(memory, 1, PAGE);
+		memset(memory + PAGE, 2, PAGE);
+		if (round % 2)
+			drive_out();
+		CHECK(mremap(memory, 2 * PAGE, 20 * PAGE, 0) == memory);
+		CHECK(!madvise(memory, 4 * PAGE, MADV_NOHUGEPAGE));
+		CHECK(mremap(memory, 5 * PAGE, 5 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, place) == place);
+		CHECK(place[0] == 1 && place[PAGE] == 2 && place[2 * PAGE] == 0 && place[4 * PAGE] == 0);
+		CHECK(memory[0] == 0 && memory[PAGE] == 0);
+		drop(memory, 20);
+		drop(place, 5);
+
 		/* What cannot be. */
 		memory = in_pieces();
 		CHECK(!mprotect(memory + 30 * PAGE, PAGE, PROT_READ));
