@@ -123,14 +123,14 @@ impl Shortage {
 #[must_use = "without there must be no fork"]
 pub(crate) fn fill(page: &Control, runtime: &Runtime, on_full: OnFull, meanwhile: &mut dyn FnMut()) -> bool {
     let engine = runtime.engine();
-    let mut shortage = Shortage::new(try_fill(page, runtime), Instant::now());
+    let mut shortage = Shortage::new(try_fill(page, runtime), runtime.now());
     loop {
         let missing = try_fill(page, runtime);
         if missing == 0 {
             return true;
         }
         let patience = if engine.is_overdrawn() { PATIENCE_AGAIN } else { PATIENCE };
-        let is_stuck = shortage.is_too_long(missing, patience, Instant::now());
+        let is_stuck = shortage.is_too_long(missing, patience, runtime.now());
         // Who forks pays for it, however little it has.
         match engine.reclaim_own() {
             Reclaimed::Progress if !is_stuck => {}

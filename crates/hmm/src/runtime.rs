@@ -186,6 +186,11 @@ impl Runtime {
         self.running.load(Ordering::SeqCst) as usize
     }
 
+    /// The time, without what of it this process was stopped.
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
     /// The engine.
     pub fn engine(&self) -> &Engine<Mm> {
         &self.engine

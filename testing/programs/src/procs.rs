@@ -3,7 +3,9 @@
 use std::fmt::Write;
 use std::fs;
 
-use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, pidfd_send_signal,
+};
 
 /// A process and all that it has started, its front first.
 pub fn tree(pid: u32) -> Vec<u32> {
@@ -48,6 +50,16 @@ pub fn state(task: u32) -> Option<char> {
 pub fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _gone = kill_process(pid, signal);
+    }
+}
+
+/// Sends a signal to one thread, where the kernel can (Linux 6.9).
+pub fn signal_task(task: u32, signal: Signal) {
+    /// `PIDFD_THREAD`.
+    const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(0o200);
+    let task = i32::try_from(task).ok().and_then(Pid::from_raw);
+    if let Some(pidfd) = task.and_then(|task| pidfd_open(task, THREAD).ok()) {
+        let _gone = pidfd_send_signal(pidfd, signal);
     }
 }
 

@@ -21,9 +21,11 @@ use crate::procs;
 const INTERVAL: Duration = Duration::from_millis(40);
 /// Processes of hmm's own in front of the program: the front and the supervisor.
 const NR_OWN: usize = 2;
+/// Threads of the agent that move pages.
+const AGENTS: [&str; 4] = ["hmm-control", "hmm-handler", "hmm-reclaim", "hmm-dmirror"];
 /// For a stop to take effect.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A process that only waits in the kernel for so long does not move: it waits for a child that shares its memory.
+/// What has not stopped after so long waits in the kernel.
 const NO_MOTION: Duration = Duration::from_millis(20);
 
 /// Resident bytes at one moment.
@@ -97,15 +99,29 @@ fn stop_programs(front: u32) -> Vec<u32> {
     }
 }
 
-/// Waits until every thread of the process is stopped, or cannot be because the kernel is waiting on its behalf, or is gone.
+/// Waits until no thread of the process moves: it is stopped, or gone, or cannot stop because the kernel waits on its behalf.
+///
+/// Who waits in a system call for a page that is away cannot stop before it has that. As those are stopped who would bring it,
+/// the kernel tries again and again, and the thread seems to run. If the first thread waits in such a way, to which the
+/// signal was given, the others do not hear of it, and are told themselves.
 fn stands_still(pid: u32) -> bool {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
-        let states: Vec<_> = procs::tasks(pid).into_iter().filter_map(procs::state).collect();
-        let rests = states.iter().all(|state| matches!(state, 'T' | 'D' | 'Z' | 'X'));
-        let waits = !states.is_empty() && states.iter().all(|state| *state == 'D');
-        if rests && (!waits || start.elapsed() > NO_MOTION) {
+        let states: Vec<_> =
+            procs::tasks(pid).into_iter().filter_map(|task| Some((task, procs::state(task)?))).collect();
+        let is_late = start.elapsed() > NO_MOTION;
+        let rests = |(task, state): &(u32, char)| match state {
+            'T' | 'D' | 'Z' | 'X' => true,
+            'R' => is_late && !AGENTS.contains(&procs::name(*task).as_str()),
+            _ => false,
+        };
+        let waits = !states.is_empty() && states.iter().all(|(_, state)| *state == 'D');
+        if states.iter().all(rests) && (!waits || is_late) {
             return true;
+        }
+        if is_late {
+            let awake = states.iter().filter(|this| !rests(this));
+            awake.for_each(|(task, _)| procs::signal_task(*task, Signal::STOP));
         }
         std::thread::sleep(Duration::from_micros(200));
     }
