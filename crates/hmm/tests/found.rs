@@ -2,6 +2,8 @@
 
 #![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
 
+#[path = "common/bare.rs"]
+mod bare;
 #[path = "common/watchdog.rs"]
 mod watchdog;
 
@@ -11,55 +13,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hmm::control::OnFull;
 use hmm::core::addr::PageRange;
 use hmm::core::kernel::Kernel;
-use hmm::core::ledger::Ledger;
-use hmm::core::stats::Stats;
-use hmm::core::{Config, Engine};
-use hmm::device::Ram;
 use hmm::inherit::More;
-use hmm::mm::{Books, Mm};
-use hmm::open::open_files;
-use hmm::runtime::{Policy, Runtime};
+use hmm::runtime::Runtime;
 use hmm::uapi::AddrRange;
 use hmm::uapi::maps::Perms;
-use hmm::uapi::uffd::{Access, Features};
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 use watchdog::within;
 
 const PAGE: usize = 4096;
-const BUDGET_PAGES: u64 = 8192;
 const ARENA_PAGES: usize = 512;
-
-#[derive(Debug)]
-struct Accounts {
-    ledger: Ledger,
-    stats: Stats,
-}
-
-impl Books for Accounts {
-    fn ledger(&self) -> &Ledger {
-        &self.ledger
-    }
-
-    fn stats(&self) -> &Stats {
-        &self.stats
-    }
-}
-
-#[derive(Debug)]
-struct Grow;
-
-impl Policy for Grow {
-    fn on_full(&self) -> OnFull {
-        OnFull::Grow
-    }
-
-    fn end(&self, _: &Engine<Mm>) {
-        std::process::abort();
-    }
-}
 
 /// A thread that serves when it is wanted. It is there before: what a thread maps at its start could come into a hole that
 /// a test leaves in its arena.
@@ -116,12 +80,7 @@ impl Arena {
             )
         };
         let base = base.expect("there are addresses").expose_provenance();
-        let config = Config::for_budget(BUDGET_PAGES);
-        let books = Accounts { ledger: Ledger::new(BUDGET_PAGES), stats: Stats::default() };
-        let files = open_files(Access::Full, Features::empty()).expect("userfaultfd can be had");
-        let mm = Mm::new(files, config.nr_bays, Box::new(books)).expect("staging");
-        let engine = Engine::new(mm, vec![Arc::new(Ram::new(1024))], config);
-        let runtime = Arc::new(Runtime::new(engine, Box::new(Grow)).expect("eventfds"));
+        let runtime = Arc::new(bare::runtime());
         let end = (base + ARENA_PAGES * PAGE) as u64;
         runtime
             .set_exclude(&[AddrRange { start: 0, end: base as u64 }, AddrRange { start: end, end: 1 << 47 }]);

@@ -4,6 +4,8 @@
 
 #[path = "common/bare.rs"]
 mod bare;
+#[path = "common/memory.rs"]
+mod memory;
 #[path = "common/watchdog.rs"]
 mod watchdog;
 
@@ -11,16 +13,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hmm::core::kernel::Kernel;
-use hmm::uapi::Mapping;
 use watchdog::within;
 
 /// A thread that waits for memory may hold what the forking one needs.
 #[test]
 fn who_stands_still_has_no_fault_in_hand() {
     within(60, || {
-        let memory = Mapping::anonymous(4096).expect("maps");
+        let (memory, bytes) = memory::pages(1);
+        let offset = usize::try_from(bytes.start - memory.range().start).expect("it is inside");
         let runtime = bare::runtime();
-        assert_eq!(runtime.discover(memory.range()).ranges, 1);
+        assert_eq!(runtime.discover(bytes).ranges, 1);
         let ledger = runtime.engine().kernel().ledger();
         let others = ledger.share(1);
         let free = ledger.free();
@@ -30,7 +32,7 @@ fn who_stands_still_has_no_fault_in_hand() {
             scope.spawn(|| runtime.serve());
             scope.spawn(|| {
                 // SAFETY: memory of this thread's alone.
-                unsafe { memory.as_ptr().write_volatile(1) };
+                unsafe { memory.as_ptr().add(offset).write_volatile(1) };
                 is_there.store(true, Ordering::Release);
             });
             // The handler has it, and tries again and again.

@@ -5,6 +5,8 @@
 
 #[path = "common/bare.rs"]
 mod bare;
+#[path = "common/memory.rs"]
+mod memory;
 #[path = "common/watchdog.rs"]
 mod watchdog;
 
@@ -15,10 +17,10 @@ use hmm::core::addr::PageRange;
 use hmm::core::kernel::Kernel;
 use hmm::core::{Engine, Outcome};
 use hmm::mm::Mm;
-use hmm::uapi::{AddrRange, Mapping};
 use watchdog::within;
 
-const NR_PAGES: u64 = 256;
+/// Less than a block.
+const NR_PAGES: usize = 256;
 const NR_ROUNDS: usize = 200;
 
 /// Brings the pages, of which some are there.
@@ -30,12 +32,10 @@ fn bring(engine: &Engine<Mm>, range: PageRange) {
 #[test]
 fn who_ends_sharing_never_waits_for_a_page() {
     within(120, || {
-        let memory = Mapping::anonymous(4 << 20).expect("maps");
-        // One block.
-        let start = memory.range().start.next_multiple_of(2 << 20);
-        let range = PageRange::of_bytes(start, start + NR_PAGES * 4096);
+        let (_memory, bytes) = memory::pages(NR_PAGES);
+        let range = PageRange::of_bytes(bytes.start, bytes.end);
         let runtime = bare::runtime();
-        assert_eq!(runtime.discover(AddrRange::new(start, NR_PAGES * 4096)).ranges, 1);
+        assert_eq!(runtime.discover(bytes).ranges, 1);
         let (engine, mm) = (runtime.engine(), runtime.engine().kernel());
         bring(engine, range);
         let (nr_ended, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
