@@ -10,17 +10,33 @@ use crate::addr::{BLOCK_PAGES, BlockId, PageRange};
 use crate::policy::Note;
 use crate::state::{Frame, PageState, Word};
 
-/// log2 of the children of a node; two levels reach the 2^26 blocks of a 47-bit address space.
-const FANOUT_SHIFT: u32 = 13;
-const FANOUT: usize = 1 << FANOUT_SHIFT;
+/// log2 of the children of the root, of an inner node, and of a leaf: together the 2^26 blocks of a 47-bit address space. Who
+/// touches a little here and there in a terabyte pays for a leaf at each place, so leaves are small: 256 MiB, 2 KiB.
+const ROOT_SHIFT: u32 = 9;
+const INNER_SHIFT: u32 = 10;
+const LEAF_SHIFT: u32 = 7;
+const ROOT_FANOUT: usize = 1 << ROOT_SHIFT;
+const INNER_FANOUT: usize = 1 << INNER_SHIFT;
+const LEAF_FANOUT: usize = 1 << LEAF_SHIFT;
 
 type Leaf = Box<[OnceLock<Box<Block>>]>;
+type Inner = Box<[OnceLock<Leaf>]>;
 
 /// All blocks.
 #[derive(Debug)]
 pub(crate) struct Table {
-    root: Box<[OnceLock<Leaf>]>,
+    root: Box<[OnceLock<Inner>]>,
     bytes: AtomicU64,
+}
+
+/// An empty node.
+fn node<C>(fanout: usize) -> Box<[OnceLock<C>]> {
+    (0..fanout).map(|_| OnceLock::new()).collect()
+}
+
+/// What an empty node takes.
+const fn node_bytes<C>(fanout: usize) -> u64 {
+    (fanout * size_of::<OnceLock<C>>()) as u64
 }
 
 /// 512 pages and their lock.
@@ -117,8 +133,7 @@ impl Block {
 
 impl Table {
     pub(crate) fn new() -> Self {
-        let root = (0..FANOUT).map(|_| OnceLock::new()).collect();
-        Self { root, bytes: AtomicU64::new((FANOUT * size_of::<OnceLock<Leaf>>()) as u64) }
+        Self { root: node(ROOT_FANOUT), bytes: AtomicU64::new(node_bytes::<Inner>(ROOT_FANOUT)) }
     }
 
     /// Memory that the table takes.
@@ -128,25 +143,30 @@ impl Table {
 
     /// The block, made if need be. Only for blocks of the 47-bit address space.
     pub(crate) fn block(&self, id: BlockId) -> &Block {
-        let (high, low) = Self::split(id);
-        let leaf = self.root[high].get_or_init(|| {
-            self.bytes.fetch_add((FANOUT * size_of::<OnceLock<Box<Block>>>()) as u64, Ordering::Relaxed);
-            (0..FANOUT).map(|_| OnceLock::new()).collect()
+        let (high, middle, low) = split(id);
+        let count = |bytes| self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let inner = self.root[high].get_or_init(|| {
+            count(node_bytes::<Leaf>(INNER_FANOUT));
+            node(INNER_FANOUT)
+        });
+        let leaf = inner[middle].get_or_init(|| {
+            count(node_bytes::<Box<Block>>(LEAF_FANOUT));
+            node(LEAF_FANOUT)
         });
         leaf[low].get_or_init(|| {
-            self.bytes.fetch_add(size_of::<Block>() as u64, Ordering::Relaxed);
+            count(size_of::<Block>() as u64);
             Box::default()
         })
     }
 
     /// The block, if it was ever used.
     pub(crate) fn get(&self, id: BlockId) -> Option<&Block> {
-        let (high, low) = Self::split(id);
-        self.root.get(high)?.get()?[low].get().map(|block| &**block)
+        let (high, middle, low) = split(id);
+        self.root.get(high)?.get()?[middle].get()?[low].get().map(|block| &**block)
     }
 
     /// The blocks of the range that were ever used, with the indices of their pages in it. Costs a step for each of
-    /// the range's blocks whose neighbourhood (16 GiB) was used, and one step for each that was not.
+    /// the range's blocks whose neighbourhood (256 MiB) was used, and one step for each that was not.
     pub(crate) fn used_blocks(
         &self,
         range: PageRange,
@@ -155,9 +175,13 @@ impl Table {
         std::iter::from_fn(move || {
             while BlockId(next).page(0) < range.end {
                 let id = BlockId(next);
-                let (high, low) = Self::split(id);
-                let Some(leaf) = self.root.get(high)?.get() else {
-                    next = ((high as u64) + 1) << FANOUT_SHIFT;
+                let (high, middle, low) = split(id);
+                let Some(inner) = self.root.get(high)?.get() else {
+                    next = (high as u64 + 1) << (INNER_SHIFT + LEAF_SHIFT);
+                    continue;
+                };
+                let Some(leaf) = inner[middle].get() else {
+                    next = ((next >> LEAF_SHIFT) + 1) << LEAF_SHIFT;
                     continue;
                 };
                 next += 1;
@@ -171,17 +195,56 @@ impl Table {
             None
         })
     }
+}
 
-    #[expect(clippy::cast_possible_truncation, reason = "block numbers have 26 bits")]
-    const fn split(id: BlockId) -> (usize, usize) {
-        ((id.0 >> FANOUT_SHIFT) as usize, id.0 as usize & (FANOUT - 1))
-    }
+/// Where a block is: in which inner node, in which leaf of it, and where there.
+#[expect(clippy::cast_possible_truncation, reason = "block numbers have 26 bits")]
+const fn split(id: BlockId) -> (usize, usize, usize) {
+    let number = id.0 as usize;
+    (
+        number >> (INNER_SHIFT + LEAF_SHIFT),
+        (number >> LEAF_SHIFT) & (INNER_FANOUT - 1),
+        number & (LEAF_FANOUT - 1),
+    )
 }
 
 /// The page behind the last that the table covers.
-pub(crate) const END: crate::addr::Vpn = crate::addr::Vpn(1 << (2 * FANOUT_SHIFT + 9));
+pub(crate) const END: crate::addr::Vpn = crate::addr::Vpn(1 << (ROOT_SHIFT + INNER_SHIFT + LEAF_SHIFT + 9));
 
 /// Whether the page is in the part of the address space that the table covers.
 pub(crate) const fn covers(page: crate::addr::Vpn) -> bool {
     page.0 < END.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Vpn;
+
+    const BLOCKS: u64 = 1 << (ROOT_SHIFT + INNER_SHIFT + LEAF_SHIFT);
+
+    #[test]
+    fn blocks_are_found_where_they_were_made_and_in_order() {
+        let table = Table::new();
+        let leaf = 1 << LEAF_SHIFT;
+        let inner = leaf << INNER_SHIFT;
+        let made = [0, 1, leaf - 1, leaf, 3 * leaf + 5, inner - 1, inner, 5 * inner + 7, BLOCKS - 1];
+        made.iter().for_each(|number| table.block(BlockId(*number)).lock().queued = true);
+        assert!(made.iter().all(|number| table.get(BlockId(*number)).unwrap().lock().queued));
+        let others = [2, leaf + 1, 2 * leaf, inner + 1, 4 * inner, BLOCKS - 2];
+        assert!(others.iter().all(|number| table.get(BlockId(*number)).is_none()));
+        let all = PageRange { start: Vpn(0), end: END };
+        assert!(table.used_blocks(all).map(|(id, _, _)| id.0).eq(made));
+        let part = PageRange { start: BlockId(1).page(7), end: BlockId(leaf).page(9) };
+        let parts: Vec<_> = table.used_blocks(part).map(|(id, _, part)| (id.0, part)).collect();
+        assert_eq!(parts, [(1, 7..BLOCK_PAGES), (leaf - 1, 0..BLOCK_PAGES), (leaf, 0..9)]);
+    }
+
+    /// A GiB in pieces of 2 MiB, all over a TiB.
+    #[test]
+    fn a_little_here_and_there_takes_little() {
+        let table = Table::new();
+        (0..512).for_each(|piece| drop(table.block(BlockId(piece * 1024)).lock()));
+        assert!(table.bytes() < 7 << 19, "{} bytes", table.bytes());
+    }
 }
