@@ -1,6 +1,6 @@
 //! What happened to a program's pages, in a file, and what would have happened under another policy.
 //!
-//! [`file`] says what a trace file is. [`replay`] has a policy decide in a simple model of memory, touched as the trace
+//! [`mod@file`] says what a trace file is. [`replay`] has a policy decide in a simple model of memory, touched as the trace
 //! says; [`recorded`] adds up what the trace itself says. Both depend on the file and nothing else: the same file gives the
 //! same figures.
 //!
