@@ -276,7 +276,7 @@ fn unregister_others(mm: &Mm, range: PageRange) {
 ///
 /// By now a mapping may have moved there, and its registration with it; without that its pages that are away would be lost.
 /// Whoever moved it waits for the event to be read. So as long as there are such events, what is there is registered again:
-/// what is of another kind after all is filled when it is touched ([`fill_unknown`]).
+/// what is of another kind after all is filled when it is touched.
 pub fn give_up(mm: &Mm, part: PageRange) {
     // It fails where nothing was registered.
     let _ = mm.uffd().unregister(range_of(part));

@@ -1,6 +1,6 @@
 //! What the threads do: answer faults, reclaim ahead of need.
 //!
-//! Handlers wait for the userfaultfd's messages ([`waiter`](crate::waiter)), and one of them at a time is woken. One reads
+//! Handlers wait for the userfaultfd's messages (`waiter`), and one of them at a time is woken. One reads
 //! messages while it holds the engine's event guard, applies events, lets the guard go, and serves the faults. With
 //! nothing to serve it fetches ahead. The reclaimer sleeps on a futex that handlers wake when memory runs low.
 //!
