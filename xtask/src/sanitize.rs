@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cargo::cargo;
 
 /// Packages whose tests run under a sanitizer.
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 13] = [
     "hmm-conformance",
     "hmm-core",
     "hmm-device",
@@ -22,6 +22,7 @@ const PACKAGES: [&str; 12] = [
     "hmm-lz4",
     "hmm-model",
     "hmm-oracle",
+    "hmm-replay",
     "hmm-sim",
     "hmm-soft",
     "hmm-uapi",
