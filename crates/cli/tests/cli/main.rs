@@ -19,4 +19,6 @@ mod refusals;
 #[cfg(test)]
 mod signals;
 #[cfg(test)]
+mod sweep;
+#[cfg(test)]
 mod terminal;
