@@ -259,15 +259,22 @@ fn register_next(engine: &Engine<Mm>, rest: PageRange) -> Step {
 
 /// Memory of another kind has come into the range while it was registered: it is not ours.
 fn unregister_others(mm: &Mm, range: PageRange) {
+    for_mappings(mm, range, |vma, part| {
+        if !is_manageable(vma) {
+            give_up(mm, part);
+        }
+    });
+}
+
+/// Calls `each` for the mappings in the range, from its start to the first one that is not in it, with the part that is.
+fn for_mappings(mm: &Mm, range: PageRange, mut each: impl FnMut(&Vma, PageRange)) {
     let mut at = range.start.addr();
     while let Ok(Some(vma)) = mm.maps().next_vma(at) {
         let part = PageRange::of_bytes(vma.start, vma.end).intersect(range);
         if part.is_empty() {
             return;
         }
-        if !is_manageable(&vma) {
-            give_up(mm, part);
-        }
+        each(&vma, part);
         at = vma.end;
     }
 }
@@ -283,15 +290,7 @@ pub fn give_up(mm: &Mm, part: PageRange) {
     if !mm.uffd().is_changing() {
         return mm.lend_range(part);
     }
-    let mut at = part.start.addr();
-    while let Ok(Some(vma)) = mm.maps().next_vma(at) {
-        let there = PageRange::of_bytes(vma.start, vma.end).intersect(part);
-        if there.is_empty() {
-            return;
-        }
-        let _ = register_known(mm, there);
-        at = vma.end;
-    }
+    for_mappings(mm, part, |_, there| _ = register_known(mm, there));
 }
 
 /// The manageable mapping that the range begins in.

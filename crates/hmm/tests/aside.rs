@@ -12,22 +12,30 @@ mod watchdog;
 use hmm::core::Reclaimed;
 use hmm::core::addr::PageRange;
 use hmm::core::kernel::Kernel;
+use hmm::runtime::Runtime;
+use hmm::uapi::Mapping;
 use watchdog::within;
 
 const NR_PAGES: usize = 900;
 /// Whole steps of reclaim: what is too much in the last is free.
 const NR_ASIDE: u64 = 448;
 
+/// A runtime that manages so much memory, all of it there. It goes before the memory does.
+fn with_pages() -> (Mapping, Runtime) {
+    let (memory, bytes) = memory::pages(NR_PAGES);
+    let runtime = bare::runtime();
+    assert_eq!(runtime.discover(bytes).ranges, 1);
+    let range = PageRange::of_bytes(bytes.start, bytes.end);
+    range.iter().for_each(|page| _ = runtime.engine().fault(page));
+    (memory, runtime)
+}
+
 /// Others that are as short of memory do not get it, however much they want.
 #[test]
 fn what_leaves_for_a_child_is_nobody_elses() {
     within(60, || {
-        let (_memory, bytes) = memory::pages(NR_PAGES);
-        let range = PageRange::of_bytes(bytes.start, bytes.end);
-        let runtime = bare::runtime();
-        assert_eq!(runtime.discover(bytes).ranges, 1);
+        let (_memory, runtime) = with_pages();
         let engine = runtime.engine();
-        range.iter().for_each(|page| _ = engine.fault(page));
         let ledger = engine.kernel().ledger();
         let (own, aside, others) = (engine.kernel().share(), ledger.share(1), ledger.share(2));
         // What becomes free is not enough for anybody.
@@ -46,12 +54,8 @@ fn what_leaves_for_a_child_is_nobody_elses() {
 #[test]
 fn who_gives_memory_to_others_looks_up_from_it() {
     within(60, || {
-        let (_memory, bytes) = memory::pages(NR_PAGES);
-        let range = PageRange::of_bytes(bytes.start, bytes.end);
-        let runtime = bare::runtime();
-        assert_eq!(runtime.discover(bytes).ranges, 1);
+        let (_memory, runtime) = with_pages();
         let engine = runtime.engine();
-        range.iter().for_each(|page| _ = engine.fault(page));
         let charged = || engine.kernel().share().charged();
         let before = charged();
         engine.kernel().ledger().ask();

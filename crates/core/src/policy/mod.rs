@@ -12,6 +12,7 @@
 //! - Calls are made while a fault is served: they must be short, and wait for nobody but each other.
 
 mod clock;
+mod departures;
 mod fifo;
 mod queue;
 mod round;
@@ -74,6 +75,13 @@ pub struct Fault {
     pub together: usize,
 }
 
+impl Fault {
+    /// What it brings by default.
+    pub const fn brings(&self) -> Brings {
+        Brings { around: self.together, window: self.hit.window }
+    }
+}
+
 /// Pages that a fault brings at once, as far as they are in the same state and block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Brings {
@@ -113,7 +121,7 @@ pub trait Policy: Send + Sync + fmt::Debug {
 
     /// What a fault brings.
     fn brings(&self, fault: &Fault) -> Brings {
-        Brings { around: fault.together, window: fault.hit.window }
+        fault.brings()
     }
 
     /// Pages to fetch ahead of need behind what a fault brought; 0 for none.

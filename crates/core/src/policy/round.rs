@@ -11,6 +11,7 @@
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::departures::Departures;
 use super::queue::Queue;
 use super::{Brings, Fault, Note, Policy, Victim};
 use crate::addr::BlockId;
@@ -40,8 +41,7 @@ const BACK: u8 = 1;
 #[derive(Debug)]
 struct Hand {
     queue: Queue,
-    /// Departures so far, never 0.
-    nr_left: u32,
+    departures: Departures,
     rounds: isize,
     turn: u32,
     /// Newest blocks that were given out, and have not left yet.
@@ -71,7 +71,8 @@ pub struct Round {
 impl Round {
     /// Without blocks.
     pub const fn new() -> Self {
-        let hand = Hand { queue: Queue::new(), nr_left: 1, rounds: 0, turn: 0, nr_newest_out: 0 };
+        let hand =
+            Hand { queue: Queue::new(), departures: Departures::new(), rounds: 0, turn: 0, nr_newest_out: 0 };
         Self { hand: Mutex::new(hand), streams: AtomicI32::new(0) }
     }
 
@@ -89,8 +90,7 @@ impl Default for Round {
 impl Policy for Round {
     fn came(&self, block: BlockId, note: &mut Note) {
         let mut hand = self.lock();
-        let distance = hand.nr_left.wrapping_sub(note.left) as usize;
-        if note.left != 0 && !note.again && distance <= SOON * hand.queue.len() {
+        if !note.again && hand.departures.is_within(*note, SOON * hand.queue.len()) {
             hand.count(RETURN);
         }
         hand.queue.push(block);
@@ -121,8 +121,7 @@ impl Policy for Round {
 
     fn left(&self, note: &mut Note) {
         let mut hand = self.lock();
-        hand.nr_left = hand.nr_left.wrapping_add(1).max(1);
-        note.left = hand.nr_left;
+        hand.departures.note(note);
         // Of several that leave at the same time one may be taken for the other.
         note.again = hand.nr_newest_out > 0;
         if note.again {
@@ -148,6 +147,6 @@ impl Policy for Round {
         let change = if fault.hit.sequential { STREAM } else { -1 };
         let streams = self.streams.load(Ordering::Relaxed) + change;
         self.streams.store(streams.clamp(0, MAX_STREAMS), Ordering::Relaxed);
-        Brings { around: fault.together, window: fault.hit.window }
+        fault.brings()
     }
 }

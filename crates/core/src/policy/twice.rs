@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hmm_device::Usage;
 
+use super::departures::Departures;
 use super::queue::Queue;
 use super::{Note, Policy, Victim};
 use crate::addr::BlockId;
@@ -30,8 +31,7 @@ const AGAIN: u8 = 1;
 struct Queues {
     once: Queue,
     again: Queue,
-    /// Departures so far, never 0.
-    nr_left: u32,
+    departures: Departures,
 }
 
 impl Queues {
@@ -51,7 +51,7 @@ pub struct Twice(Mutex<Queues>);
 impl Twice {
     /// Without blocks.
     pub const fn new() -> Self {
-        Self(Mutex::new(Queues { once: Queue::new(), again: Queue::new(), nr_left: 1 }))
+        Self(Mutex::new(Queues { once: Queue::new(), again: Queue::new(), departures: Departures::new() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Queues> {
@@ -68,8 +68,7 @@ impl Default for Twice {
 impl Policy for Twice {
     fn came(&self, block: BlockId, note: &mut Note) {
         let mut queues = self.lock();
-        let distance = queues.nr_left.wrapping_sub(note.left) as usize;
-        note.again = note.left != 0 && distance <= queues.len();
+        note.again = queues.departures.is_within(*note, queues.len());
         queues.get(if note.again { AGAIN } else { ONCE }).push(block);
     }
 
@@ -86,9 +85,7 @@ impl Policy for Twice {
     }
 
     fn left(&self, note: &mut Note) {
-        let mut queues = self.lock();
-        queues.nr_left = queues.nr_left.wrapping_add(1).max(1);
-        note.left = queues.nr_left;
+        self.lock().departures.note(note);
     }
 
     fn forget(&self, block: BlockId) {
