@@ -173,7 +173,14 @@ mod tests {
             let writers: Vec<_> = (0..3)
                 .map(|process| {
                     let ring = &ring;
-                    scope.spawn(move || (1..=EACH).for_each(|page| ring.put(&record(page, process))))
+                    scope.spawn(move || {
+                        (1..=EACH / 2).for_each(|page| ring.put(&record(page, process)));
+                        // Whenever the reader gets to run: from then on there is room for more than the ring holds.
+                        while ring.nr_taken.load(Ordering::Relaxed) == 0 {
+                            std::thread::yield_now();
+                        }
+                        (EACH / 2 + 1..=EACH).for_each(|page| ring.put(&record(page, process)));
+                    })
                 })
                 .collect();
             let mut last_round = false;
