@@ -294,6 +294,15 @@ impl<K: Kernel> Engine<K> {
         }
     }
 
+    /// Allocates what serving faults of the range needs: from then on it allocates nothing, as far as policy and devices
+    /// do not.
+    pub fn prepare(&self, range: crate::addr::PageRange) {
+        for (id, _) in range.blocks().take_while(|(id, _)| crate::table::covers(id.page(0))) {
+            let _ = self.table.block(id);
+        }
+        self.policy.expect(self.table.nr_blocks());
+    }
+
     /// Bytes of the engine's own tables.
     pub fn metadata_bytes(&self) -> u64 {
         self.table.bytes()

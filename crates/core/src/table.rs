@@ -3,7 +3,7 @@
 //! A block's lock covers its 512 words. Address space that was never touched costs nothing; touched blocks cost 8 bytes
 //! a page and some 40 bytes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::addr::{BLOCK_PAGES, BlockId, PageRange};
@@ -27,6 +27,7 @@ type Inner = Box<[OnceLock<Leaf>]>;
 pub(crate) struct Table {
     root: Box<[OnceLock<Inner>]>,
     bytes: AtomicU64,
+    nr_blocks: AtomicUsize,
 }
 
 /// An empty node.
@@ -133,7 +134,13 @@ impl Block {
 
 impl Table {
     pub(crate) fn new() -> Self {
-        Self { root: node(ROOT_FANOUT), bytes: AtomicU64::new(node_bytes::<Inner>(ROOT_FANOUT)) }
+        let bytes = AtomicU64::new(node_bytes::<Inner>(ROOT_FANOUT));
+        Self { root: node(ROOT_FANOUT), bytes, nr_blocks: AtomicUsize::new(0) }
+    }
+
+    /// Blocks that were ever used.
+    pub(crate) fn nr_blocks(&self) -> usize {
+        self.nr_blocks.load(Ordering::Relaxed)
     }
 
     /// Memory that the table takes.
@@ -155,6 +162,7 @@ impl Table {
         });
         leaf[low].get_or_init(|| {
             count(size_of::<Block>() as u64);
+            self.nr_blocks.fetch_add(1, Ordering::Relaxed);
             Box::default()
         })
     }

@@ -10,6 +10,7 @@ use hmm_uapi::maps::{Perms, Vma, VmaKind};
 
 use crate::adopt::{Found, is_manageable, wait_until_calm};
 use crate::heap::Heap;
+use crate::in_thread::Faults;
 use crate::mm::{Mm, range_of};
 use crate::runtime::Runtime;
 use crate::statics;
@@ -38,6 +39,12 @@ pub enum ManageError {
          program's `#[global_allocator]`, or give a block of more than 128 KiB"
     )]
     Heap,
+    /// Threads serve their own faults, and this is not memory that was allocated for that.
+    #[error(
+        "where threads serve their own faults (`Faults::InThread`) only memory of `AddressSpace::alloc` can be managed: give \
+         some of that, or have faults served by handlers"
+    )]
+    InThread,
     /// The kernel refused to register some of it.
     #[error(
         "the kernel refused to register the memory: another userfaultfd has it, or it is of a kind that cannot be managed"
@@ -60,6 +67,10 @@ impl Runtime {
         self.engine().catch_up();
         if self.engine().kernel().extents().first_gap(range).is_none() {
             return Ok(());
+        }
+        if self.faults == Faults::InThread {
+            // Of a stack, or of malloc's blocks, a signal handler cannot serve faults.
+            return Err(ManageError::InThread);
         }
         let may_use_heap = Heap::is_installed();
         for_mappings(self.engine().kernel(), range_of(range), &mut |vma, part| {

@@ -25,6 +25,7 @@ use rustix::time::Timespec;
 use crate::adopt::{Found, discover, fill_unknown};
 use crate::clock::Clock;
 use crate::control::OnFull;
+use crate::in_thread::Faults;
 use crate::mm::Mm;
 use crate::place::{Follower, Place, Turn};
 use crate::waiter::Waiter;
@@ -77,6 +78,8 @@ pub struct Runtime {
     /// Readable while handlers shall look up from their work.
     alarm: OwnedFd,
     stopping: AtomicBool,
+    /// Who serves faults.
+    pub(crate) faults: Faults,
     /// What waits is measured by it, what was done by the system's.
     pub(crate) clock: Clock,
     pub(crate) follower: Follower,
@@ -123,6 +126,17 @@ impl Pending {
     }
 }
 
+/// What an attempt to serve a fault came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The page is there, or poisoned.
+    Served,
+    /// Somebody else is bringing it.
+    Parked,
+    /// It has to be tried again.
+    Again,
+}
+
 /// The faults that a handler has to try again.
 pub(crate) struct Retries {
     pages: [MaybeUninit<Pending>; MAX_PENDING],
@@ -164,6 +178,7 @@ impl Runtime {
             alarm: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             help: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             waits: Waits::new(),
+            faults: Faults::default(),
             clock: Clock::default(),
             follower: Follower::default(),
             sleeping: AtomicU32::new(0),
@@ -343,42 +358,42 @@ impl Runtime {
     }
 
     pub(crate) fn serve_fault(&self, pending: Pending, retries: &mut Retries) {
+        if self.attempt(pending) == Attempt::Again && !retries.push(pending) {
+            // The thread faults again, and by then there may be room.
+            self.engine.kernel().wake(PageRange::new(pending.touch.page, 1));
+        }
+    }
+
+    /// Tries to serve a fault, by whichever thread.
+    pub(crate) fn attempt(&self, pending: Pending) -> Attempt {
         let page = pending.touch.page;
         let mut outcome = self.bring(pending.touch);
         if outcome == Outcome::Retry && self.is_frozen() && self.engine.is_short() && self.policy.spare() {
             outcome = self.bring(pending.touch);
         }
-        let again = match outcome {
+        match outcome {
             Outcome::Done => {
                 let took = u64::try_from(pending.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
                 self.engine.kernel().stats().latency.record(took);
                 self.waits.end(page);
-                false
+                return Attempt::Served;
             }
-            Outcome::Parked => false,
+            Outcome::Parked => return Attempt::Parked,
             Outcome::Unmanaged => {
                 // The program has changed the mapping without a word: look at it again.
                 let found = self.discover(AddrRange::new(page.addr(), 1));
                 if found == Found::default() {
                     fill_unknown(&self.engine, page);
                 }
-                true
             }
             Outcome::Full => self.make_room(),
-            Outcome::Retry => {
-                if self.engine.is_short() {
-                    self.starve(page);
-                }
-                true
-            }
-        };
-        if again && let Some(errno) = crate::forbidden::seen() {
+            Outcome::Retry if self.engine.is_short() => self.starve(page),
+            Outcome::Retry => {}
+        }
+        if let Some(errno) = crate::forbidden::seen() {
             self.policy.forbidden(errno);
         }
-        if again && !retries.push(pending) {
-            // The thread faults again, and by then there may be room.
-            self.engine.kernel().wake(PageRange::new(page, 1));
-        }
+        Attempt::Again
     }
 
     /// There is no memory for a page now. When that was so for too long there is more.
@@ -408,7 +423,7 @@ impl Runtime {
     }
 
     /// No device takes another page.
-    fn make_room(&self) -> bool {
+    fn make_room(&self) {
         match self.policy.on_full() {
             _ if self.policy.settle_the_dead() => {}
             OnFull::Grow => self.grow(),
@@ -417,7 +432,6 @@ impl Runtime {
                 self.policy.end(&self.engine);
             }
         }
-        true
     }
 
     /// More memory than was allowed, counted: the alternative is a program that stands still.
@@ -427,7 +441,7 @@ impl Runtime {
         mm.stats().overcharged.fetch_add(GROW_PAGES, Ordering::Relaxed);
     }
 
-    fn kick_if_low(&self) {
+    pub(crate) fn kick_if_low(&self) {
         if !self.reclaiming.load(Ordering::Relaxed) && self.engine.wants_reclaim(false) {
             self.kick();
         }

@@ -20,8 +20,10 @@ use crate::calibrate::home_by;
 use crate::callers;
 use crate::control::OnFull;
 use crate::heap::Heap;
+use crate::in_thread::{self, Faults, InThreadError};
 use crate::mm::{Books, Files, Mm, range_of};
 use crate::open::{OpenFilesError, open_files};
+use crate::pin::Pins;
 use crate::runtime::{Policy, Runtime};
 
 /// The smallest budget: below it staging would take most of it.
@@ -51,6 +53,9 @@ pub enum BuildError {
     /// A system call failed.
     #[error("cannot set managed memory up: {0}")]
     Setup(Errno),
+    /// Faults cannot be served by the threads that have them.
+    #[error(transparent)]
+    InThread(#[from] InThreadError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -64,6 +69,7 @@ pub struct Builder {
     access: Option<Access>,
     on_full: OnFull,
     policy: Name,
+    faults: Faults,
 }
 
 impl Builder {
@@ -100,6 +106,13 @@ impl Builder {
         self
     }
 
+    /// Who serves faults: threads of hmm's (the default), or the threads that have them, see [`Faults::InThread`]. These need a
+    /// userfaultfd of user mode only, whatever [`access`](Self::access) says.
+    pub fn faults(mut self, faults: Faults) -> Self {
+        self.faults = faults;
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -115,9 +128,15 @@ impl Builder {
         let mm = Mm::new(files, config.nr_bays, books).map_err(BuildError::Setup)?;
         let engine = Engine::new(mm, self.devices, config);
         let policy = Box::new(LibraryPolicy { on_full: self.on_full });
-        let runtime = Arc::new(Runtime::new(engine, policy).map_err(BuildError::Setup)?);
-        let threads = start(&runtime).map_err(BuildError::Thread)?;
-        Ok(AddressSpace { inner: Arc::new(Inner { runtime, threads, access }) })
+        let mut runtime = Runtime::new(engine, policy).map_err(BuildError::Setup)?;
+        runtime.faults = self.faults;
+        let runtime = Arc::new(runtime);
+        if self.faults == Faults::InThread {
+            in_thread::add(&runtime)?;
+        }
+        let threads =
+            start(&runtime).inspect_err(|_| in_thread::remove(&runtime)).map_err(BuildError::Thread)?;
+        Ok(AddressSpace { inner: Arc::new(Inner { runtime, threads, access, pins: Pins::default() }) })
     }
 }
 
@@ -125,6 +144,10 @@ impl Builder {
     /// A userfaultfd, if possible one that tells of forks. While libc forks it holds the locks of `malloc`, so our threads
     /// can only be told if they do without that.
     fn files(&self) -> Result<(Files, Access), OpenFilesError> {
+        if self.faults == Faults::InThread {
+            let files = open_files(Access::UserModeOnly, Features::SIGBUS)?;
+            return Ok((files, Access::UserModeOnly));
+        }
         let forks = if Heap::is_installed() { Features::EVENT_FORK } else { Features::empty() };
         let open = |access| {
             let files = open_files(access, forks).or_else(|_| open_files(access, Features::empty()))?;
@@ -215,6 +238,7 @@ struct Inner {
     runtime: Arc<Runtime>,
     threads: Vec<JoinHandle<()>>,
     access: Access,
+    pins: Pins,
 }
 
 impl Inner {
@@ -242,6 +266,7 @@ impl Drop for Inner {
         }
         // What the reclaimer took meanwhile. Nobody else is left to take anything.
         self.bring_home();
+        in_thread::remove(&self.runtime);
     }
 }
 
@@ -262,12 +287,23 @@ impl AddressSpace {
             access: None,
             on_full: OnFull::Grow,
             policy: Name::default(),
+            faults: Faults::default(),
         }
     }
 
     /// The runtime, for what is common to the library and the agent.
     pub(crate) fn runtime(&self) -> &Runtime {
         &self.inner.runtime
+    }
+
+    /// What is pinned.
+    pub(crate) fn pins(&self) -> &Pins {
+        &self.inner.pins
+    }
+
+    /// Who serves its faults.
+    pub fn faults(&self) -> Faults {
+        self.inner.runtime.faults
     }
 
     /// Which userfaultfd it uses.
@@ -286,7 +322,11 @@ impl AddressSpace {
         // A child of a fork has no threads that could bring its pages home: rather no memory than wrong bytes.
         mapping.advise(0, len, Advice::DontFork)?;
         let range = mapping.range();
-        register(self.inner.runtime.engine(), PageRange::of_bytes(range.start, range.end))?;
+        let pages = PageRange::of_bytes(range.start, range.end);
+        if self.faults() == Faults::InThread {
+            self.inner.runtime.engine().prepare(pages);
+        }
+        register(self.inner.runtime.engine(), pages)?;
         Ok(Region { mapping, space: self.clone() })
     }
 

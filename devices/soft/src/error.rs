@@ -31,6 +31,9 @@ pub enum BuildError {
     /// No handler.
     #[error(transparent)]
     Trap(#[from] TrapError),
+    /// An access of a unit's to a page that is away would be a signal, and to the device a fault.
+    #[error("the address space has `Faults::InThread`: give one whose faults are served by handlers")]
+    InThread,
     /// The address space did not take the device.
     #[error("the address space did not take the device: {0}")]
     Host(String),

@@ -176,6 +176,9 @@ impl Soft {
     /// [`BuildError::Maps`]: the process's mappings cannot be read.
     pub fn builder(space: &AddressSpace) -> Result<Builder, BuildError> {
         let _inside = Inside::enter();
+        if space.faults() == hmm::Faults::InThread {
+            return Err(BuildError::InThread);
+        }
         Ok(Builder::new(Arc::new(Space::new(space).map_err(BuildError::Maps)?)))
     }
 

@@ -31,6 +31,10 @@ impl Default for Clock {
 }
 
 impl Policy for Clock {
+    fn expect(&self, nr_blocks: usize) {
+        self.lock().reserve(nr_blocks);
+    }
+
     fn came(&self, block: BlockId, _: &mut Note) {
         self.lock().push(block);
     }

@@ -20,6 +20,10 @@ impl Fifo {
 }
 
 impl Policy for Fifo {
+    fn expect(&self, nr_blocks: usize) {
+        self.0.expect(nr_blocks);
+    }
+
     fn came(&self, block: BlockId, note: &mut Note) {
         self.0.came(block, note);
     }

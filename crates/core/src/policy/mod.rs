@@ -93,6 +93,12 @@ pub struct Brings {
 
 /// The decisions. Those with a body are the default's.
 pub trait Policy: Send + Sync + fmt::Debug {
+    /// There may be so many blocks: what they need is to be allocated now, because faults may be served where nothing can
+    /// be.
+    fn expect(&self, nr_blocks: usize) {
+        let _ = nr_blocks;
+    }
+
     /// The block has resident pages now, and is not among those that may leave. The note is the block's.
     fn came(&self, block: BlockId, note: &mut Note);
 

@@ -12,6 +12,11 @@ impl Queue {
         Self(VecDeque::new())
     }
 
+    /// From now on so many blocks are taken without allocating.
+    pub(super) fn reserve(&mut self, nr_blocks: usize) {
+        self.0.reserve(nr_blocks.saturating_sub(self.0.len()));
+    }
+
     pub(super) fn push(&mut self, block: BlockId) {
         self.0.push_back(block);
     }

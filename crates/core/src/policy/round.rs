@@ -88,6 +88,10 @@ impl Default for Round {
 }
 
 impl Policy for Round {
+    fn expect(&self, nr_blocks: usize) {
+        self.lock().queue.reserve(nr_blocks);
+    }
+
     fn came(&self, block: BlockId, note: &mut Note) {
         let mut hand = self.lock();
         if !note.again && hand.departures.is_within(*note, SOON * hand.queue.len()) {

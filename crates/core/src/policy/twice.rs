@@ -66,6 +66,12 @@ impl Default for Twice {
 }
 
 impl Policy for Twice {
+    fn expect(&self, nr_blocks: usize) {
+        let mut queues = self.lock();
+        queues.once.reserve(nr_blocks);
+        queues.again.reserve(nr_blocks);
+    }
+
     fn came(&self, block: BlockId, note: &mut Note) {
         let mut queues = self.lock();
         note.again = queues.departures.is_within(*note, queues.len());
