@@ -155,20 +155,19 @@ impl<K: Kernel> Engine<K> {
         let brings = self.brings(page, Cause::FirstTouch, hit, together as usize);
         let within = extent.start.index()..extent.start.index() + range_len(extent).min(BLOCK_PAGES);
         let is_hole = |state| state == PageState::None;
-        let mut first = page.index();
-        if !hit.sequential {
-            let chunk = first & !(brings.around - 1);
-            while first > chunk.max(within.start) && is_hole(states.get(first - 1)) {
-                first -= 1;
-            }
-        }
-        // Where nothing is bounded, no more is touched than the program touches.
+        // Where nothing is bounded, no more is touched than the program touches. A stream fills nothing behind it.
         let window = if self.config.zero_page { 1 } else { brings.window };
-        let ahead = states.run_while(first, &within, is_hole).min(window.max(page.index() + 1 - first));
-        let range = PageRange::new(page.block().page(first), ahead as u64);
+        let around = if hit.stride.is_dense() { 1 } else { brings.around };
+        let (lowest, most) = Brings { around, window }.span(page.index(), hit.stride);
+        let mut first = page.index();
+        while first > lowest.max(within.start) && is_hole(states.get(first - 1)) {
+            first -= 1;
+        }
+        let nr_pages = states.run_while(first, &within, is_hole).min(page.index() - first + most);
+        let range = PageRange::new(page.block().page(first), nr_pages as u64);
         let step = self.zero(states, page, range);
         self.note_resident(page.block(), states);
-        self.streams.expect(hit, range.end);
+        self.streams.expect(hit, range, hit.stride.behind(range));
         step
     }
 
@@ -273,9 +272,7 @@ impl<K: Kernel> Engine<K> {
         } else {
             // Where nothing is bounded, pages wait because a device had them to itself: one touch ends that of one.
             let alone = Brings { around: 1, window: 1 };
-            let Brings { around: chance, window: ahead } = if self.config.zero_page { alone } else { brings };
-            let first = page.index() / chance * chance;
-            (first, ahead.max(first + chance - page.index()))
+            if self.config.zero_page { alone } else { brings }.span(page.index(), hit.stride)
         };
         // Slots in the order of the pages: the page at `index` in the slot as far from `slot` as it is from `page`.
         let in_order = |index: usize| match states.get(index) {
@@ -314,7 +311,7 @@ impl<K: Kernel> Engine<K> {
         self.staging.unstage(SlotRun { start: run.start, len: mapped.done }, mapped.left);
         self.stats().refault.fetch_add(mapped.done as u64, Ordering::Relaxed);
         self.note_resident(block, states);
-        self.stream_on(states, hit, range.start.add(mapped.done as u64));
+        self.stream_on(states, hit, PageRange::new(range.start, mapped.done as u64));
         if page < range.start.add(mapped.done as u64) {
             self.record(
                 What::SecondChance,
@@ -388,7 +385,7 @@ impl<K: Kernel> Engine<K> {
     /// TLBs, which in a virtual machine may have to wake them. What leaves in its place leaves a block at a time, with one
     /// flush for each run of pages.
     pub(crate) fn way_home(&self, hit: Option<Hit>) -> HomeBy {
-        let is_stray = hit.is_some_and(|hit| !hit.sequential);
+        let is_stray = hit.is_some_and(|hit| !hit.is_sequential());
         if is_stray { HomeBy::Copy } else { self.config.home_by }
     }
 
@@ -451,7 +448,7 @@ impl<K: Kernel> Engine<K> {
 
 /// What is said of a touch besides.
 pub(crate) const fn in_stream(hit: Hit) -> u8 {
-    if hit.sequential { IN_STREAM } else { 0 }
+    if hit.is_sequential() { IN_STREAM } else { 0 }
 }
 
 fn range_len(range: PageRange) -> usize {

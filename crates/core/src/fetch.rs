@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use hmm_device::{Device, DeviceError, DevicePfn, Fetch as Request, Transfer};
 
 use crate::addr::{BLOCK_PAGES, PAGE_SIZE, PageRange, SlotRun, Vpn};
-use crate::engine::Engine;
+use crate::engine::{Engine, HomeBy};
 use crate::fault::{Outcome, Step, in_stream};
 use crate::flights::{Awaited, Pass};
 use crate::kernel::{Kernel, Stop};
@@ -19,6 +19,7 @@ use crate::registry::Held;
 use crate::staging::Left;
 use crate::state::{Frame, PageState, Ticket};
 use crate::stream::Hit;
+use crate::stride::Stride;
 use crate::table::States;
 use crate::trace::What;
 
@@ -44,8 +45,8 @@ pub(crate) enum Purpose {
     Fault,
     /// Read-ahead.
     Ahead {
-        /// The first page stays in staging, so that touching it shows how far the program is.
-        trigger: bool,
+        /// This page stays in staging, so that touching it shows how far the program is.
+        trigger: Option<Vpn>,
     },
 }
 
@@ -68,6 +69,13 @@ impl Fetch {
         PageRange::new(self.first, self.slots.len as u64)
     }
 
+    fn trigger(&self) -> Option<Vpn> {
+        match self.purpose {
+            Purpose::Fault => None,
+            Purpose::Ahead { trigger } => trigger,
+        }
+    }
+
     fn slot_of(&self, page: Vpn) -> crate::addr::Slot {
         self.slots.start.add(page.index() - self.first.index())
     }
@@ -85,10 +93,11 @@ impl<K: Kernel> Engine<K> {
             }
             Some(Held::Tier(_)) | None => brings.window,
         };
-        let window = window.min(DEMAND_PAGES);
+        // The page is the first of those that come with it; what is in front of it comes next, where that is wanted.
+        let window = if hit.stride == Stride::UP { window.min(DEMAND_PAGES) } else { 1 };
         let mut fetch = self.mark(states, page, frame.device, window, Purpose::Fault)?;
         fetch.hit = Some(hit);
-        self.stream_on(states, hit, fetch.range().end);
+        self.stream_on(states, hit, fetch.range());
         self.stats().pgmajfault.fetch_add(1, Ordering::Relaxed);
         Some(fetch)
     }
@@ -167,12 +176,15 @@ impl<K: Kernel> Engine<K> {
         let mut reached = fetch.first;
         let mut failed = None;
         let mut page = fetch.first;
-        if fetch.purpose == (Purpose::Ahead { trigger: true }) && transfer.done > 0 {
-            self.leave_staged(states, fetch);
-            page = page.add(1);
-        }
+        let trigger = fetch.trigger();
         while page < fetched.end && failed.is_none() {
-            let run = self.own_run(states, fetch, PageRange { start: page, end: fetched.end });
+            if trigger == Some(page) {
+                self.leave_staged(states, fetch, page);
+                page = page.add(1);
+                continue;
+            }
+            let end = trigger.filter(|trigger| page < *trigger).unwrap_or(fetched.end).min(fetched.end);
+            let run = self.own_run(states, fetch, PageRange { start: page, end });
             if run.is_empty() {
                 // Not ours any more: given up or moved by the program.
                 self.end_page(states, fetch, page, Left::Memory);
@@ -234,7 +246,9 @@ impl<K: Kernel> Engine<K> {
     /// Maps a run of fetched pages. Returns how far it came, and why not further.
     fn map_run(&self, states: &mut States, fetch: &Fetch, run: PageRange) -> (Vpn, Option<Stop>) {
         let slots = SlotRun { start: fetch.slot_of(run.start), len: run.end.index_after(run.start) };
-        let mapped = self.give_home(self.way_home(fetch.hit), slots, run);
+        // A page alone comes by copy, of whatever stream: see `way_home`.
+        let way = if slots.len == 1 { HomeBy::Copy } else { self.way_home(fetch.hit) };
+        let mapped = self.give_home(way, slots, run);
         let keep = self.keeps_copy(fetch.device);
         let mut gone = [DevicePfn::default(); FETCH_PAGES];
         let mut nr_gone = 0;
@@ -267,9 +281,8 @@ impl<K: Kernel> Engine<K> {
         (end, mapped.stop)
     }
 
-    /// Leaves the first page in staging.
-    fn leave_staged(&self, states: &mut States, fetch: &Fetch) {
-        let page = fetch.first;
+    /// Leaves a page in staging.
+    fn leave_staged(&self, states: &mut States, fetch: &Fetch, page: Vpn) {
         if self.own_run(states, fetch, PageRange::new(page, 1)).is_empty() {
             self.end_page(states, fetch, page, Left::Memory);
             self.kernel.wake(PageRange::new(page, 1));

@@ -35,6 +35,7 @@ pub mod policy;
 pub mod state;
 pub mod stats;
 pub mod stream;
+pub mod stride;
 pub mod trace;
 
 mod adopt;

@@ -11,10 +11,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{BLOCK_PAGES, PageRange, Vpn};
 use crate::engine::Engine;
-use crate::fetch::{DEMAND_PAGES, FETCH_PAGES, Purpose};
+use crate::fetch::{DEMAND_PAGES, FETCH_PAGES, Fetch, Purpose};
+use crate::flights::Pass;
 use crate::kernel::Kernel;
 use crate::state::PageState;
 use crate::stream::Hit;
+use crate::stride::Stride;
 use crate::table::{States, covers};
 
 /// Jobs that wait at most; more streams than that fetch on demand.
@@ -22,10 +24,35 @@ const MAX_JOBS: usize = 16;
 /// Windows that are planned at a time.
 pub const WINDOWS_AHEAD: u64 = 2;
 
-#[derive(Debug, Clone, Copy)]
+/// Pages of a stream that are to be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Job {
-    rest: PageRange,
+    next: Vpn,
+    stride: Stride,
+    nr_pages: u64,
+    /// The first page is to be left in staging.
     trigger: bool,
+}
+
+impl Job {
+    const fn end(&self) -> Vpn {
+        self.stride.on(self.next, self.nr_pages)
+    }
+
+    fn contains(&self, page: Vpn, stride: Stride) -> bool {
+        let steps = stride.steps(self.next, page);
+        self.stride == stride && steps.is_some_and(|steps| steps < self.nr_pages)
+    }
+
+    const fn without_first(self) -> Self {
+        Self { next: self.stride.on(self.next, 1), nr_pages: self.nr_pages.saturating_sub(1), ..self }
+    }
+
+    /// What is left of it at a page that it comes to, or at its end.
+    fn from(self, page: Vpn) -> Self {
+        let steps = self.stride.steps(self.next, page).unwrap_or(self.nr_pages);
+        Self { next: page, nr_pages: self.nr_pages.saturating_sub(steps), ..self }
+    }
 }
 
 /// What is to be fetched ahead.
@@ -42,34 +69,49 @@ impl Jobs {
     }
 
     /// Plans another window of pages of a stream, behind those from `next` on that are planned already, if these are not
-    /// far enough ahead of where the stream is. Returns the end of what is planned.
-    fn plan(&self, reached: Vpn, next: Vpn, window: usize) -> Vpn {
+    /// far enough ahead of where the stream is. Returns where it goes on behind what is planned.
+    fn plan(&self, stride: Stride, reached: Vpn, next: Vpn, window: usize) -> Vpn {
         let mut jobs = self.lock();
         let mut end = next;
-        while let Some(job) = jobs.iter().find(|job| job.rest.contains(end)) {
-            end = job.rest.end;
+        while let Some(job) = jobs.iter().find(|job| job.contains(end, stride)) {
+            end = job.end();
         }
-        let is_near = end < reached.add(WINDOWS_AHEAD * window as u64);
+        let is_near = stride.steps(reached, end).is_some_and(|steps| steps < WINDOWS_AHEAD * window as u64);
         if is_near && covers(end) && jobs.len() < MAX_JOBS {
-            let rest = PageRange::new(end, window as u64);
-            end = rest.end;
-            jobs.push_back(Job { rest, trigger: true });
+            let job = Job { next: end, stride, nr_pages: window as u64, trigger: true };
+            end = job.end();
+            jobs.push_back(job);
         }
         end
+    }
+
+    /// What is left of a job is the next one.
+    fn go_on(&self, job: Job) {
+        if job.nr_pages > 0 {
+            self.lock().push_front(job);
+        }
     }
 }
 
 impl<K: Kernel> Engine<K> {
-    /// A stream's fault brings the pages up to `reached`: what comes next is fetched ahead. The caller holds the block.
-    pub(crate) fn stream_on(&self, states: &States, hit: Hit, reached: Vpn) {
-        let Some(last) = reached.0.checked_sub(1).map(Vpn) else { return };
+    /// A stream's fault brings the range: what comes next is fetched ahead. The caller holds the block.
+    pub(crate) fn stream_on(&self, states: &States, hit: Hit, range: PageRange) {
+        if range.is_empty() {
+            return;
+        }
+        let reached = hit.stride.behind(range);
         // Behind what an earlier job brought.
-        let known = last.index() + 1..BLOCK_PAGES;
-        let brought = |state| matches!(state, PageState::System { .. } | PageState::Fetching { .. });
-        let next = reached.add(states.run_while(known.start.min(BLOCK_PAGES), &known, brought) as u64);
+        let brought = |page: &Vpn| {
+            let state = states.get(page.index());
+            matches!(state, PageState::System { .. } | PageState::Fetching { .. })
+        };
+        let step = if hit.is_sequential() { hit.stride } else { Stride::UP };
+        let known = (0..).map(|steps| step.on(reached, steps));
+        let in_block = known.take_while(|page| page.block() == range.start.block()).take(BLOCK_PAGES);
+        let next = step.on(reached, in_block.take_while(brought).count() as u64);
         let ahead = self.policy.ahead(&hit);
-        let end = if ahead > 0 { self.jobs.plan(reached, next, ahead) } else { next };
-        self.streams.expect(hit, end);
+        let next = if ahead > 0 { self.jobs.plan(step, reached, next, ahead) } else { next };
+        self.streams.expect(hit, range, next);
     }
 
     /// Whether there is something to fetch ahead.
@@ -89,34 +131,54 @@ impl<K: Kernel> Engine<K> {
         if self.kernel.ledger().free() + self.nr_stock() < at_once as u64 {
             // Read-ahead waits for reclaim rather than take the memory that faults need; without progress it is moot.
             if self.reclaim() == crate::Reclaimed::Progress {
-                self.jobs.lock().push_front(job);
+                self.jobs.go_on(job);
             }
             return true;
         }
-        let fetch = {
-            let _gate = self.gate();
-            let Some(block) = self.table.get(job.rest.start.block()) else { return true };
-            let mut states = block.lock();
-            let Some(page) = self.skip_brought(&states, &job) else { return true };
-            let PageState::Device { frame } = states.get(page.index()) else { return true };
-            if self.registry.owner(frame.device).is_some() {
-                // Where a driver's pages are is the driver's choice, until the program touches them.
-                return true;
-            }
-            let Ok(pass) = self.flights.begin_if_fast(frame.device) else { return true };
-            let window = usize::try_from(job.rest.end.0 - page.0).unwrap_or(at_once).min(at_once);
-            let purpose = Purpose::Ahead { trigger: job.trigger };
-            self.mark(&mut states, page, frame.device, window, purpose).map(|fetch| (fetch, pass))
-        };
-        let Some((fetch, pass)) = fetch else { return true };
-        let rest = PageRange { start: fetch.range().end, end: job.rest.end };
-        if !rest.is_empty() {
-            // Before the transfer: another thread may carry on behind it at the same time.
-            self.jobs.lock().push_front(Job { rest, trigger: false });
-        }
+        let Some((fetch, pass)) = self.plan_ahead(job, at_once) else { return true };
         // Its outcome is for nobody: who needs a page that did not come will fault.
         let _ = self.run_fetch(fetch, pass);
         true
+    }
+
+    /// Plans a transfer of the job's first pages that are on a device, and leaves the rest as a job: another thread may carry
+    /// on there at the same time.
+    fn plan_ahead(&self, job: Job, at_once: usize) -> Option<(Fetch, Pass<'_>)> {
+        if !covers(job.next) {
+            return None;
+        }
+        let _gate = self.gate();
+        let block = self.table.get(job.next.block())?;
+        let mut states = block.lock();
+        let job = self.skip_brought(&states, job)?;
+        let PageState::Device { frame } = states.get(job.next.index()) else { return None };
+        if self.registry.owner(frame.device).is_some() {
+            // Where a driver's pages are is the driver's choice, until the program touches them.
+            return None;
+        }
+        let pass = self.flights.begin_if_fast(frame.device).ok()?;
+        let window = usize::try_from(job.nr_pages).unwrap_or(at_once).min(at_once);
+        let pages = match job.stride {
+            Stride::UP => PageRange::new(job.next, window as u64),
+            Stride::DOWN => self.run_down_to(&states, job.next, frame.device, window),
+            _ => PageRange::new(job.next, 1),
+        };
+        let purpose = Purpose::Ahead { trigger: job.trigger.then_some(job.next) };
+        let nr_pages = usize::try_from(pages.nr_pages()).unwrap_or(1);
+        let fetch = self.mark(&mut states, pages.start, frame.device, nr_pages, purpose)?;
+        let rest = job.from(job.stride.behind(fetch.range()));
+        self.jobs.go_on(Job { trigger: false, ..rest });
+        Some((fetch, pass))
+    }
+
+    /// The pages down to `page` from the front of the run that it ends, so many of it at most, which are in its extent.
+    fn run_down_to(&self, states: &States, page: Vpn, device: u8, most: usize) -> PageRange {
+        let on_device = |index: &usize| matches!(states.get(*index), PageState::Device { frame } if frame.device == device);
+        let extent = self.kernel.extent(page);
+        let first =
+            if extent.contains(page) { extent.start.max(page.block().page(0)).index() } else { page.index() };
+        let before = (first..page.index()).rev().take(most.saturating_sub(1)).take_while(on_device).count();
+        PageRange { start: Vpn(page.0 - before as u64), end: page.add(1) }
     }
 
     /// Pages of one transfer: not so many that a small budget has no room for them.
@@ -124,20 +186,18 @@ impl<K: Kernel> Engine<K> {
         (self.config.max_window as usize / 4).clamp(DEMAND_PAGES, FETCH_PAGES)
     }
 
-    /// The first page of the job that is on a device. `None`: there is none in this block, and what is behind it is another
-    /// piece of work.
-    fn skip_brought(&self, states: &States, job: &Job) -> Option<Vpn> {
-        let (start, end) = (job.rest.start, job.rest.end.min(job.rest.start.block().pages().end));
-        let is_elsewhere = |state| !matches!(state, PageState::Device { .. });
-        let within = start.index()..start.index() + usize::try_from(end.0 - start.0).unwrap_or(0);
-        let page = start.add(states.run_while(start.index(), &within, is_elsewhere) as u64);
-        if page < end {
-            return Some(page);
+    /// The job from its first page on that is on a device. `None`: there is none in this block, and what is behind it is
+    /// another piece of work.
+    fn skip_brought(&self, states: &States, job: Job) -> Option<Job> {
+        let block = job.next.block();
+        let mut rest = job;
+        while rest.nr_pages > 0 && rest.next.block() == block {
+            if matches!(states.get(rest.next.index()), PageState::Device { .. }) {
+                return Some(rest);
+            }
+            rest = rest.without_first();
         }
-        if end < job.rest.end {
-            let rest = PageRange { start: end, end: job.rest.end };
-            self.jobs.lock().push_front(Job { rest, ..*job });
-        }
+        self.jobs.go_on(rest);
         None
     }
 }
@@ -149,17 +209,43 @@ mod tests {
     #[test]
     fn two_windows_are_planned_and_no_more() {
         let jobs = Jobs::new();
-        let planned =
-            || jobs.lock().iter().map(|job| (job.rest.start.0, job.rest.nr_pages())).collect::<Vec<_>>();
-        assert_eq!(jobs.plan(Vpn(100), Vpn(110), 64), Vpn(174));
-        assert_eq!(jobs.plan(Vpn(101), Vpn(110), 64), Vpn(238), "behind what is planned");
-        assert_eq!(jobs.plan(Vpn(102), Vpn(110), 64), Vpn(238), "far enough ahead");
+        let planned = || jobs.lock().iter().map(|job| (job.next.0, job.nr_pages)).collect::<Vec<_>>();
+        assert_eq!(jobs.plan(Stride::UP, Vpn(100), Vpn(110), 64), Vpn(174));
+        assert_eq!(jobs.plan(Stride::UP, Vpn(101), Vpn(110), 64), Vpn(238), "behind what is planned");
+        assert_eq!(jobs.plan(Stride::UP, Vpn(102), Vpn(110), 64), Vpn(238), "far enough ahead");
         assert_eq!(planned(), [(110, 64), (174, 64)]);
         // The stream has come to the second one, which is carried out.
         jobs.lock().clear();
-        assert_eq!(jobs.plan(Vpn(175), Vpn(200), 64), Vpn(264));
-        assert_eq!(jobs.plan(Vpn(5000), Vpn(5001), 1), Vpn(5002), "another stream");
+        assert_eq!(jobs.plan(Stride::UP, Vpn(175), Vpn(200), 64), Vpn(264));
+        assert_eq!(jobs.plan(Stride::UP, Vpn(5000), Vpn(5001), 1), Vpn(5002), "another stream");
         assert_eq!(planned(), [(200, 64), (5001, 1)]);
+    }
+
+    #[test]
+    fn a_stream_is_planned_as_it_goes() {
+        let jobs = Jobs::new();
+        let down = |reached, next| jobs.plan(Stride::DOWN, Vpn(reached), Vpn(next), 64);
+        assert_eq!(down(1000, 990), Vpn(926));
+        assert_eq!(down(999, 990), Vpn(862), "behind what is planned");
+        assert_eq!(down(998, 990), Vpn(862), "far enough ahead");
+        assert_eq!(jobs.plan(Stride::UP, Vpn(990), Vpn(990), 4), Vpn(994), "another one, the other way");
+        let gaps = Stride::between(Vpn(0), Vpn(50));
+        let with_gaps = |reached| jobs.plan(gaps, Vpn(reached), Vpn(reached), 4);
+        assert_eq!([with_gaps(5000), with_gaps(5050)], [Vpn(5200), Vpn(5400)]);
+        assert_eq!(with_gaps(5000), Vpn(5400), "far enough ahead");
+        assert_eq!(jobs.lock().len(), 5);
+    }
+
+    #[test]
+    fn what_is_left_of_a_job() {
+        let gaps = Stride::between(Vpn(100), Vpn(90));
+        let job = Job { next: Vpn(100), stride: gaps, nr_pages: 3, trigger: true };
+        assert_eq!(job.end(), Vpn(70));
+        assert_eq!(job.from(Vpn(80)), Job { next: Vpn(80), nr_pages: 1, ..job });
+        assert_eq!(job.without_first(), job.from(Vpn(90)));
+        assert_eq!(job.from(job.end()).nr_pages, 0);
+        let first = Job { next: Vpn(0), stride: Stride::DOWN, nr_pages: 2, trigger: true };
+        assert_eq!(first.without_first().without_first().nr_pages, 0, "there is nothing in front of it");
     }
 
     #[test]
@@ -167,7 +253,7 @@ mod tests {
         let jobs = Jobs::new();
         for stream in 0..2 * MAX_JOBS as u64 {
             let next = Vpn(stream * 1000);
-            let end = jobs.plan(next, next, 8);
+            let end = jobs.plan(Stride::UP, next, next, 8);
             assert_eq!(end, if stream < MAX_JOBS as u64 { next.add(8) } else { next });
         }
         assert_eq!(jobs.lock().len(), MAX_JOBS);

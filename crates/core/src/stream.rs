@@ -1,37 +1,99 @@
-//! Streams: threads that touch pages one after the other. Found from the faults alone.
+//! Streams: threads that touch pages one after the other, up or down, or every so many pages. Found from the faults alone.
 //!
 //! A stream knows how far it came and up to where its pages are planned to be brought: its next fault is expected anywhere
 //! in between, because what fetches ahead may be slower than the program. A hit there makes its window larger; a fault that
-//! belongs to no stream replaces the one that was idle longest. Windows are in pages.
+//! belongs to no stream replaces the one that was idle longest, and may be the beginning of one: what comes right behind it or in
+//! front of it says which way it goes. Three that are equally far from each other are a stream with gaps. Windows are in pages.
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::addr::Vpn;
+use crate::addr::{PageRange, Vpn};
+use crate::stride::Stride;
 
 /// Streams that are followed at the same time.
 const NR_STREAMS: usize = 16;
-/// How far behind what is planned a fault still belongs to the stream.
-const SLACK_PAGES: u64 = 8;
+/// How many steps behind what is planned a fault still belongs to the stream.
+const SLACK: u64 = 8;
+/// Pages between the touches of a stream with gaps, at most.
+const MAX_GAP: u64 = 4096;
+/// The most pages that are worth fetching ahead of a stream with gaps: each costs as much as one that is asked for.
+const GAP_WINDOW: u32 = 32;
 /// Strays that are remembered. A fault of a stream makes as many of them forgotten as [`STRAYS_A_HIT`] says, because random
 /// faults hit a stream by chance now and then.
 const MAX_STRAYS: u32 = 64;
 const STRAYS_A_HIT: u32 = 16;
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Stream {
-    /// Behind its last fault.
-    from: u64,
-    /// Behind what is planned.
-    next: u64,
+    /// None: it has had one fault.
+    stride: Stride,
+    /// Its last fault.
+    at: Vpn,
+    /// The first page that was brought with that, while there is no stride.
+    front: Vpn,
+    /// Where it goes on behind what is planned.
+    next: Vpn,
+    /// 0: it is not in use.
     window: u32,
     last_used: u64,
 }
 
-#[derive(Debug, Default)]
+impl Stream {
+    const NONE: Self =
+        Self { stride: Stride::NONE, at: Vpn(0), front: Vpn(0), next: Vpn(0), window: 0, last_used: 0 };
+
+    const fn is_new(&self) -> bool {
+        self.window > 0 && self.stride.nr_pages() == 0
+    }
+
+    /// The stride by which it comes to the page.
+    fn comes_to(&self, page: Vpn) -> Option<Stride> {
+        if self.window == 0 {
+            return None;
+        }
+        if self.is_new() {
+            let is_up = self.at < page && page.0 < self.next.0 + SLACK;
+            let is_down = page < self.at && page.0 + SLACK >= self.front.0;
+            return is_up.then_some(Stride::UP).or(is_down.then_some(Stride::DOWN));
+        }
+        let planned = self.stride.steps(self.at, self.next).unwrap_or(1);
+        let is_on_the_way = |steps: &u64| (1..planned + SLACK).contains(steps);
+        self.stride.steps(self.at, page).filter(is_on_the_way).map(|_| self.stride)
+    }
+}
+
+#[derive(Debug)]
 struct Inner {
     streams: [Stream; NR_STREAMS],
     clock: u64,
     strays: u32,
+}
+
+impl Inner {
+    /// The stream that the page belongs to, and its stride.
+    fn find(&mut self, page: Vpn) -> Option<(usize, Stride)> {
+        let known =
+            self.streams.iter().enumerate().find_map(|(id, stream)| Some((id, stream.comes_to(page)?)));
+        known.or_else(|| self.find_gaps(page))
+    }
+
+    /// A fault that is as far from this one as another is from that: the three are a stream, and need one place.
+    fn find_gaps(&mut self, page: Vpn) -> Option<(usize, Stride)> {
+        let is_new_at = |at: Vpn| move |stream: &Stream| stream.is_new() && stream.at == at;
+        for id in 0..NR_STREAMS {
+            let last = self.streams[id];
+            let stride = Stride::between(last.at, page);
+            if !last.is_new() || !(1..=MAX_GAP).contains(&stride.nr_pages()) {
+                continue;
+            }
+            let before = Stride::between(page, last.at).on(last.at, 1);
+            if let Some(first) = self.streams.iter().position(is_new_at(before)) {
+                self.streams[first] = Stream::NONE;
+                return Some((id, stride));
+            }
+        }
+        None
+    }
 }
 
 /// The streams of a program.
@@ -44,17 +106,25 @@ pub struct Streams {
 /// What the streams say of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit {
-    /// Pages worth bringing, at least 1.
+    /// Pages worth bringing, at least 1, as the stream goes.
     pub window: usize,
-    /// Whether the fault continued a stream.
-    pub sequential: bool,
+    /// How the stream goes that the fault continued.
+    pub stride: Stride,
     id: usize,
+}
+
+impl Hit {
+    /// Whether the fault continued a stream.
+    pub const fn is_sequential(&self) -> bool {
+        self.stride.nr_pages() > 0
+    }
 }
 
 impl Streams {
     /// None yet. A window has at most `max_window` pages.
     pub fn new(max_window: u32) -> Self {
-        Self { inner: Mutex::default(), max_window: max_window.max(1) }
+        let inner = Inner { streams: [Stream::NONE; NR_STREAMS], clock: 0, strays: 0 };
+        Self { inner: Mutex::new(inner), max_window: max_window.max(1) }
     }
 
     /// A fault at `page`. A new stream begins with a window of `initial` pages.
@@ -62,25 +132,23 @@ impl Streams {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.clock += 1;
         let clock = inner.clock;
-        let max_window = self.max_window;
-        let hit = inner.streams.iter().position(|stream| {
-            stream.window > 0 && stream.from <= page.0 && page.0 < stream.next + SLACK_PAGES
-        });
-        let (id, window) = match hit {
-            Some(id) => (id, inner.streams[id].window.saturating_mul(4).clamp(max_window.min(4), max_window)),
-            None => {
-                let oldest = (0..NR_STREAMS).min_by_key(|id| inner.streams[*id].last_used).unwrap_or(0);
-                (oldest, initial.min(max_window))
-            }
+        let Some((id, stride)) = inner.find(page) else {
+            let oldest = (0..NR_STREAMS).min_by_key(|id| inner.streams[*id].last_used).unwrap_or(0);
+            let window = initial.min(self.max_window);
+            inner.strays = (inner.strays + 1).min(MAX_STRAYS);
+            let (stride, next) = (Stride::NONE, page.add(1));
+            inner.streams[oldest] = Stream { stride, at: page, front: page, next, window, last_used: clock };
+            return Hit { window: window as usize, stride, id: oldest };
         };
-        inner.strays = match hit {
-            Some(_) => inner.strays.saturating_sub(STRAYS_A_HIT),
-            None => (inner.strays + 1).min(MAX_STRAYS),
-        };
-        let from = page.0 + 1;
-        let next = hit.map_or(from, |id| inner.streams[id].next.max(from));
-        inner.streams[id] = Stream { from, next, window, last_used: clock };
-        Hit { window: window as usize, sequential: hit.is_some(), id }
+        inner.strays = inner.strays.saturating_sub(STRAYS_A_HIT);
+        let max_window = if stride.is_dense() { self.max_window } else { self.max_window.min(GAP_WINDOW) };
+        let stream = &mut inner.streams[id];
+        let window = stream.window.saturating_mul(4).clamp(max_window.min(4), max_window);
+        // Behind a new stream's first fault is where it goes on if it goes up.
+        let is_planned = stride.steps(page, stream.next).is_some_and(|steps| steps > 0);
+        let next = if is_planned { stream.next } else { stride.on(page, 1) };
+        *stream = Stream { stride, at: page, front: page, next, window, last_used: clock };
+        Hit { window: window as usize, stride, id }
     }
 
     /// Whether faults are strays now: most of the last belonged to no stream.
@@ -89,10 +157,12 @@ impl Streams {
         inner.strays >= MAX_STRAYS / 2
     }
 
-    /// Everything up to `next` was brought, or will be.
-    pub fn expect(&self, hit: Hit, next: Vpn) {
+    /// The fault brought these pages, and everything in front of `next` was brought, or will be, as the stream goes.
+    pub fn expect(&self, hit: Hit, brought: PageRange, next: Vpn) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.streams[hit.id].next = next.0;
+        let stream = &mut inner.streams[hit.id];
+        stream.front = brought.start;
+        stream.next = next;
     }
 }
 
@@ -112,13 +182,13 @@ mod tests {
     #[test]
     fn strays_are_told_from_streams_and_from_chance() {
         let streams = Streams::new(16);
-        let stray = |number: u64| streams.fault(Vpn(number * 1000), 1);
-        (1..32).for_each(|number| assert!(!stray(number).sequential && !streams.is_stray()));
-        (32..100).for_each(|number| assert!(!stray(number).sequential));
+        let stray = |number: u64| streams.fault(Vpn(number * number * 1000), 1);
+        (1..32).for_each(|number| assert!(!stray(number).is_sequential() && !streams.is_stray()));
+        (32..100).for_each(|number| assert!(!stray(number).is_sequential()));
         assert!(streams.is_stray());
-        assert!(streams.fault(Vpn(99_001), 1).sequential && streams.is_stray(), "once is chance");
-        for page in 99_002..99_005 {
-            assert!(streams.fault(Vpn(page), 1).sequential);
+        assert!(streams.fault(Vpn(9_801_001), 1).is_sequential() && streams.is_stray(), "once is chance");
+        for page in 9_801_002..9_801_005 {
+            assert!(streams.fault(Vpn(page), 1).is_sequential());
         }
         assert!(!streams.is_stray());
     }
@@ -127,11 +197,59 @@ mod tests {
     fn what_is_planned_belongs_to_the_stream() {
         let streams = Streams::new(64);
         let first = streams.fault(Vpn(1000), 1);
-        streams.expect(first, Vpn(1200));
+        streams.expect(first, PageRange::new(Vpn(1000), 1), Vpn(1200));
         let early = streams.fault(Vpn(1100), 1);
-        assert!(early.sequential, "what fetches ahead has not come so far");
-        assert!(streams.fault(Vpn(1200), 1).sequential, "the plan is still known");
-        assert!(!streams.fault(Vpn(1050), 1).sequential, "there it has been");
+        assert!(early.is_sequential(), "what fetches ahead has not come so far");
+        assert!(streams.fault(Vpn(1200), 1).is_sequential(), "the plan is still known");
+        assert!(!streams.fault(Vpn(1050), 1).is_sequential(), "there it has been");
+    }
+
+    /// What the faults are found to be, each of which brings its page only.
+    fn strides(faults: &[u64]) -> Vec<Stride> {
+        let streams = Streams::new(64);
+        let fault = |page: &u64| {
+            let hit = streams.fault(Vpn(*page), 1);
+            streams.expect(
+                hit,
+                PageRange::new(Vpn(*page), 1),
+                hit.stride.behind(PageRange::new(Vpn(*page), 1)),
+            );
+            hit.stride
+        };
+        faults.iter().map(fault).collect()
+    }
+
+    #[test]
+    fn a_stream_may_go_down_or_leave_gaps() {
+        let (none, down) = (Stride::NONE, Stride::DOWN);
+        assert_eq!(strides(&[1000, 999, 998, 990, 981]), [none, down, down, down, none], "with some slack");
+        assert_eq!(strides(&[1000, 999, 1000]), [none, down, none], "it does not turn");
+        let far = |from: u64, to: u64| Stride::between(Vpn(from), Vpn(to));
+        let gaps = [none, none, far(0, 100), far(0, 100), none];
+        assert_eq!(strides(&[1000, 1100, 1200, 1300, 1350]), gaps);
+        assert_eq!(strides(&[9000, 8000, 7000]), [none, none, far(1000, 0)], "down as well");
+        assert_eq!(strides(&[9000, 20_000, 31_000]), [none; 3], "that far is chance");
+        // Two of them in turns.
+        assert_eq!(strides(&[1000, 9000, 1100, 9500, 1200, 10_000])[4..], [far(0, 100), far(0, 500)]);
+    }
+
+    #[test]
+    fn a_stream_that_goes_down_begins_in_front_of_what_came_with_its_first_fault() {
+        for (page, stride) in
+            [(983, Stride::DOWN), (971, Stride::NONE), (1000, Stride::UP), (1009, Stride::NONE)]
+        {
+            let streams = Streams::new(64);
+            let hit = streams.fault(Vpn(990), 16);
+            streams.expect(hit, PageRange::new(Vpn(984), 16), Vpn(1000));
+            assert_eq!(streams.fault(Vpn(page), 16).stride, stride, "{page}");
+        }
+    }
+
+    #[test]
+    fn with_gaps_no_more_is_wanted_than_pays() {
+        let streams = Streams::new(512);
+        let windows: Vec<usize> = (0..8).map(|nr| streams.fault(Vpn(1000 + nr * 50), 1).window).collect();
+        assert_eq!(windows, [1, 1, 4, 16, 32, 32, 32, 32]);
     }
 
     #[test]
@@ -142,12 +260,13 @@ mod tests {
         for _ in 0..6 {
             let hit = streams.fault(page, 1);
             windows.push(hit.window);
-            page = page.add(hit.window as u64);
-            streams.expect(hit, page);
+            let brought = PageRange::new(page, hit.window as u64);
+            page = brought.end;
+            streams.expect(hit, brought, page);
         }
         assert_eq!(windows, [1, 4, 16, 64, 256, 512]);
         let far = streams.fault(Vpn(5_000_000), 1);
-        assert_eq!((far.window, far.sequential), (1, false));
-        assert!(streams.fault(page, 1).sequential, "the stream is still known");
+        assert_eq!((far.window, far.is_sequential()), (1, false));
+        assert!(streams.fault(page, 1).is_sequential(), "the stream is still known");
     }
 }

@@ -9,6 +9,7 @@ use hmm_core::addr::{BLOCK_PAGES, PageRange, Vpn};
 use hmm_core::bits::PageSet;
 use hmm_core::policy::{Brings, Cause, Fault, Name};
 use hmm_core::stream::Hit;
+use hmm_core::stride::Stride;
 use hmm_core::trace::{Event, Record, What};
 use hmm_core::{CHANCE_PAGES, Config, FETCH_PAGES, WINDOWS_AHEAD};
 
@@ -127,7 +128,7 @@ impl Memory {
             Place::Resident => {
                 let hit = self.process(of).streams.fault(page, 1);
                 self.counts.second_chances += 1;
-                self.stream_on(of, hit, page.add(1));
+                self.stream_on(of, hit, PageRange::new(page, 1));
             }
             Place::Hole => self.first_touch(of, page),
             Place::Staged => self.second_chance(of, page),
@@ -161,28 +162,25 @@ impl Memory {
         let is_hole = |index: &usize| {
             block.pages[*index].place == Place::Hole && (filled.contains(*index) || *index == page.index())
         };
-        let mut first = page.index();
-        if !hit.sequential {
-            let chunk = first & !(brings.around - 1);
-            first = (chunk..first).rev().take_while(is_hole).last().unwrap_or(first);
-        }
-        let most = brings.window.max(page.index() + 1 - first);
-        let nr_pages = (first..BLOCK_PAGES).take_while(is_hole).count().min(most);
+        let around = if hit.stride.is_dense() { 1 } else { brings.around };
+        let (lowest, most) = Brings { around, ..brings }.span(page.index(), hit.stride);
+        let first = (lowest..page.index()).rev().take_while(is_hole).last().unwrap_or(page.index());
+        let nr_pages = (first..BLOCK_PAGES).take_while(is_hole).count().min(page.index() - first + most);
         self.make_room(of, nr_pages as u64);
         let process = self.process(of);
         for index in first..first + nr_pages {
             let at = page.block().page(index);
             process.put(at, Page { place: Place::Resident, ..Page::default() });
         }
-        process.streams.expect(hit, page.block().page(first + nr_pages));
+        let range = PageRange::new(page.block().page(first), nr_pages as u64);
+        process.streams.expect(hit, range, hit.stride.behind(range));
     }
 
     fn second_chance(&mut self, of: u16, page: Vpn) {
         self.counts.second_chances += 1;
         let hit = self.process(of).streams.fault(page, 1);
         let brings = self.brings(of, page, Cause::SecondChance, hit, CHANCE_PAGES);
-        let first = page.index() / brings.around * brings.around;
-        let window = brings.window.max(first + brings.around - page.index());
+        let (first, window) = brings.span(page.index(), hit.stride);
         let process = self.process(of);
         let block = process.block(page.block());
         let staged = |index: &usize| block.pages[*index].place == Place::Staged;
@@ -192,15 +190,17 @@ impl Memory {
             block.pages[index].place = Place::Resident;
         }
         process.note_resident(page.block());
-        self.stream_on(of, hit, page.block().page(end));
+        let came = PageRange { start: page.block().page(start), end: page.block().page(end) };
+        self.stream_on(of, hit, came);
     }
 
     fn fetch(&mut self, of: u16, page: Vpn) {
         self.counts.device_faults += 1;
         let hit = self.process(of).streams.fault(page, 1);
         let brings = self.brings(of, page, Cause::Fetch, hit, 1);
-        let nr_pages = self.bring(of, page, brings.window, None);
-        self.stream_on(of, hit, page.add(nr_pages as u64));
+        let window = if hit.stride == Stride::UP { brings.window } else { 1 };
+        let nr_pages = self.bring(of, page, window, None);
+        self.stream_on(of, hit, PageRange::new(page, nr_pages as u64));
     }
 
     /// Brings a run of pages from a device. The first is asked for, or, of read-ahead, may be its trigger.
@@ -222,20 +222,24 @@ impl Memory {
         nr_pages
     }
 
-    /// A stream's fault was served up to `reached`: what comes next is fetched ahead, at once.
-    fn stream_on(&mut self, of: u16, hit: Hit, reached: Vpn) {
+    /// A stream's fault brought the range: what comes next is fetched ahead, at once.
+    fn stream_on(&mut self, of: u16, hit: Hit, range: PageRange) {
         let process = self.process(of);
-        let last = Vpn(reached.0.saturating_sub(1));
-        let known = process.block(last.block()).run(last.index() + 1, Place::Resident);
-        let mut next = reached.add(known as u64);
+        let reached = hit.stride.behind(range);
+        let stride = if hit.is_sequential() { hit.stride } else { Stride::UP };
+        let in_block = (0..).map(|steps| stride.on(reached, steps));
+        let in_block = in_block.take_while(|page| page.block() == range.start.block()).take(BLOCK_PAGES);
+        let is_there = |page: &Vpn| process.page(*page).is_some_and(|page| page.place == Place::Resident);
+        let mut next = stride.on(reached, in_block.take_while(is_there).count() as u64);
         let ahead = process.policy.ahead(&hit) as u64;
-        let is_near = next < reached.add(WINDOWS_AHEAD * ahead);
-        let end = if is_near { next.add(ahead) } else { next };
-        process.streams.expect(hit, end);
+        let is_near = stride.steps(reached, next).is_some_and(|steps| steps < WINDOWS_AHEAD * ahead);
+        let mut left = if is_near { ahead } else { 0 };
+        process.streams.expect(hit, range, stride.on(next, left));
         let mut is_trigger = true;
-        while next < end && self.process(of).page(next).is_some_and(|page| page.place == Place::Device) {
-            let window = usize::try_from(end.0 - next.0).unwrap_or(FETCH_PAGES);
-            next = next.add(self.bring(of, next, window, Some(is_trigger)) as u64);
+        while left > 0 && self.process(of).page(next).is_some_and(|page| page.place == Place::Device) {
+            let window = if stride == Stride::UP { usize::try_from(left).unwrap_or(FETCH_PAGES) } else { 1 };
+            let nr_pages = self.bring(of, next, window, Some(is_trigger)) as u64;
+            (next, left) = (stride.on(next, nr_pages), left - nr_pages);
             is_trigger = false;
         }
     }

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use hmm_core::addr::{BLOCK_PAGES, PageRange, Vpn};
 use hmm_core::hints::Hint;
 use hmm_core::stream::Streams;
+use hmm_core::stride::Stride;
 
 use crate::buffer::{BATCH, Fault, drop_duplicates};
 use crate::device::Shared;
@@ -158,8 +159,8 @@ fn window_of(
     if let Some(range) = here(device, fault.page, extent) {
         // It was brought ahead.
         let hit = state.streams.fault(fault.page, 16);
-        state.streams.expect(hit, range.end);
-        if hit.sequential {
+        state.streams.expect(hit, range, hit.stride.behind(range));
+        if hit.stride == Stride::UP {
             expect(device, fault, range);
         }
         return Window { range, action: Action::InPlace, wanted };
@@ -189,11 +190,18 @@ fn bringing(device: &Shared, state: &mut State, fault: Fault, extent: PageRange)
     let hit = state.streams.fault(page, 16);
     let mut range = if device.service.most_pages == BLOCK_PAGES && look(device, PageRange::new(page, 1)).1 {
         block.pages()
-    } else if hit.sequential {
-        PageRange::new(page, hit.window as u64).intersect(block.pages())
     } else {
-        let grown = grow(&device.notifier.table().frames_of(block), page.index(), device.service.most_pages);
-        PageRange { start: block.page(grown.start), end: block.page(grown.end) }
+        let window = hit.window as u64;
+        let pages = match hit.stride {
+            Stride::UP => PageRange::new(page, window),
+            Stride::DOWN => PageRange { start: Stride::DOWN.on(page, window - 1), end: page.add(1) },
+            _ => {
+                let frames = device.notifier.table().frames_of(block);
+                let grown = grow(&frames, page.index(), device.service.most_pages);
+                PageRange { start: block.page(grown.start), end: block.page(grown.end) }
+            }
+        };
+        pages.intersect(block.pages())
     };
     range = device.host.clip(page, range.intersect(extent));
     // Only up to a page that has to stay where it is.
@@ -204,8 +212,8 @@ fn bringing(device: &Shared, state: &mut State, fault: Fault, extent: PageRange)
     if let Some(before) = (PageRange { end: page, ..range }).iter().filter(stays).last() {
         range.start = before.add(1);
     }
-    state.streams.expect(hit, range.end);
-    if hit.sequential && hit.window == BLOCK_PAGES {
+    state.streams.expect(hit, range, hit.stride.behind(range));
+    if hit.stride == Stride::UP && hit.window == BLOCK_PAGES {
         expect(device, fault, range);
     }
     range

@@ -26,6 +26,7 @@ use thiserror::Error;
 
 use crate::addr::{BlockId, Vpn};
 use crate::stream::Hit;
+use crate::stride::Stride;
 
 pub use clock::Clock;
 pub use fifo::Fifo;
@@ -87,8 +88,23 @@ impl Fault {
 pub struct Brings {
     /// Those of the aligned group of so many that the page is in: a power of two, 1 for the page alone.
     pub around: usize,
-    /// So many from there on, or from the page on where there is no group.
+    /// So many from there on, or from the page on where there is no group. Those in front of it where the fault's stream goes down.
     pub window: usize,
+}
+
+impl Brings {
+    /// For a fault at the page with this index in its block: the index at which it may begin, and how many may come from the page
+    /// on, itself among them.
+    pub fn span(self, index: usize, stride: Stride) -> (usize, usize) {
+        let around = self.around.max(1);
+        let first = index / around * around;
+        let rest = first + around - index;
+        match stride {
+            Stride::UP => (first, rest.max(self.window)),
+            Stride::DOWN => (first.min((index + 1).saturating_sub(self.window)), rest),
+            _ => (first, rest),
+        }
+    }
 }
 
 /// The decisions. Those with a body are the default's.
@@ -130,9 +146,9 @@ pub trait Policy: Send + Sync + fmt::Debug {
         fault.brings()
     }
 
-    /// Pages to fetch ahead of need behind what a fault brought; 0 for none.
+    /// Pages to fetch ahead of need behind what a fault brought, as its stream goes; 0 for none.
     fn ahead(&self, hit: &Hit) -> usize {
-        if hit.sequential { hit.window } else { 0 }
+        if hit.is_sequential() { hit.window } else { 0 }
     }
 
     /// Whether a page that comes home keeps its frame on the device; `pays` says whether that has paid of late.

@@ -148,7 +148,7 @@ impl Policy for Round {
     }
 
     fn brings(&self, fault: &Fault) -> Brings {
-        let change = if fault.hit.sequential { STREAM } else { -1 };
+        let change = if fault.hit.is_sequential() { STREAM } else { -1 };
         let streams = self.streams.load(Ordering::Relaxed) + change;
         self.streams.store(streams.clamp(0, MAX_STREAMS), Ordering::Relaxed);
         fault.brings()

@@ -101,11 +101,25 @@ fn what_is_put_back_is_next_again_and_what_is_forgotten_is_not() {
 }
 
 #[test]
+fn pages_come_with_a_fault_as_its_stream_goes() {
+    let brings = Brings { around: 16, window: 64 };
+    assert_eq!(brings.span(20, Stride::UP), (16, 64));
+    assert_eq!(brings.span(20, Stride::DOWN), (0, 12), "the block begins there");
+    assert_eq!(brings.span(220, Stride::DOWN), (157, 4));
+    assert_eq!(brings.span(20, Stride::NONE), (16, 12));
+    assert_eq!(brings.span(20, Stride::between(Vpn(0), Vpn(100))), (16, 12));
+    let alone = Brings { around: 1, window: 1 };
+    for stride in [Stride::UP, Stride::DOWN, Stride::NONE] {
+        assert_eq!(alone.span(20, stride), (20, 1));
+    }
+}
+
+#[test]
 fn the_plain_one_brings_nothing_ahead() {
     let streams = crate::stream::Streams::new(512);
     streams.fault(Vpn(1), 16);
     let hit = streams.fault(Vpn(2), 16);
-    assert!(hit.sequential && hit.window > 1);
+    assert!(hit.is_sequential() && hit.window > 1);
     let fault = Fault { page: Vpn(2), cause: Cause::Fetch, hit, together: 16 };
     let alone = Brings { around: 1, window: 1 };
     assert_eq!((Fifo::new().brings(&fault), Fifo::new().ahead(&hit)), (alone, 0));
