@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use hmm_device::{Device, DeviceError, DevicePfn, Fetch as Request, Transfer};
 
-use crate::addr::{BLOCK_PAGES, PAGE_SIZE, PageRange, SlotRun, Vpn};
+use crate::addr::{PAGE_SIZE, PageRange, SlotRun, Vpn};
 use crate::engine::{Engine, HomeBy};
 use crate::fault::{Outcome, Step, in_stream};
 use crate::flights::{Awaited, Pass};
@@ -95,38 +95,61 @@ impl<K: Kernel> Engine<K> {
         };
         // The page is the first of those that come with it; what is in front of it comes next, where that is wanted.
         let window = if hit.stride == Stride::UP { window.min(DEMAND_PAGES) } else { 1 };
-        let mut fetch = self.mark(states, page, frame.device, window, Purpose::Fault)?;
+        let mut fetch = self.mark(states, (page, Stride::UP), frame.device, window, Purpose::Fault)?;
         fetch.hit = Some(hit);
         self.stream_on(states, hit, fetch.range());
         self.stats().pgmajfault.fetch_add(1, Ordering::Relaxed);
         Some(fetch)
     }
 
-    /// Marks up to `window` pages from `page` on that are on the device.
+    /// Marks up to `window` pages that are on the device, from `page` on as the stride goes.
     pub(crate) fn mark(
         &self,
         states: &mut States,
-        page: Vpn,
+        (page, stride): (Vpn, Stride),
         device: u8,
         window: usize,
         purpose: Purpose,
     ) -> Option<Fetch> {
-        let on_device = |state| matches!(state, PageState::Device { frame } if frame.device == device);
-        // Not over the border of the mapping: what is behind it cannot be mapped in the same call.
-        let in_extent = self.kernel.extent(page).end.0.saturating_sub(page.0).clamp(1, BLOCK_PAGES as u64);
-        let in_extent = usize::try_from(in_extent).unwrap_or(1);
-        let end = page.index() + window.min(FETCH_PAGES).min(in_extent).min(BLOCK_PAGES - page.index());
-        let nr_pages = states.run_while(page.index(), &(page.index()..end), on_device);
-        let slots = self.take_slots(nr_pages)?;
+        let run = self.run_on_device(states, (page, stride), device, window.min(FETCH_PAGES));
+        let slots = self.take_slots(usize::try_from(run.nr_pages()).unwrap_or(1))?;
+        let first = if stride == Stride::DOWN { Vpn(run.end.0 - slots.len as u64) } else { run.start };
         let ticket = self.new_ticket();
         let mut frames = [DevicePfn::default(); FETCH_PAGES];
         for (offset, pfn) in frames.iter_mut().enumerate().take(slots.len) {
-            let index = page.index() + offset;
+            let index = first.index() + offset;
             let PageState::Device { frame } = states.get(index) else { continue };
             *pfn = frame.pfn;
             states.set(index, PageState::Fetching { ticket, frame });
         }
-        Some(Fetch { ticket, device, first: page, frames, slots, purpose, hit: None })
+        Some(Fetch { ticket, device, first, frames, slots, purpose, hit: None })
+    }
+
+    /// The run of pages on the device that begins at a page, or ends with it if the stride goes down.
+    fn run_on_device(
+        &self,
+        states: &States,
+        (page, stride): (Vpn, Stride),
+        device: u8,
+        most: usize,
+    ) -> PageRange {
+        // Not over the border of the mapping: what is behind it cannot be mapped in the same call.
+        let pages = self.kernel.extent(page).intersect(page.block().pages());
+        let on_device = |page: &Vpn| matches!(states.get(page.index()), PageState::Device { frame } if frame.device == device);
+        let others = most.saturating_sub(1);
+        let alone = PageRange::new(page, 1);
+        match stride {
+            Stride::UP => {
+                let behind = (page.0 + 1..pages.end.0).map(Vpn).take(others).take_while(on_device).count();
+                PageRange { end: alone.end.add(behind as u64), ..alone }
+            }
+            Stride::DOWN => {
+                let before =
+                    (pages.start.0..page.0).rev().map(Vpn).take(others).take_while(on_device).count();
+                PageRange { start: Vpn(page.0 - before as u64), ..alone }
+            }
+            _ => alone,
+        }
     }
 
     /// Transfers and completes.

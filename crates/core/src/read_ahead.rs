@@ -158,27 +158,11 @@ impl<K: Kernel> Engine<K> {
         }
         let pass = self.flights.begin_if_fast(frame.device).ok()?;
         let window = usize::try_from(job.nr_pages).unwrap_or(at_once).min(at_once);
-        let pages = match job.stride {
-            Stride::UP => PageRange::new(job.next, window as u64),
-            Stride::DOWN => self.run_down_to(&states, job.next, frame.device, window),
-            _ => PageRange::new(job.next, 1),
-        };
         let purpose = Purpose::Ahead { trigger: job.trigger.then_some(job.next) };
-        let nr_pages = usize::try_from(pages.nr_pages()).unwrap_or(1);
-        let fetch = self.mark(&mut states, pages.start, frame.device, nr_pages, purpose)?;
+        let fetch = self.mark(&mut states, (job.next, job.stride), frame.device, window, purpose)?;
         let rest = job.from(job.stride.behind(fetch.range()));
         self.jobs.go_on(Job { trigger: false, ..rest });
         Some((fetch, pass))
-    }
-
-    /// The pages down to `page` from the front of the run that it ends, so many of it at most, which are in its extent.
-    fn run_down_to(&self, states: &States, page: Vpn, device: u8, most: usize) -> PageRange {
-        let on_device = |index: &usize| matches!(states.get(*index), PageState::Device { frame } if frame.device == device);
-        let extent = self.kernel.extent(page);
-        let first =
-            if extent.contains(page) { extent.start.max(page.block().page(0)).index() } else { page.index() };
-        let before = (first..page.index()).rev().take(most.saturating_sub(1)).take_while(on_device).count();
-        PageRange { start: Vpn(page.0 - before as u64), end: page.add(1) }
     }
 
     /// Pages of one transfer: not so many that a small budget has no room for them.

@@ -2,7 +2,7 @@
 
 use crate::content::{PAGE_WORDS, Pattern};
 use crate::entropy::Entropy;
-use crate::op::Op;
+use crate::op::{Op, STRIDES};
 use crate::span::Span;
 
 /// The part of the address space that the operations are about.
@@ -131,7 +131,8 @@ impl Generator {
         if entropy.one_in(2) {
             Op::Read { page: self.page(entropy), word: Self::word(entropy) }
         } else {
-            Op::Scan { span: self.span(entropy) }
+            let stride = STRIDES[entropy.below(8) as usize];
+            Op::Scan { span: self.span(entropy), stride }
         }
     }
 

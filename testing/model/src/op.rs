@@ -73,8 +73,10 @@ pub enum Op {
     },
     /// Reads whole pages, one after the other.
     Scan {
-        /// Which pages.
+        /// Of which pages.
         span: Span,
+        /// So many pages on each time; from the last one if negative. Not 0.
+        stride: i16,
     },
     /// I/O, or a fork, holds the pages: they cannot be taken out of the program.
     Hold {
@@ -98,7 +100,15 @@ pub enum Op {
     },
 }
 
+/// How programs scan: mostly page by page, up or down.
+pub(crate) const STRIDES: [i16; 8] = [1, 1, -1, 1, -1, 2, 13, -40];
+
 impl Op {
+    /// Reads all of the pages, from the first to the last.
+    pub const fn scan(span: Span) -> Self {
+        Self::Scan { span, stride: 1 }
+    }
+
     /// The stamp of page number `index` of a [`Fill`](Op::Fill). A stamp of 0 stays 0: such pages are zero pages when
     /// the pattern is [`Pattern::Same`].
     pub const fn page_stamp(stamp: u64, index: u32) -> u64 {
@@ -119,7 +129,7 @@ impl Op {
             | Self::DontNeed { span }
             | Self::Protect { span, .. }
             | Self::Fill { span, .. }
-            | Self::Scan { span }
+            | Self::Scan { span, .. }
             | Self::Hold { span }
             | Self::Release { span } => Some(span),
             Self::Remap { from, len, .. } => Some(Span::new(from, len)),

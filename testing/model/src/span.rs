@@ -36,8 +36,29 @@ impl Span {
         self.first < other.end() && other.first < self.end()
     }
 
+    /// One of so many of its pages, from the first on, or from the last if the stride is negative. It is not 0.
+    pub fn pages_by(self, stride: i16) -> impl Iterator<Item = u32> {
+        let step = usize::from(stride.unsigned_abs().max(1));
+        let (first, last) = (self.first, self.end() - 1);
+        let distance = move |page: u32| if stride < 0 { last - (page - first) } else { page };
+        self.pages().step_by(step).map(distance)
+    }
+
     /// Its pages, one by one.
     pub fn pages(self) -> std::ops::Range<u32> {
         self.first..self.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_gone_through_either_way() {
+        let span = Span::new(10, 5);
+        let by = |stride| span.pages_by(stride).collect::<Vec<_>>();
+        assert_eq!((by(1), by(-1)), (vec![10, 11, 12, 13, 14], vec![14, 13, 12, 11, 10]));
+        assert_eq!((by(2), by(-3), by(9)), (vec![10, 12, 14], vec![14, 11], vec![10]));
     }
 }

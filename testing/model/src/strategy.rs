@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use crate::content::{PAGE_WORDS, Pattern};
 use crate::generate::Arena;
-use crate::op::Op;
+use crate::op::{Op, STRIDES};
 use crate::span::Span;
 
 /// A run of up to `longest` pages of the arena. Shrinks to its first page.
@@ -79,6 +79,7 @@ fn write(arena: Arena) -> impl Strategy<Value = Op> {
 fn read(arena: Arena) -> impl Strategy<Value = Op> {
     prop_oneof![
         (0..arena.nr_pages, 0..PAGE_WORDS).prop_map(|(page, word)| Op::Read { page, word }),
-        spans(arena).prop_map(|span| Op::Scan { span }),
+        (spans(arena), proptest::sample::select(&STRIDES[..]))
+            .prop_map(|(span, stride)| Op::Scan { span, stride }),
     ]
 }

@@ -36,16 +36,16 @@ fn count(world: &World, counter: &str) -> u64 {
 /// Faults that a device serves when three hot blocks are read behind a scan of twenty others.
 fn faults_after_a_scan(policy: Name) -> u64 {
     let world = world(policy);
-    let hot = Op::Scan { span: blocks(0, 3) };
+    let hot = Op::scan(blocks(0, 3));
     world.op(&Op::Map { span: blocks(0, 40) });
     world.op(&Op::Fill { span: blocks(0, 40), pattern: Pattern::Noise, stamp: 7 });
     // It becomes hot: read again and again, while some others are read.
     for number in 0..6 {
         world.op(&hot);
-        world.op(&Op::Scan { span: blocks(5 + 2 * number, 2) });
+        world.op(&Op::scan(blocks(5 + 2 * number, 2)));
     }
     world.op(&hot);
-    world.op(&Op::Scan { span: blocks(20, 20) });
+    world.op(&Op::scan(blocks(20, 20)));
     let before = count(&world, "pgmajfault");
     world.op(&hot);
     count(&world, "pgmajfault") - before
@@ -55,4 +55,25 @@ fn faults_after_a_scan(policy: Name) -> u64 {
 fn a_hot_set_survives_a_scan_under_twice() {
     let [clock, twice] = [Name::Clock, Name::Twice].map(faults_after_a_scan);
     assert!(twice == 0 && clock >= 10, "{clock} faults under clock, {twice} under twice");
+}
+
+/// Faults that a device serves when the program reads every so many pages of two blocks that are away, while others fetch ahead.
+fn faults_of_a_stream(stride: i16) -> u64 {
+    let world = world(Name::Clock);
+    world.op(&Op::Map { span: blocks(0, 40) });
+    world.op(&Op::Fill { span: blocks(0, 40), pattern: Pattern::Noise, stamp: 7 });
+    for page in blocks(0, 2).pages_by(stride) {
+        world.op(&Op::Read { page, word: 0 });
+        world.op(&Op::ReadAhead { steps: 8 });
+    }
+    count(&world, "pgmajfault")
+}
+
+#[test]
+fn what_a_stream_comes_to_is_fetched_ahead_whichever_way_it_goes() {
+    for stride in [1, -1, 13, -13] {
+        let nr_faults = faults_of_a_stream(stride);
+        assert!(nr_faults < 20, "{nr_faults} faults by {stride}");
+    }
+    assert_eq!(faults_of_a_stream(400), 3, "three touches are the first that say where it goes");
 }

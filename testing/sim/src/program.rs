@@ -81,7 +81,7 @@ fn steps_of(op: &Op) -> VecDeque<Step> {
         }
         Op::Write { page, word, value } => [Step::WriteWord { page, word, value }].into(),
         Op::Read { page, word } => [Step::ReadWord { page, word }].into(),
-        Op::Scan { span } => span.pages().map(|page| Step::ReadPage { page }).collect(),
+        Op::Scan { span, stride } => span.pages_by(stride).map(|page| Step::ReadPage { page }).collect(),
         Op::Fill { span, pattern, stamp } => span
             .pages()
             .zip(0..)

@@ -160,7 +160,7 @@ impl World {
         self.shared.lock().note(|| "read everything".to_owned());
         let pages: Vec<u32> = self.shared.lock().model.pages().map(|(page, _)| page).collect();
         for page in pages {
-            self.op(&Op::Scan { span: Span::new(page, 1) });
+            self.op(&Op::scan(Span::new(page, 1)));
         }
         check::all(&self.shared, &self.engine);
     }

@@ -31,8 +31,7 @@ const HOLE: u32 = 523;
 /// `DATA` is filled and goes to a device, and comes home when it is scanned; `RESIDENT` is resident.
 /// While its first transfer home is under way, `ops` happen.
 fn while_fetching(seed: u64, ops: &[Op]) {
-    let program =
-        [ALL, fill(DATA), Op::Reclaim { steps: 4 }, fill(Span::new(521, 7)), Op::Scan { span: DATA }];
+    let program = [ALL, fill(DATA), Op::Reclaim { steps: 4 }, fill(Span::new(521, 7)), Op::scan(DATA)];
     let setup = wide(seed);
     let transfer = run_to_fetch(&setup, &program);
     run(&Setup { meanwhile: vec![Meanwhile { transfer, ops: ops.to_vec() }], ..setup }, &program);
@@ -128,6 +127,6 @@ fn pages_come_home_when_the_device_and_staging_are_full() {
             ..calm
         };
         let map = Op::Map { span: setup.arena.all() };
-        run(&setup, &[map, fill(data), Op::Reclaim { steps: 64 }, Op::Scan { span: data }]);
+        run(&setup, &[map, fill(data), Op::Reclaim { steps: 64 }, Op::scan(data)]);
     }
 }

@@ -117,7 +117,7 @@ impl Fixture {
     /// The program reads what it wrote, and everything is somewhere once.
     fn verify(&self) {
         runtime::settle(&self.world.shared(), self.engine());
-        DATA.pages().for_each(|page| self.world.op(&Op::Scan { span: Span::new(page, 1) }));
+        DATA.pages().for_each(|page| self.world.op(&Op::scan(Span::new(page, 1))));
         check::all(&self.world.shared(), self.engine());
         check::bytes(&self.world.shared(), self.engine());
     }
@@ -236,7 +236,7 @@ fn holes_become_zeroed_frames() {
     let holes = Span::new(100, 40);
     assert_eq!(world.take(holes), 40);
     assert_eq!(world.nr_mapped(holes), 40);
-    holes.pages().for_each(|page| world.world.op(&Op::Scan { span: Span::new(page, 1) }));
+    holes.pages().for_each(|page| world.world.op(&Op::scan(Span::new(page, 1))));
     world.verify();
 }
 

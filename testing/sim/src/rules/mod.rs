@@ -156,7 +156,7 @@ impl Fixture {
 
     /// The program reads what is mapped of a span.
     fn scan(&self, span: Span) {
-        span.pages().for_each(|page| self.world.op(&Op::Scan { span: Span::new(page, 1) }));
+        span.pages().for_each(|page| self.world.op(&Op::scan(Span::new(page, 1))));
     }
 
     /// The program reads what it wrote, and everything is somewhere once.
