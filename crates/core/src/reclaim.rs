@@ -342,10 +342,13 @@ impl<K: Kernel> Engine<K> {
         let Some((bay, collected)) = self.collect_next(fault) else { return Reclaimed::Nothing };
         let migrated = collected.copy().commit();
         self.staging.requeue(bay);
-        if migrated.committed + migrated.overtaken > 0 || self.drop_copies(BLOCK_PAGES) > 0 {
+        if migrated.committed + migrated.overtaken > 0 {
             Reclaimed::Progress
         } else if migrated.put_off {
+            // The device is busy, and not full: copies on it are in nobody's way.
             Reclaimed::Nothing
+        } else if self.drop_copies(BLOCK_PAGES) > 0 {
+            Reclaimed::Progress
         } else {
             Reclaimed::Full
         }

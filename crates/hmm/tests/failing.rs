@@ -92,6 +92,8 @@ fn a_device_that_does_not_answer_is_sigbus() {
 #[derive(Debug)]
 struct Gated {
     inner: Ram,
+    /// How long a store takes.
+    latency: Duration,
     /// The verb whose next call waits.
     next: Mutex<Option<Verb>>,
     entered: (Mutex<bool>, Condvar),
@@ -110,7 +112,8 @@ fn wait((flag, changed): &(Mutex<bool>, Condvar)) {
 impl Gated {
     fn new() -> Self {
         let inner = Ram::new(64 * 1024);
-        Self { inner, next: Mutex::default(), entered: Default::default(), open: Default::default() }
+        let latency = Duration::ZERO;
+        Self { inner, latency, next: Mutex::default(), entered: Default::default(), open: Default::default() }
     }
 
     fn pass(&self, verb: Verb) {
@@ -136,6 +139,7 @@ impl Device for Gated {
 
     fn store(&self, run: Store<'_>) -> Transfer {
         self.pass(Verb::Store);
+        std::thread::sleep(self.latency);
         self.inner.store(run)
     }
 
@@ -146,6 +150,10 @@ impl Device for Gated {
 
     fn free(&self, frames: &[DevicePfn]) {
         self.inner.free(frames);
+    }
+
+    fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {
+        self.inner.holds(frame, bytes)
     }
 
     fn patience(&self) -> Option<Duration> {
@@ -191,6 +199,20 @@ fn a_fetch_that_does_not_return_holds_up_nobody_else() {
 #[test]
 fn a_store_that_does_not_return_holds_up_nobody() {
     goes_on_while_one_waits(Verb::Store);
+}
+
+/// As many calls of a device with patience are under way as may be most of the time; that is no reason to forget what it has.
+#[test]
+fn what_a_busy_device_has_is_not_stored_again() {
+    within(120, || {
+        let device = Gated { latency: Duration::from_millis(1), ..Gated::new() };
+        let space = space(16 * MIB, Arc::new(device));
+        let mut region = space.alloc(64 * MIB).expect("allocates");
+        fill(&mut region);
+        (0..4).for_each(|_| verify(&region));
+        let (snapshot, nr_pages) = (space.stats(), 64 * MIB as u64 / 4096);
+        assert!(snapshot.stored < 2 * nr_pages, "{snapshot:?}");
+    });
 }
 
 /// Works on four times the budget over a device with this plan; every byte has to be right.
