@@ -6,9 +6,11 @@
 
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
+use hmm_device::Device;
+
 use crate::engine::Engine;
 use crate::kernel::Kernel;
-use crate::state::PageState;
+use crate::state::{Frame, PageState};
 
 const SCORE_MAX: i32 = 1024;
 /// What an unchanged page is worth: a comparison costs about a tenth of a store.
@@ -51,6 +53,12 @@ impl<K: Kernel> Engine<K> {
             let usage = device.usage();
             usage.used_bytes * 100 < usage.capacity_bytes * FULL_PERCENT
         }
+    }
+
+    /// Whether that device wants it to keep this one.
+    pub(crate) fn is_worth_keeping(&self, frame: Frame) -> bool {
+        let Some(device) = self.devices().get(usize::from(frame.device)) else { return false };
+        device.is_worth_keeping(frame.pfn)
     }
 
     /// Frees frames of resident pages, until `enough` are freed or there are no more. Returns how many were.

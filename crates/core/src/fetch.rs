@@ -272,18 +272,19 @@ impl<K: Kernel> Engine<K> {
         // A page alone comes by copy, of whatever stream: see `way_home`.
         let way = if slots.len == 1 { HomeBy::Copy } else { self.way_home(fetch.hit) };
         let mapped = self.give_home(way, slots, run);
-        let keep = self.keeps_copy(fetch.device);
+        let may_keep = self.keeps_copy(fetch.device);
         let mut gone = [DevicePfn::default(); FETCH_PAGES];
         let mut nr_gone = 0;
         for page in PageRange::new(run.start, mapped.done as u64).iter() {
             let PageState::Fetching { frame, .. } = states.get(page.index()) else { continue };
+            let keep = may_keep && self.is_worth_keeping(frame);
             states.set(page.index(), PageState::System { copy: keep.then_some(frame) });
             if !keep {
                 gone[nr_gone] = frame.pfn;
                 nr_gone += 1;
             }
         }
-        if keep && mapped.done > 0 {
+        if nr_gone < mapped.done {
             self.record(What::Kept, run.start, PageRange::new(run.start, mapped.done as u64), fetch.device);
         }
         self.free_frames(fetch.device, &gone[..nr_gone]);
@@ -313,7 +314,7 @@ impl<K: Kernel> Engine<K> {
         }
         let PageState::Fetching { frame, .. } = states.get(page.index()) else { return };
         let slot = fetch.slot_of(page);
-        let copy = if self.keeps_copy(fetch.device) {
+        let copy = if self.keeps_copy(fetch.device) && self.is_worth_keeping(frame) {
             Some(frame)
         } else {
             self.free_frame(frame);

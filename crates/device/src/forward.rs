@@ -40,6 +40,10 @@ macro_rules! forward {
                 (**self).holds(frame, bytes)
             }
 
+            fn is_worth_keeping(&self, frame: DevicePfn) -> bool {
+                (**self).is_worth_keeping(frame)
+            }
+
             fn memory(&self) -> Option<std::ops::Range<u64>> {
                 (**self).memory()
             }

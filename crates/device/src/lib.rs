@@ -123,6 +123,12 @@ pub trait Device: Send + Sync + std::fmt::Debug {
         false
     }
 
+    /// Whether a frame is worth keeping when its page has come home, in case that leaves again [unchanged](Device::holds). Not
+    /// where it takes as much RAM as the page, which is there twice then. `true` if nothing is said.
+    fn is_worth_keeping(&self, _frame: DevicePfn) -> bool {
+        true
+    }
+
     /// Where a coherent device's frames are: addresses in this process, frame 0 first, one frame behind the other, as many as
     /// [`Caps::capacity_pages`]. Private anonymous memory that is the device's alone; a frame may lie in a part that cannot
     /// be accessed while it is not handed out.

@@ -17,6 +17,7 @@ use crate::pool::{Mapped, Pool, PoolMemory};
 use crate::slabs::Slabs;
 use crate::stats::Lz4Stats;
 use crate::vault::{COUNTER_BYTES, Content, Pinned, Vault};
+use crate::word::Unit;
 
 /// Pages in a stream unit.
 const STREAM_PAGES: usize = 4;
@@ -272,6 +273,15 @@ impl Device for Lz4 {
 
     fn free(&self, frames: &[DevicePfn]) {
         self.vault.free(frames);
+    }
+
+    fn is_worth_keeping(&self, frame: DevicePfn) -> bool {
+        match self.vault.read(frame) {
+            None => false,
+            Some(Content::Same(_)) => true,
+            // What could not be compressed would be in RAM twice.
+            Some(Content::Unit(pinned)) => !matches!(pinned.unit(), Unit { len: PAGE_SIZE, part: None, .. }),
+        }
     }
 
     fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {

@@ -223,6 +223,19 @@ fn incompressible_pages_do_not_expand() {
 }
 
 #[test]
+fn what_is_not_compressed_is_not_worth_having_twice() {
+    let device = device(MIB);
+    for access in [Access::Random, Access::Stream] {
+        let frames = put(&device, &pages(1, &[0, 40, 100, 40]), access);
+        let worth: Vec<_> = frames.iter().map(|frame| device.is_worth_keeping(*frame)).collect();
+        assert_eq!(worth, [true, true, false, true], "{access:?}");
+        let unit = put(&device, &pages(1, &[40; 4]), access);
+        assert!(unit.iter().all(|frame| device.is_worth_keeping(*frame)), "{access:?}");
+    }
+    assert!(!device.is_worth_keeping(DevicePfn(4000)), "nothing was stored there");
+}
+
+#[test]
 fn a_stream_unit_ends_with_its_last_page() {
     let device = device(2 * MIB);
     let bytes = pages(1, &[30, 20, 25, 10]);

@@ -36,7 +36,7 @@ pub enum What {
     Store = 9,
     /// A page left for a device that had it still.
     Unchanged = 10,
-    /// Pages that came home keep their frames on the device.
+    /// Pages that came home keep their frames on the device, or some of them do.
     Kept = 11,
     /// The program gave pages up.
     GaveUp = 12,

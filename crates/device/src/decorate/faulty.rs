@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use super::Verb;
 use crate::rng::mix;
-use crate::{Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, PAGE_SIZE, Store, Transfer, Usage};
+use crate::{
+    Access, Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, PAGE_SIZE, Store, Transfer, Usage,
+};
 
 /// Which of the counted calls a rule is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,6 +243,10 @@ impl<D: Device> Device for Faulty<D> {
         self.inner.free(frames);
     }
 
+    fn is_worth_keeping(&self, frame: DevicePfn) -> bool {
+        self.inner.is_worth_keeping(frame)
+    }
+
     fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {
         match self.next(Verb::Holds, usize::MAX) {
             Some(Fault::Stop { .. }) => false,
@@ -267,7 +273,7 @@ impl<D: Device> Device for Faulty<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Access, Ram, conformance};
+    use crate::{Ram, conformance};
 
     fn rule(verb: Verb, when: When, fault: Fault) -> Rule {
         Rule { verb: Some(verb), when, fault }

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Verb;
-use crate::{Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, PAGE_SIZE, Store, Transfer, Usage};
+use crate::{
+    Access, Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, PAGE_SIZE, Store, Transfer, Usage,
+};
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -121,6 +123,10 @@ impl<D: Device> Device for WithStats<D> {
         self.count(Verb::Free, frames.len(), false);
     }
 
+    fn is_worth_keeping(&self, frame: DevicePfn) -> bool {
+        self.inner.is_worth_keeping(frame)
+    }
+
     fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {
         let yes = self.inner.holds(frame, bytes);
         self.count(Verb::Holds, usize::from(yes), !yes);
@@ -145,7 +151,7 @@ impl<D: Device> Device for WithStats<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Access, Ram, conformance};
+    use crate::{Ram, conformance};
 
     #[test]
     fn conforms() {

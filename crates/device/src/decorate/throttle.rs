@@ -92,6 +92,10 @@ impl<D: Device> Device for Throttled<D> {
         self.inner.free(frames);
     }
 
+    fn is_worth_keeping(&self, frame: DevicePfn) -> bool {
+        self.inner.is_worth_keeping(frame)
+    }
+
     fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {
         self.inner.holds(frame, bytes)
     }
@@ -113,7 +117,7 @@ impl<D: Device> Device for Throttled<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Access, Ram, conformance};
+    use crate::{Ram, conformance};
 
     fn store_pages(device: &impl Device, pages: usize) {
         let mut frames = vec![DevicePfn(0); pages];
