@@ -276,7 +276,7 @@ mod tests {
     #[test]
     fn systems_are_the_usual_ones_or_those_that_were_named() {
         assert_eq!(plan("").systems, System::USUAL);
-        assert_eq!(plan("--peers").systems, System::ALL[..8]);
+        assert_eq!(plan("--peers").systems, System::ALL[..9]);
         assert_eq!(plan("--systems zswap,ram").systems, [System::Ram, System::Zswap]);
         let words = ["bench", "--systems", "ram", "--adapter", "peer {args}"];
         let adapted = Command::try_parse_from(words).unwrap().args.plan().unwrap();

@@ -21,6 +21,7 @@ mod cost;
 mod data;
 mod floors;
 mod latency;
+mod library;
 mod machine;
 mod mirror;
 mod outcome;

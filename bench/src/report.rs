@@ -228,8 +228,10 @@ pub(crate) struct SpeedRatio {
 }
 
 /// Who is compared with whom, beside hmm with zram and RAM: each with what has the same to page to.
-const PAIRS: [(System, System); 7] = [
+const PAIRS: [(System, System); 9] = [
     (System::HmmFits, System::Ram),
+    (System::HmmInThread, System::Hmm),
+    (System::HmmInThread, System::Zram),
     (System::Hmm, System::Zswap),
     (System::Hmm, System::Swapfile),
     (System::Hmm, System::Mmap),

@@ -77,6 +77,7 @@ impl Run<'_> {
             threads: self.plan.threads,
             seed: u64::from(rep),
             file: None,
+            in_thread: None,
         };
         for _ in 0..=RESTARTS {
             check_stopped()?;

@@ -45,6 +45,7 @@ pub(crate) fn repetition(seconds: f64, p50_ns: f64) -> Repetition {
                 major_faults: 7,
             },
             max_rss_bytes: 512 << 20,
+            space: None,
         },
         device_bytes: Some(100 << 20),
         run: RunCost { machine_seconds: seconds, moved_bytes: Some(2 << 30) },

@@ -2,6 +2,7 @@
 
 use crate::child;
 use crate::cost::{CostMeter, Moves, carried_bytes};
+use crate::library::Library;
 use crate::outcome::{Around, Outcome, last_words, outcome};
 use crate::peer::{KernelPeer, Kind, Room};
 use crate::price::Medium;
@@ -26,6 +27,8 @@ pub(crate) enum System {
     HmmFits,
     /// `hmm run`.
     Hmm,
+    /// The library, with threads that serve their own faults.
+    HmmInThread,
     /// `hmm run` with a file for a device.
     HmmFile,
     /// The kernel's swap on zram, under a memory cgroup.
@@ -42,10 +45,11 @@ pub(crate) enum System {
 
 impl System {
     /// In the order in which they take turns.
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Ram,
         Self::HmmFits,
         Self::Hmm,
+        Self::HmmInThread,
         Self::HmmFile,
         Self::Zram,
         Self::Zswap,
@@ -62,6 +66,7 @@ impl System {
             Self::Ram => "ram",
             Self::HmmFits => "hmm-fits",
             Self::Hmm => "hmm",
+            Self::HmmInThread => "hmm-in-thread",
             Self::HmmFile => "hmm-file",
             Self::Zram => "zram",
             Self::Zswap => "zswap",
@@ -76,7 +81,7 @@ impl System {
         match self {
             Self::Ram | Self::HmmFits | Self::Adapter => None,
             Self::Hmm if budget.device_dir().is_some() => Some(Medium::File),
-            Self::Hmm | Self::Zram | Self::Zswap => Some(Medium::Compressed),
+            Self::Hmm | Self::HmmInThread | Self::Zram | Self::Zswap => Some(Medium::Compressed),
             Self::HmmFile | Self::Swapfile | Self::Mmap => Some(Medium::File),
         }
     }
@@ -142,6 +147,7 @@ pub(crate) fn measure(system: System, budget: &Budget, worker: &WorkerArgs) -> R
         }
         System::HmmFits => under_hmm(&program, budget, (budget.ample_bytes(worker), &budget.device), worker),
         System::Hmm => under_hmm(&program, budget, (budget.ram.bytes, &budget.device), worker),
+        System::HmmInThread => in_thread(&program, budget, worker),
         System::HmmFile => {
             let device = format!("file:path={}", budget.dir.display());
             under_hmm(&program, budget, (budget.ram.bytes, &device), worker)
@@ -181,6 +187,31 @@ fn under_hmm(
     run.moved_bytes = carried_bytes(&stats);
     let device_bytes = stats["device_bytes"].as_u64();
     outcome(&output, Around { run, device_bytes, hmm_stats: Some(stats), note: None })
+}
+
+fn in_thread(program: &Path, budget: &Budget, worker: &WorkerArgs) -> Result<Outcome> {
+    if worker.workload.beside_bytes(worker.size.bytes) > 0 {
+        let why = "what it needs beside the working set would be the allocator's, and not within the budget";
+        return Ok(Outcome::Failed(why.to_owned()));
+    }
+    let library = Library { ram: budget.ram, device: budget.device.clone() };
+    let worker = WorkerArgs { in_thread: Some(library), ..worker.clone() };
+    let meter = CostMeter::start(Moves::Unknown)?;
+    let output =
+        child::run_within(budget.patience, Command::new(program).args(worker.to_command_line()), None)?;
+    let run = meter.stop()?;
+    let mut outcome = outcome(&output, Around { run, ..Around::default() })?;
+    if let Outcome::Done(repetition) = &mut outcome {
+        let Some(figures) = repetition.worker.space else {
+            return Ok(Outcome::Failed("the worker told nothing of the library".to_owned()));
+        };
+        if let Some(defect) = figures.defect(worker.size.bytes > budget.ram.bytes) {
+            return Ok(Outcome::Failed(defect));
+        }
+        repetition.run.moved_bytes = Some(figures.moved_bytes);
+        repetition.device_bytes = Some(figures.device_bytes);
+    }
+    Ok(outcome)
 }
 
 /// Why a run that succeeded does not count: its figures would compare something else than they claim.
@@ -319,6 +350,7 @@ mod tests {
             threads: 1,
             seed: 3,
             file: None,
+            in_thread: None,
         };
         let command = |adapter| adapter_command(adapter, Path::new("/it's/hmm"), Size::mib(4), &worker);
         let work = "--workload=seqread --data=3:1 --size=1048576 --passes=2 --threads=1 --seed=3";

@@ -5,6 +5,7 @@
 
 use crate::data::{Data, Generator, PAGE_BYTES};
 use crate::latency::{Percentiles, Touches};
+use crate::library::{Library, SpaceFigures};
 use crate::size::Size;
 use crate::usage::{Meter, Usage, peak_resident_bytes};
 use crate::verify::verify;
@@ -42,6 +43,9 @@ pub struct WorkerArgs {
     /// The file that the working set is a mapping of; without one it is private memory.
     #[arg(long)]
     pub(crate) file: Option<PathBuf>,
+    /// Memory of the library's instead, whose faults the threads serve that have them.
+    #[arg(long, value_name = "BYTES,DEVICE", conflicts_with = "file")]
+    pub(crate) in_thread: Option<Library>,
 }
 
 impl WorkerArgs {
@@ -53,6 +57,7 @@ impl WorkerArgs {
         let mut line = vec![Self::SUBCOMMAND.to_owned()];
         line.extend(self.work());
         line.extend(self.file.iter().map(|path| format!("--file={}", path.display())));
+        line.extend(self.in_thread.iter().map(|library| format!("--in-thread={library}")));
         line
     }
 
@@ -96,6 +101,9 @@ pub(crate) struct WorkerReport {
     pub(crate) usage: Usage,
     /// Most memory that the process had resident, at any time.
     pub(crate) max_rss_bytes: u64,
+    /// What the library says, if the memory is the library's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) space: Option<SpaceFigures>,
 }
 
 /// Does what the worker is for and prints its report on standard output.
@@ -107,9 +115,10 @@ pub fn worker(args: &WorkerArgs) -> Result<ExitCode> {
         .context("the working set is larger than the address space")?
         / PAGE_BYTES;
     let generator = Generator::new(args.data, args.seed);
-    let mut set = match &args.file {
-        Some(path) => WorkingSet::mapped(path, args.workload.order())?,
-        None => WorkingSet::new(nr_pages),
+    let mut set = match (&args.file, &args.in_thread) {
+        (Some(path), _) => WorkingSet::mapped(path, args.workload.order())?,
+        (None, Some(library)) => WorkingSet::managed(nr_pages, library)?,
+        (None, None) => WorkingSet::new(nr_pages),
     };
     let pages = set.pages_mut();
     for (number, page) in pages.iter_mut().enumerate() {
@@ -126,7 +135,8 @@ pub fn worker(args: &WorkerArgs) -> Result<ExitCode> {
         writeln!(std::io::stderr(), "bench worker: {} on {} data: {wrong}", args.workload.name(), args.data)?;
         return Ok(ExitCode::from(WRONG_BYTES));
     }
-    let report = report(args.workload, passes * nr_pages as u64, usage, &touches)?;
+    let mut report = report(args.workload, passes * nr_pages as u64, usage, &touches)?;
+    report.space = set.space_figures();
     let line = serde_json::to_string(&report).context("cannot write the report as JSON")?;
     writeln!(std::io::stdout(), "{line}").context("cannot write to standard output")?;
     Ok(ExitCode::SUCCESS)
@@ -147,6 +157,7 @@ fn report(workload: Workload, nr_touches: u64, usage: Usage, touches: &Touches) 
         hit_ns: touches.hit_ns(),
         usage,
         max_rss_bytes: peak_resident_bytes()?,
+        space: None,
     })
 }
 
@@ -172,7 +183,12 @@ mod tests {
                 threads: 3,
                 seed: 9,
                 file: Some("/a/b".into()),
+                in_thread: None,
             };
+            let in_thread = Library { ram: Size::mib(7), device: "lz4:cap=1G".to_owned() };
+            let managed = WorkerArgs { file: None, in_thread: Some(in_thread), ..args.clone() };
+            let read = Command::try_parse_from(managed.to_command_line()).unwrap().args;
+            assert_eq!(read.in_thread, managed.in_thread);
             let line = args.to_command_line();
             let read = Command::try_parse_from(&line).unwrap().args;
             assert_eq!(read.workload, workload);

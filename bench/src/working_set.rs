@@ -1,6 +1,7 @@
 //! The memory that is worked on.
 
 use crate::data::{PAGE_BYTES, PAGE_WORDS, Page};
+use crate::library::{Library, Managed, SpaceFigures};
 use crate::workload::Order;
 use anyhow::{Context, Result};
 use hmm_uapi::{Fd, SharedMapping};
@@ -22,6 +23,8 @@ enum Memory {
     Private { words: Vec<u64>, skip_words: usize },
     /// A mapping of a file, which writes go to.
     File(SharedMapping),
+    /// Memory of the library's.
+    Managed(Managed),
 }
 
 impl WorkingSet {
@@ -51,6 +54,20 @@ impl WorkingSet {
         Ok(Self { memory: Memory::File(mapping), nr_pages })
     }
 
+    /// Asks the library for `nr_pages`; none of them is touched yet.
+    ///
+    /// # Errors
+    /// See [`Managed::new`].
+    pub(crate) fn managed(nr_pages: usize, library: &Library) -> Result<Self> {
+        let managed = Managed::new(nr_pages * PAGE_BYTES, library)?;
+        Ok(Self { memory: Memory::Managed(managed), nr_pages })
+    }
+
+    /// What the library says of it, if it is the library's.
+    pub(crate) fn space_figures(&self) -> Option<SpaceFigures> {
+        if let Memory::Managed(managed) = &self.memory { Some(managed.figures()) } else { None }
+    }
+
     /// Its pages.
     pub(crate) fn pages_mut(&mut self) -> &mut [Page] {
         match &mut self.memory {
@@ -58,6 +75,7 @@ impl WorkingSet {
                 let words = &mut words[*skip_words..][..self.nr_pages * PAGE_WORDS];
                 words.as_chunks_mut().0
             }
+            Memory::Managed(managed) => managed.region.as_mut_slice::<u64>().as_chunks_mut().0,
             // SAFETY:
             // 1. the mapping is readable and writable, page aligned, as long as said, and lives as long as `self`.
             // 2. any bytes are words.

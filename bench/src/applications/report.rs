@@ -70,6 +70,7 @@ impl Row {
             System::Zram => &mut self.zram,
             System::Hmm
             | System::HmmFits
+            | System::HmmInThread
             | System::HmmFile
             | System::Zswap
             | System::Swapfile
