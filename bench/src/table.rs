@@ -137,7 +137,7 @@ fn floor<T>(
     }
 }
 
-const WIDTHS: [usize; 16] = [10, 9, 7, 7, 7, 7, 8, 8, 7, 7, 7, 7, 8, 7, 7, 7];
+const WIDTHS: [usize; 16] = [10, 13, 7, 7, 7, 7, 8, 8, 7, 7, 7, 7, 8, 7, 7, 7];
 
 fn line(columns: [&str; WIDTHS.len()], out: &mut dyn Write) -> fmt::Result {
     let mut text = String::new();

@@ -62,3 +62,18 @@ fn a_page_that_cannot_be_written_is_told_before_anything_is_measured() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("cannot write /nowhere/page.html"), "{said}");
 }
+
+/// The worker's memory is the library's, and its threads serve their own faults: it needs no `hmm run`, and no privilege.
+#[test]
+fn the_library_is_measured_with_threads_that_serve_their_own_faults() {
+    let choices = ["--ram=16M", "--size=32M", "--reps=1", "--passes=1", "--data=3:1", "--json"];
+    let output = bench(&[&choices[..], &["--systems=hmm-in-thread", "--workloads=rand2,mergesort"]].concat());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let cells = report["cells"].as_array().unwrap();
+    let random = &cells[0]["repetitions"][0];
+    assert!(random["space"]["stored_bytes"].as_u64().unwrap() > 0, "{report:#}");
+    assert!(random["run"]["moved_bytes"].as_u64().unwrap() > 0, "{report:#}");
+    assert!(random["device_bytes"].as_u64().unwrap() > 0, "{report:#}");
+    let why = cells[1]["failures"][0].as_str().unwrap();
+    assert!(why.contains("beside the working set"), "{why}");
+}

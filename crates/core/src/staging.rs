@@ -119,6 +119,8 @@ struct Inner {
     bays: Vec<BayState>,
     /// Bays with staged pages, oldest first.
     loaded: VecDeque<Bay>,
+    /// Where stock was taken last.
+    lately: Bay,
 }
 
 /// All bays.
@@ -139,7 +141,7 @@ impl Staging {
         let bays = (0..nr_bays).map(|_| BayState::new()).collect();
         let loaded = VecDeque::with_capacity(nr_bays as usize);
         Self {
-            inner: Mutex::new(Inner { bays, loaded }),
+            inner: Mutex::new(Inner { bays, loaded, lately: bay_number(0) }),
             reuses: AtomicBool::new(reuses),
             nr_stock: AtomicUsize::new(0),
             nr_spent: AtomicUsize::new(0),
@@ -189,6 +191,16 @@ impl Staging {
     /// Lends a run of up to `want` stock slots, at least one.
     pub(crate) fn take_stock(&self, want: usize) -> Option<SlotRun> {
         let mut inner = self.lock();
+        // A stray wants one: of the bay that it was of lately, as long as that has some. To look at all bays took as long as the
+        // rest of the planning.
+        if want == 1
+            && let Some(slot) = inner.single_stock()
+        {
+            inner.bay(slot.bay()).stock.remove(slot.index());
+            self.nr_stock.fetch_sub(1, Ordering::Relaxed);
+            self.nr_uses.fetch_add(1, Ordering::Relaxed);
+            return Some(SlotRun { start: slot, len: 1 });
+        }
         let mut best: Option<(SlotRun, usize)> = None;
         for (number, bay) in
             inner.bays.iter().enumerate().filter(|(_, bay)| !bay.huge && !bay.stock.is_empty())
@@ -206,6 +218,7 @@ impl Staging {
             }
         }
         let (run, _) = best?;
+        inner.lately = run.start.bay();
         let bay = inner.bay(run.start.bay());
         indices(run).for_each(|index| bay.stock.remove(index));
         self.nr_stock.fetch_sub(run.len, Ordering::Relaxed);
@@ -473,6 +486,13 @@ impl Inner {
 
     fn bay(&mut self, bay: Bay) -> &mut BayState {
         &mut self.bays[bay.0 as usize]
+    }
+
+    /// A slot of stock in the bay that some was taken of last.
+    fn single_stock(&self) -> Option<Slot> {
+        let bay = &self.bays[self.lately.0 as usize];
+        let index = if bay.huge { None } else { bay.stock.next(0) };
+        index.map(|index| self.lately.slot(index))
     }
 
     fn enqueue(&mut self, bay: Bay) {
