@@ -37,7 +37,7 @@ pub fn run(setup: &Setup, ops: &[Op]) -> Report {
     world.report()
 }
 
-/// The seeds to run: `HMM_SIM_SEED` names one, `HMM_SIM_SEEDS` how many, else `default`.
+/// The seeds to run: `HMM_SIM_SEED` names one; else there are `HMM_SIM_SEEDS`, or `default`, from `HMM_SIM_FIRST` on.
 ///
 /// # Panics
 /// If one of the variables is no number.
@@ -48,7 +48,10 @@ pub fn seeds(default: u64) -> std::ops::Range<u64> {
     };
     match number("HMM_SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("HMM_SIM_SEEDS").unwrap_or(default),
+        None => {
+            let first = number("HMM_SIM_FIRST").unwrap_or(0);
+            first..first + number("HMM_SIM_SEEDS").unwrap_or(default)
+        }
     }
 }
 
