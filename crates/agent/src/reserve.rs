@@ -45,9 +45,10 @@ const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 /// The slot that waits for the child, and whose it is until then. Its copy in the child tells the child.
 static WAITING: Mutex<Option<(&'static Slot, ProcessId)>> = Mutex::new(None);
-/// What this process had charged, and what was away, when it last set memory aside. In the child, whose parent may have gone
+/// What this process had charged, what of that could not leave, and what was away, when it last set memory aside. In the child, whose parent may have gone
 /// with its counters, that is what the child has, because nothing has been done since.
 static RESIDENT: AtomicU64 = AtomicU64::new(0);
+static STUCK: AtomicU64 = AtomicU64::new(0);
 static AWAY: AtomicU64 = AtomicU64::new(0);
 
 fn waiting() -> Option<(&'static Slot, ProcessId)> {
@@ -90,8 +91,17 @@ pub(crate) fn try_fill(page: &Control, runtime: &Runtime) -> u64 {
     };
     let got = runtime.engine().set_aside(aside, missing);
     RESIDENT.store(mm.share().charged(), Ordering::Relaxed);
+    STUCK.store(mm.share().stuck(), Ordering::Relaxed);
+    aside.set_stuck(mm.share().stuck());
     AWAY.store(mm.stats().away.load(Ordering::Relaxed), Ordering::Relaxed);
     missing - got
+}
+
+/// Pages that cannot leave, which the child is going to have as well, and which are not set aside yet.
+fn stuck_to_come(page: &Control, runtime: &Runtime) -> u64 {
+    let Some((slot, _)) = waiting() else { return 0 };
+    let nr_stuck = runtime.engine().kernel().share().stuck();
+    nr_stuck.saturating_sub(page.share(slot).charged())
 }
 
 /// For how long too little has come of what is missing.
@@ -129,7 +139,12 @@ pub(crate) fn fill(page: &Control, runtime: &Runtime, on_full: OnFull, meanwhile
         if missing == 0 {
             return true;
         }
-        let patience = if engine.is_overdrawn() { PATIENCE_AGAIN } else { PATIENCE };
+        // What the child is going to have that cannot leave, either.
+        if runtime.grow_to_need(stuck_to_come(page, runtime)) {
+            meanwhile();
+            continue;
+        }
+        let patience = if engine.is_granted() { PATIENCE_AGAIN } else { PATIENCE };
         let is_stuck = shortage.is_too_long(missing, patience, runtime.now());
         // Who forks pays for it, however little it has.
         match engine.reclaim_own() {
@@ -164,6 +179,7 @@ pub(crate) fn take_over(page: &Control, procfs: &Procfs) -> Result<&'static Slot
     let (share, resident) = (page.share(slot), RESIDENT.load(Ordering::Relaxed));
     share.charge_shared(resident.saturating_sub(share.charged()));
     share.uncharge(share.charged().saturating_sub(resident));
+    share.set_stuck(STUCK.load(Ordering::Relaxed));
     slot.stats().away.store(AWAY.load(Ordering::Relaxed), Ordering::Relaxed);
     set_waiting(None);
     Ok(slot)

@@ -132,6 +132,7 @@ impl<K: Kernel> Events<'_, K> {
             for index in part {
                 self.engine.forget(&mut states, index);
             }
+            self.engine.note_gone(&mut states);
         }
         drop(change);
     }
@@ -156,6 +157,7 @@ impl<K: Kernel> Events<'_, K> {
                 }
                 may_be_waited_for |= matches!(state, PageState::Fetching { .. } | PageState::Dropped { .. });
                 states.set(index, PageState::None);
+                self.engine.note_gone(&mut states);
                 drop(states);
                 self.engine.arrive(page, to.add(page.0 - from.start.0), state);
             }

@@ -19,6 +19,9 @@ const FOUND_SHARE: u64 = 64;
 /// But not more than so many pages.
 const FOUND_MAX_PAGES: u64 = 256;
 
+/// The part of the budget (one in so many pages) that there shall be for pages that can leave, where others take all of it.
+const ROOM_SHARE: u64 = 8;
+
 /// The lower bits of a share's word are pages, one says whether its party gives nothing back for the time being, and the others
 /// how often it was cleared.
 const PAGES: u64 = (1 << 39) - 1;
@@ -39,6 +42,8 @@ pub struct Ledger {
     /// The shares from this one on have never been used.
     nr_used: AtomicU64,
     shares: [AtomicU64; NR_SHARES],
+    /// Of what each has charged, pages that were found not to be able to leave.
+    stuck: [AtomicU64; NR_SHARES],
 }
 
 /// One party's part in a ledger.
@@ -46,6 +51,7 @@ pub struct Ledger {
 pub struct Share<'a> {
     ledger: &'a Ledger,
     word: &'a AtomicU64,
+    stuck: &'a AtomicU64,
 }
 
 /// What a share was at one moment.
@@ -62,6 +68,7 @@ impl Ledger {
             hunger: AtomicU64::new(0),
             nr_used: AtomicU64::new(0),
             shares: [const { AtomicU64::new(0) }; NR_SHARES],
+            stuck: [const { AtomicU64::new(0) }; NR_SHARES],
         }
     }
 
@@ -74,7 +81,7 @@ impl Ledger {
         if self.nr_used.load(Ordering::SeqCst) < nr_used {
             self.nr_used.fetch_max(nr_used, Ordering::SeqCst);
         }
-        Share { ledger: self, word: &self.shares[number] }
+        Share { ledger: self, word: &self.shares[number], stuck: &self.stuck[number] }
     }
 
     /// Sets the budget.
@@ -137,6 +144,36 @@ impl Ledger {
         self.granted_pages.load(Ordering::Relaxed)
     }
 
+    /// Of what is charged, pages that were found not to be able to leave: of read-only mappings, locked ones. Who is gone has
+    /// none, as it has nothing charged.
+    pub fn stuck(&self) -> u64 {
+        self.all().zip(&self.stuck).map(|(charged, stuck)| charged.min(stuck.load(Ordering::Relaxed))).sum()
+    }
+
+    /// Pages by which the budget has to be larger than it was set, so that some of it is left for pages that can leave if
+    /// `more` than now cannot. To wait for these would be in vain.
+    fn owed(&self, more: u64) -> u64 {
+        let set = self.set_pages.load(Ordering::Relaxed);
+        (self.stuck() + more + set / ROOM_SHARE).saturating_sub(set)
+    }
+
+    /// Makes the budget as large as it has to be where pages cannot leave, `more` than now. Returns by how much it grew; whoever
+    /// does it counts it.
+    #[must_use = "0: it is as large"]
+    pub fn grow_to_need(&self, more: u64) -> u64 {
+        let owed = self.owed(more);
+        let before = self.granted_pages.fetch_max(owed, Ordering::Relaxed);
+        owed.saturating_sub(before)
+    }
+
+    /// Pages by which the budget is larger than it has to be, and was set.
+    pub fn overdrawn(&self) -> u64 {
+        match self.granted() {
+            0 => 0,
+            granted => granted.saturating_sub(self.owed(0)),
+        }
+    }
+
     /// Says that somebody found no memory free: who shares the budget gives some back.
     pub fn ask(&self) {
         self.hunger.fetch_add(1, Ordering::Relaxed);
@@ -190,6 +227,25 @@ impl Share<'_> {
         self.word.fetch_add(pages, Ordering::SeqCst);
     }
 
+    /// Pages that this party said cannot leave.
+    pub fn stuck(&self) -> u64 {
+        self.stuck.load(Ordering::Relaxed)
+    }
+
+    /// Says how many of the pages that this party has charged cannot leave.
+    pub fn set_stuck(&self, pages: u64) {
+        self.stuck.store(pages, Ordering::Relaxed);
+    }
+
+    /// There were `before` of them in some place, and there are `now`.
+    pub fn change_stuck(&self, before: u64, now: u64) {
+        if now >= before {
+            self.stuck.fetch_add(now - before, Ordering::Relaxed);
+        } else {
+            self.stuck.fetch_sub(before - now, Ordering::Relaxed);
+        }
+    }
+
     /// Takes a charge back.
     pub fn uncharge(&self, pages: u64) {
         let before = self.word.fetch_sub(pages, Ordering::SeqCst);
@@ -208,6 +264,7 @@ impl Share<'_> {
 
     /// Takes back all that this party has charged: what it had is gone. To be called by the party itself.
     pub fn clear(&self) {
+        self.set_stuck(0);
         while !self.clear_seen(self.seen()) {}
     }
 
@@ -255,6 +312,24 @@ mod tests {
         share.uncharge(1000);
         assert!(share.take_back(500), "more than was granted");
         assert_eq!((ledger.budget(), ledger.granted(), ledger.peak()), (6400, 0, 6400));
+    }
+
+    #[test]
+    fn what_cannot_leave_does_not_take_all_of_the_budget() {
+        let ledger = Ledger::new(6400);
+        let (one, other) = (ledger.share(0), ledger.share(5));
+        assert!(one.try_charge(4000) && other.try_charge(2000));
+        one.set_stuck(3600);
+        assert_eq!((ledger.grow_to_need(0), ledger.grow_to_need(2000)), (0, 0), "an eighth is left");
+        other.set_stuck(2100);
+        assert_eq!(ledger.stuck(), 5600, "no more than it has");
+        assert_eq!((ledger.grow_to_need(100), ledger.grow_to_need(100), ledger.budget()), (100, 0, 6500));
+        assert_eq!(ledger.overdrawn(), 100, "what was to come did not");
+        other.set_stuck(2000);
+        one.set_stuck(3650);
+        assert_eq!(ledger.overdrawn(), 50);
+        other.clear();
+        assert_eq!((ledger.stuck(), ledger.overdrawn()), (3650, 100), "who is gone has none");
     }
 
     #[test]

@@ -64,15 +64,28 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Whether the budget was made larger, and is not yet what was set again.
-    pub fn is_overdrawn(&self) -> bool {
+    pub fn is_granted(&self) -> bool {
         self.kernel.ledger().granted() > 0
     }
 
-    /// Makes the budget again what was set, as far as more is free than the high mark.
+    /// Whether the budget is larger than it has to be for pages that cannot leave.
+    pub fn is_overdrawn(&self) -> bool {
+        self.kernel.ledger().overdrawn() > 0
+    }
+
+    /// Tries whether pages of a block can leave by now that could not, if the budget is larger for them. To be called now and then,
+    /// by a background thread.
+    pub fn try_stuck(&self) {
+        if self.is_granted() && !self.is_overdrawn() {
+            self.evict_one_of(1, Why::Low);
+        }
+    }
+
+    /// Makes the budget again what was set, as far as pages can leave, and more is free than the high mark.
     pub fn take_back(&self) {
         let ledger = self.kernel.ledger();
         loop {
-            let due = ledger.granted().min(self.free_pages().saturating_sub(self.config.high_pages));
+            let due = ledger.overdrawn().min(self.free_pages().saturating_sub(self.config.high_pages));
             if due == 0 || self.kernel.share().take_back(due) {
                 return;
             }
@@ -186,8 +199,12 @@ impl<K: Kernel> Engine<K> {
     }
 
     fn evict(&self, fault: Option<Vpn>) -> bool {
-        let why = if fault.is_some() { Why::Fault } else { Why::Low };
-        let tries = if self.may_evict() { self.policy.nr_blocks().min(EVICT_TRIES) } else { 0 };
+        self.evict_one_of(EVICT_TRIES, if fault.is_some() { Why::Fault } else { Why::Low })
+    }
+
+    /// Takes one of so many blocks out.
+    fn evict_one_of(&self, at_most: usize, why: Why) -> bool {
+        let tries = if self.may_evict() { self.policy.nr_blocks().min(at_most) } else { 0 };
         for _ in 0..tries {
             let Some(victim) = self.policy.next() else { return false };
             let Some(bay) = self.empty_bay() else {
@@ -242,6 +259,7 @@ impl<K: Kernel> Engine<K> {
     /// Takes the block's pages at `part` out of the program. The block leaves the queue, or goes to its end.
     fn evict_to(&self, id: BlockId, part: std::ops::Range<usize>, bay: Bay, why: Why) -> usize {
         let range = PageRange { start: id.page(part.start), end: id.page(part.end) };
+        let is_all = part == (0..BLOCK_PAGES);
         let change = self.notifiers.invalidate(Change { range, cause: Cause::Clear, owner: None });
         let gate = self.gate();
         let block = self.table.block(id);
@@ -257,6 +275,10 @@ impl<K: Kernel> Engine<K> {
         let scan = if states.nr_system() > 0 { self.kernel.scan_bay(bay) } else { BayScan::default() };
         let staged = self.account_moved(&mut states, &scan, part, bay, stop);
         self.staging.load(bay, staged, scan.huge, id.page(0));
+        if is_all && !matches!(stop, Some(Stop::Busy | Stop::Changing)) {
+            let nr_left = states.nr_system();
+            self.note_stuck(&mut states, nr_left);
+        }
         self.note_resident(id, &mut states);
         if !staged.is_empty() {
             self.policy.left(&mut states.note);
@@ -272,6 +294,21 @@ impl<K: Kernel> Engine<K> {
             self.kernel.unshare(id.pages());
         }
         moved
+    }
+
+    /// So many of the block's resident pages cannot leave, as far as is known.
+    pub(crate) fn note_stuck(&self, states: &mut States, nr_stuck: usize) {
+        let now = u16::try_from(nr_stuck).unwrap_or(u16::MAX);
+        let before = std::mem::replace(&mut states.nr_stuck, now);
+        if before != now {
+            self.kernel.share().change_stuck(before.into(), now.into());
+        }
+    }
+
+    /// Pages of the block have gone otherwise than by leaving, those that could not leave among them.
+    pub(crate) fn note_gone(&self, states: &mut States) {
+        let nr_left = states.nr_system().min(states.nr_stuck.into());
+        self.note_stuck(states, nr_left);
     }
 
     /// Brings the states up to what the bay was found to hold.

@@ -51,6 +51,8 @@ pub(crate) struct States {
     words: [Word; BLOCK_PAGES],
     /// Pages in [`PageState::System`].
     nr_system: u16,
+    /// Of those, pages that were there still when all that can leave had left.
+    pub(crate) nr_stuck: u16,
     /// Whether the policy has the block among those that may leave.
     pub(crate) queued: bool,
     /// The policy's.
@@ -59,7 +61,13 @@ pub(crate) struct States {
 
 impl Default for States {
     fn default() -> Self {
-        Self { words: [Word::default(); BLOCK_PAGES], nr_system: 0, queued: false, note: Note::default() }
+        Self {
+            words: [Word::default(); BLOCK_PAGES],
+            nr_system: 0,
+            nr_stuck: 0,
+            queued: false,
+            note: Note::default(),
+        }
     }
 }
 

@@ -262,7 +262,10 @@ impl Control {
         (1..).zip(&self.page.slots).find_map(|(nr_reached, slot)| {
             // First, as `slots` goes by it, and this process may be killed anywhere.
             self.page.nr_reached.fetch_max(nr_reached, Ordering::Relaxed);
-            slot.try_claim(process, name).then_some(slot)
+            slot.try_claim(process, name).then(|| {
+                self.share(slot).set_stuck(0);
+                slot
+            })
         })
     }
 

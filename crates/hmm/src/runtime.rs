@@ -402,8 +402,11 @@ impl Runtime {
             // It answers, or it becomes clear that it does not.
             return;
         }
+        if self.grow_to_need(0) {
+            return;
+        }
         let now = self.clock.now();
-        let patience = if self.engine.is_overdrawn() { STUCK_AGAIN } else { STUCK };
+        let patience = if self.engine.is_granted() { STUCK_AGAIN } else { STUCK };
         if now.duration_since(self.waits.go_on(page, now)) > patience {
             if !self.policy.settle_the_dead() {
                 self.grow();
@@ -441,6 +444,15 @@ impl Runtime {
         mm.stats().overcharged.fetch_add(GROW_PAGES, Ordering::Relaxed);
     }
 
+    /// The same where it is known that to wait for memory is in vain: so many pages cannot leave, and `more` are to come.
+    /// Says whether there is more of it now.
+    pub fn grow_to_need(&self, more: u64) -> bool {
+        let mm = self.engine.kernel();
+        let pages = mm.ledger().grow_to_need(more);
+        mm.stats().overcharged.fetch_add(pages, Ordering::Relaxed);
+        pages > 0
+    }
+
     pub(crate) fn kick_if_low(&self) {
         if !self.reclaiming.load(Ordering::Relaxed) && self.engine.wants_reclaim(false) {
             self.kick();
@@ -461,6 +473,7 @@ impl Runtime {
             self.park_if_frozen();
             let _ = self.clock.now();
             self.reclaiming.store(true, Ordering::Relaxed);
+            self.engine.try_stuck();
             self.reclaim_until_high();
             self.engine.share(&|| !self.is_interrupted());
             self.engine.trim_idle();

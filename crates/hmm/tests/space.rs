@@ -109,8 +109,8 @@ fn read_only_memory_of_twice_the_budget_is_read_soon() {
         let (took, snapshot) = (begin.elapsed(), space.stats());
         eprintln!("{took:?} {snapshot:?}");
         assert!(snapshot.overcharged > 0, "it would not fit: {snapshot:?}");
-        // 2 s for the first MiB, 50 ms for each that follows; else 2 s for each.
-        assert!(took < Duration::from_secs(15), "I4: {took:?}");
+        // Nobody waits two seconds to see that pages do not leave of which that is known.
+        assert!(took < Duration::from_secs(2), "I4: {took:?}");
         // SAFETY: as before.
         unsafe { space.protect(pages, Perms::READ | Perms::WRITE) }.expect("protects");
         while space.stats().budget * 4096 > 16 * MIB as u64 {

@@ -60,6 +60,8 @@ pub(crate) struct Machine {
     pub(crate) nr_adopted: u64,
     /// Faults served since a thread of the program last made a step.
     pub(crate) rounds: u32,
+    /// Faults that found no memory since then, also in the middle of other calls.
+    pub(crate) nr_hungry: u32,
     /// The engine has put a fault off: others go first.
     pub(crate) put_off: bool,
     /// Transfers of devices that have begun.
@@ -96,6 +98,7 @@ impl Machine {
             calls: Vec::new(),
             now: Instant::now(),
             rounds: 0,
+            nr_hungry: 0,
             put_off: false,
             nr_transfers: 0,
             driven: BTreeMap::new(),

@@ -137,6 +137,7 @@ impl Machine {
             thread.wait = match self.step(id, &mut thread, step) {
                 Next::Done => {
                     self.rounds = 0;
+                    self.nr_hungry = 0;
                     continue;
                 }
                 Next::Then(steps) => {

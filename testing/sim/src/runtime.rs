@@ -18,6 +18,9 @@ type SimEngine = Engine<SimKernel>;
 
 /// Faults served without any thread of the program getting ahead, until the budget is raised.
 const PATIENCE: u32 = 100;
+/// The same, of those that found no memory, where faults are served in the middle of other faults: each tries to take out every
+/// block, and in the middle of that others do.
+const MAX_HUNGRY: u32 = 2000;
 /// Faults served without any thread of the program getting ahead: more is a hang.
 const MAX_ROUNDS: u32 = 200;
 /// What an operator adds to a budget that turns out to be too small.
@@ -297,7 +300,8 @@ fn serve(shared: &Shared, engine: &SimEngine, thread: u32, (page, protected): (u
         Outcome::Retry => {
             machine.set_read(thread, number, false);
             machine.put_off = true;
-            if machine.rounds >= PATIENCE {
+            machine.nr_hungry += 1;
+            if machine.rounds >= PATIENCE || machine.nr_hungry >= MAX_HUNGRY {
                 let stays = machine.nr_unmovable();
                 assert!(stays > 0 || machine.may_fail(), "nothing is reclaimed, and every page could be");
                 grow(shared);

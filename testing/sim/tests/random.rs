@@ -102,7 +102,11 @@ fn nothing_is_lost_under_any_policy() {
         assert_eq!(totals.counts["pgpoison"], 0, "no device failed");
         if totals.all {
             let plain = policy == Name::Fifo;
-            assert_eq!((totals.counts["pgprefetch"] == 0, totals.counts["pgclean"] == 0), (plain, plain), "{policy}");
+            assert_eq!(
+                (totals.counts["pgprefetch"] == 0, totals.counts["pgclean"] == 0),
+                (plain, plain),
+                "{policy}"
+            );
         }
         run_worlds(60, |seed| under(Setup { failure_rarity: 12, ..Setup::from_seed(seed) }));
     }

@@ -20,7 +20,7 @@ use crate::spec::{DeviceSpec, MAX_SPEC_BYTES};
 
 /// "hmm-ctrl", to be changed with every change of the layout that the size does not show.
 const MAGIC: u64 = u64::from_be_bytes(*b"hmm-ctrl");
-const VERSION: u64 = 7;
+const VERSION: u64 = 8;
 const PAGE_BYTES: usize = size_of::<Page>();
 
 /// Everything that is shared. Valid whatever its bytes are: it has only atomic integers.

@@ -124,6 +124,27 @@ fn forks_while_the_supervisor_stands_still() {
     }
 }
 
+/// What cannot leave is more than the budget, all processes together: none waits for what cannot come. It took 13 s, where
+/// each second fork waited for two.
+#[test]
+fn forks_that_share_what_may_only_be_read() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("nested", &dir) else { return };
+    let job = Job::new(program).args(["8", "7"]);
+    let (alone, managed) = (job.alone(), job.under(&Hmm::ram(16 * MIB)));
+    // It is told that the budget was exceeded.
+    assert_eq!(
+        (managed.stdout(), alone.stdout()),
+        ("done\n".to_owned(), "done\n".to_owned()),
+        "{}",
+        managed.stderr
+    );
+    assert!(managed.stats().count("overcharged") > 4096, "it would not fit: {}", managed.stats());
+}
+
 /// The child finds mappings where the kernel has them at that moment.
 #[test]
 fn forks_while_mappings_move() {
