@@ -34,6 +34,7 @@ mod freeze;
 pub mod handover;
 pub mod heap;
 pub mod hints;
+mod hunger;
 mod in_thread;
 pub mod inherit;
 pub mod manage;

@@ -40,13 +40,6 @@ const NR_HANDLERS: usize = 2;
 const WATCH_TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 /// Pause between retries.
 pub(crate) const RETRY_PAUSE_NS: i64 = 50_000;
-/// A fault that found no memory for so long gets it beyond the budget, and is counted.
-const STUCK: Duration = Duration::from_secs(2);
-/// The same for those that follow, as long as what the first got cannot be taken back: what is resident is of a kind that
-/// cannot leave, and that will be so for the next page as well. Long enough for other processes to give some.
-const STUCK_AGAIN: Duration = Duration::from_millis(50);
-/// Pages that the budget grows by at a time, where it may.
-const GROW_PAGES: u64 = 256;
 /// How often the reclaimer looks without being asked: other processes may share the budget.
 const RECLAIM_TICK: Duration = Duration::from_millis(20);
 
@@ -72,7 +65,7 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
 #[derive(Debug)]
 pub struct Runtime {
     engine: Engine<Mm>,
-    policy: Box<dyn Policy>,
+    pub(crate) policy: Box<dyn Policy>,
     /// Ranges that are never managed.
     exclude: Mutex<Vec<AddrRange>>,
     /// Readable while handlers shall look up from their work.
@@ -86,7 +79,7 @@ pub struct Runtime {
     /// Readable while a handler that sleeps shall help with read-ahead.
     help: OwnedFd,
     /// Pages that there was no memory for.
-    waits: Waits,
+    pub(crate) waits: Waits,
     /// Handlers that sleep.
     pub(crate) sleeping: AtomicU32,
     /// Counts requests for reclaim; the reclaimer sleeps on it.
@@ -396,25 +389,6 @@ impl Runtime {
         Attempt::Again
     }
 
-    /// There is no memory for a page now. When that was so for too long there is more.
-    fn starve(&self, page: Vpn) {
-        if self.engine.awaits_device() {
-            // It answers, or it becomes clear that it does not.
-            return;
-        }
-        if self.grow_to_need(0) {
-            return;
-        }
-        let now = self.clock.now();
-        let patience = if self.engine.is_granted() { STUCK_AGAIN } else { STUCK };
-        if now.duration_since(self.waits.go_on(page, now)) > patience {
-            if !self.policy.settle_the_dead() {
-                self.grow();
-            }
-            self.waits.end(page);
-        }
-    }
-
     /// Tries every pending fault once more, after a pause.
     fn retry(&self, retries: &mut Retries) {
         pause(RETRY_PAUSE_NS);
@@ -423,34 +397,6 @@ impl Runtime {
             self.serve_fault(pending, &mut again);
         }
         *retries = again;
-    }
-
-    /// No device takes another page.
-    fn make_room(&self) {
-        match self.policy.on_full() {
-            _ if self.policy.settle_the_dead() => {}
-            OnFull::Grow => self.grow(),
-            OnFull::Kill => {
-                self.engine.refresh_gauges();
-                self.policy.end(&self.engine);
-            }
-        }
-    }
-
-    /// More memory than was allowed, counted: the alternative is a program that stands still.
-    pub fn grow(&self) {
-        let mm = self.engine.kernel();
-        mm.ledger().grow(GROW_PAGES);
-        mm.stats().overcharged.fetch_add(GROW_PAGES, Ordering::Relaxed);
-    }
-
-    /// The same where it is known that to wait for memory is in vain: so many pages cannot leave, and `more` are to come.
-    /// Says whether there is more of it now.
-    pub fn grow_to_need(&self, more: u64) -> bool {
-        let mm = self.engine.kernel();
-        let pages = mm.ledger().grow_to_need(more);
-        mm.stats().overcharged.fetch_add(pages, Ordering::Relaxed);
-        pages > 0
     }
 
     pub(crate) fn kick_if_low(&self) {
