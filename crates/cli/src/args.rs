@@ -74,8 +74,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, required_unless_present = "dmirror")]
     pub(crate) ram: Option<u64>,
 
-    /// Where the rest lives: lz4[:cap=SIZE] or file:path=DIRECTORY[,cap=SIZE]; several are used in the order given [default:
-    /// lz4].
+    /// Where the rest lives: lz4[:cap=SIZE] or file:path=DIRECTORY[,cap=SIZE]; of several, pages go to the
+    /// first, and move on to the next when it is nearly full [default: lz4].
     #[arg(long = "device", value_name = "SPEC", value_parser = device, requires = "ram")]
     pub(crate) devices: Vec<DeviceSpec>,
 

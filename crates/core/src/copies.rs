@@ -19,16 +19,24 @@ const HIT: i32 = 8;
 const SAMPLE: u32 = 16;
 /// A device this full (in percent) keeps no copies.
 const FULL_PERCENT: u64 = 90;
+/// One of so many times pages from a tier below the first keep no frame there whatever the score, and go to the first one next:
+/// what comes again and again is on the first in the end, also if it is only read, and what comes once costs little more.
+const PROMOTE: u32 = 8;
 
 #[derive(Debug)]
 pub(crate) struct CopyPolicy {
     score: AtomicI32,
     counter: AtomicU32,
+    from_below: AtomicU32,
 }
 
 impl CopyPolicy {
     pub(crate) const fn new() -> Self {
-        Self { score: AtomicI32::new(SCORE_MAX / 2), counter: AtomicU32::new(0) }
+        Self {
+            score: AtomicI32::new(SCORE_MAX / 2),
+            counter: AtomicU32::new(0),
+            from_below: AtomicU32::new(0),
+        }
     }
 
     /// A page with a copy left: was the copy still good?
@@ -44,15 +52,25 @@ impl CopyPolicy {
     }
 }
 
+impl CopyPolicy {
+    /// Whether what comes home from a tier leaves it for good.
+    fn promotes(&self, tier: u8) -> bool {
+        tier > 0 && self.from_below.fetch_add(1, Ordering::Relaxed).is_multiple_of(PROMOTE)
+    }
+}
+
 impl<K: Kernel> Engine<K> {
     /// Whether the next page that comes home from the device keeps its frame there.
-    pub(crate) fn keeps_copy(&self, device: u8) -> bool {
+    pub(crate) fn keeps_copy(&self, number: u8) -> bool {
         // A driver's device has its frames to itself.
-        let Some(device) = self.devices().get(usize::from(device)) else { return false };
-        device.caps().keeps_copies && self.policy.keeps_copy(self.copies.wants()) && {
-            let usage = device.usage();
-            usage.used_bytes * 100 < usage.capacity_bytes * FULL_PERCENT
-        }
+        let Some(device) = self.devices().get(usize::from(number)) else { return false };
+        device.caps().keeps_copies
+            && !self.copies.promotes(number)
+            && self.policy.keeps_copy(self.copies.wants())
+            && {
+                let usage = device.usage();
+                usage.used_bytes * 100 < usage.capacity_bytes * FULL_PERCENT
+            }
     }
 
     /// Whether that device wants it to keep this one.

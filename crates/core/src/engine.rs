@@ -7,6 +7,7 @@ use hmm_device::{Device, DevicePfn};
 
 use crate::addr::{BlockId, SlotRun, Vpn};
 use crate::copies::CopyPolicy;
+use crate::demote::Demotion;
 use crate::events::Discards;
 use crate::fetch::Moved;
 use crate::flights::Flights;
@@ -111,6 +112,7 @@ pub struct Engine<K> {
     pub(crate) discards: Discards,
     pub(crate) copies: CopyPolicy,
     pub(crate) flights: Flights,
+    pub(crate) demotion: Demotion,
     /// Pages that the program moved while they were being fetched.
     pub(crate) moved: Mutex<Vec<Moved>>,
     /// Frames of pages that were given up while they were being fetched, and whose place another page has taken.
@@ -164,6 +166,7 @@ impl<K: Kernel> Engine<K> {
         Self {
             kernel,
             flights,
+            demotion: Demotion::new(&tiers),
             registry: Registry::new(tiers),
             config,
             gate: RwLock::new(()),

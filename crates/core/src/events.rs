@@ -230,6 +230,9 @@ impl<K: Kernel> Engine<K> {
             self.leave_orphan(ticket, frame);
         }
         states.set(to.index(), state);
+        if let PageState::Device { frame } = state {
+            self.demotion.note(to.block(), &mut states, frame.device);
+        }
         self.note_resident(to.block(), &mut states);
     }
 

@@ -273,6 +273,7 @@ impl<K: Kernel> Engine<K> {
         let way = if slots.len == 1 { HomeBy::Copy } else { self.way_home(fetch.hit) };
         let mapped = self.give_home(way, slots, run);
         let may_keep = self.keeps_copy(fetch.device);
+        states.came_home |= mapped.done > 0;
         let mut gone = [DevicePfn::default(); FETCH_PAGES];
         let mut nr_gone = 0;
         for page in PageRange::new(run.start, mapped.done as u64).iter() {

@@ -41,6 +41,7 @@ pub mod trace;
 mod adopt;
 mod coherent;
 mod copies;
+mod demote;
 mod engine;
 mod events;
 mod fault;

@@ -215,37 +215,18 @@ impl<'e, K: Kernel> Migration<'e, K, Collected> {
     /// Stores pages on one device until it refuses; returns the first that it did not take.
     #[expect(clippy::cast_possible_truncation, reason = "at most sixteen devices")]
     fn copy_to(&mut self, number: usize, first: usize, end: usize) -> usize {
-        let Some(pass) = self.begin(number as u8) else { return first };
-        let device = &self.engine.devices()[number];
+        let number = number as u8;
+        let Some(pass) = self.begin(number) else { return first };
+        let run = SlotRun { start: self.entries[first].slot, len: end - first };
         let mut frames = [DevicePfn::default(); MIGRATE_PAGES];
-        let frames = &mut frames[..end - first];
-        let nr_frames = device.alloc(frames);
-        let (frames, _) = frames.split_at(nr_frames);
-        let run = SlotRun { start: self.entries[first].slot, len: nr_frames };
-        let mut stored = 0;
-        while stored < nr_frames {
-            let mut stop: Option<DeviceError> = None;
-            let rest = SlotRun { start: run.start.add(stored), len: run.len - stored };
-            self.engine.kernel.with_slots(rest, &mut |bytes| {
-                let transfer = device.store(Store { frames: &frames[stored..], bytes, access: self.access });
-                stored += transfer.done;
-                stop = transfer.stop;
-            });
-            if stop == Some(DeviceError::Lost) {
-                self.engine.tell_failure(number as u8, DeviceError::Lost);
-            }
-            if stop.is_some() {
-                break;
-            }
-        }
+        let stored = self.engine.store_slots(number, run, self.access, &mut frames[..run.len]);
         // Late or not: the pages were in staging all the time, and are in the frames now.
         drop(pass);
-        device.free(&frames[stored..]);
         for (entry, pfn) in self.entries[first..].iter_mut().zip(&frames[..stored]) {
-            entry.dst = Some(Frame { device: number as u8, pfn: *pfn });
+            entry.dst = Some(Frame { device: number, pfn: *pfn });
         }
         self.engine.stats().pgstore.fetch_add(stored as u64, Ordering::Relaxed);
-        self.engine.record_slots(What::Store, run.start, stored, number as u8);
+        self.engine.record_slots(What::Store, run.start, stored, number);
         first + stored
     }
 }
@@ -295,6 +276,42 @@ impl<K: Kernel, Stage> Drop for Migration<'_, K, Stage> {
 }
 
 impl<K: Kernel> Engine<K> {
+    /// Stores neighbouring slots on a tier until it refuses, in frames that are handed out here, one for each. Returns how many
+    /// it took, from the front. The caller has the right to the call.
+    pub(crate) fn store_slots(
+        &self,
+        number: u8,
+        run: SlotRun,
+        access: Access,
+        frames: &mut [DevicePfn],
+    ) -> usize {
+        let device = &self.devices()[usize::from(number)];
+        let nr_frames = device.alloc(frames);
+        let frames = &frames[..nr_frames];
+        let mut stop = (nr_frames < run.len).then_some(DeviceError::OutOfMemory);
+        let mut stored = 0;
+        while stored < nr_frames {
+            let mut failed: Option<DeviceError> = None;
+            let rest = SlotRun { start: run.start.add(stored), len: nr_frames - stored };
+            self.kernel.with_slots(rest, &mut |bytes| {
+                let transfer = device.store(Store { frames: &frames[stored..], bytes, access });
+                stored += transfer.done;
+                failed = transfer.stop;
+            });
+            if failed.is_some() {
+                stop = failed;
+                break;
+            }
+        }
+        match stop {
+            Some(DeviceError::Lost) => self.tell_failure(number, DeviceError::Lost),
+            Some(DeviceError::OutOfMemory) => self.demotion.note_full(number, &**device),
+            _ => {}
+        }
+        device.free(&frames[stored..]);
+        stored
+    }
+
     /// Puts a page back into staging, or frees its slot if it went elsewhere.
     fn undo(&self, entry: Entry) {
         let copy = entry.dst.or(entry.copy);
@@ -315,6 +332,9 @@ impl<K: Kernel> Engine<K> {
         let ours = matches!(states.get(owner.index()), PageState::Storing { slot: at } if at == slot);
         if ours {
             states.set(owner.index(), state);
+        }
+        if let (PageState::Device { frame }, true) = (state, ours) {
+            self.demotion.note(owner.block(), &mut states, frame.device);
         }
         ours
     }

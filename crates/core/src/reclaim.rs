@@ -180,7 +180,7 @@ impl<K: Kernel> Engine<K> {
         self.all_stay.store(stay, Ordering::SeqCst);
     }
 
-    fn may_evict(&self) -> bool {
+    pub(crate) fn may_evict(&self) -> bool {
         !self.all_stay.load(Ordering::SeqCst)
     }
 

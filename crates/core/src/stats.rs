@@ -18,6 +18,8 @@ macro_rules! counters {
             $($(#[$doc])+ pub $name: AtomicU64,)+
             /// How full each tier is, by its number.
             pub tiers: [UsageGauge; MAX_DEVICES],
+            /// Pages that moved down from each tier, by its number.
+            pub demoted: [AtomicU64; MAX_DEVICES],
             /// Time from reading a fault to its resolution.
             pub latency: Latency,
         }
@@ -50,6 +52,8 @@ counters! {
     pgstore,
     /// Pages that left without a store because the device still held them.
     pgclean,
+    /// Pages that moved from a tier that was nearly full to one below.
+    pgdemote,
     /// Pages that a device refused or failed to store and that stayed in RAM.
     pgmigrate_fail,
     /// Pages that were poisoned.

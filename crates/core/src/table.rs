@@ -55,6 +55,10 @@ pub(crate) struct States {
     pub(crate) nr_stuck: u16,
     /// Whether the policy has the block among those that may leave.
     pub(crate) queued: bool,
+    /// Pages came home from a tier since the block was put into a queue of those that move down.
+    pub(crate) came_home: bool,
+    /// The tiers in whose queues the block is, a bit for each.
+    pub(crate) on_upper: u16,
     /// The policy's.
     pub(crate) note: Note,
 }
@@ -66,6 +70,8 @@ impl Default for States {
             nr_system: 0,
             nr_stuck: 0,
             queued: false,
+            came_home: false,
+            on_upper: 0,
             note: Note::default(),
         }
     }

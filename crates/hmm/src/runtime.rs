@@ -424,6 +424,8 @@ impl Runtime {
             self.engine.share(&|| !self.is_interrupted());
             self.engine.trim_idle();
             self.reclaiming.store(false, Ordering::Relaxed);
+            // While nobody needs memory.
+            while !self.is_interrupted() && !self.engine.wants_reclaim(false) && self.engine.demote() {}
             // Returns at once if somebody asked meanwhile.
             let _ = futex_wait(&self.kicks, Scope::Private, seen, Some(RECLAIM_TICK));
             seen = self.kicks.load(Ordering::Acquire);
@@ -441,7 +443,11 @@ impl Runtime {
         while (self.engine.wants_reclaim(going) || self.engine.is_overdrawn()) && !self.is_interrupted() {
             going = true;
             match self.engine.reclaim() {
-                Reclaimed::Progress => self.engine.take_back(),
+                Reclaimed::Progress => {
+                    self.engine.take_back();
+                    // As much moves down as is stored, or what leaves now would soon go by the first tier.
+                    self.engine.demote();
+                }
                 // Whoever needs memory will notice, and do what is to be done.
                 Reclaimed::Nothing | Reclaimed::Full => return,
             }

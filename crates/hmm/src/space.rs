@@ -79,7 +79,8 @@ impl Builder {
         self
     }
 
-    /// Adds a device. Devices are filled in the order in which they are added.
+    /// Adds a device. Pages go to the first one that is added; when that is nearly full, what has been there longest moves on to
+    /// the next.
     pub fn device(mut self, device: Arc<dyn Device>) -> Self {
         self.devices.push(device);
         self
@@ -370,6 +371,8 @@ pub struct Snapshot {
     pub stored: u64,
     /// Pages that left unchanged, and needed no store.
     pub clean: u64,
+    /// Pages that moved from a device that was nearly full to one behind it.
+    pub demoted: u64,
     /// Pages that came back from staging.
     pub second_chances: u64,
     /// Pages that are lost.
@@ -401,6 +404,7 @@ impl Snapshot {
             prefetched: get(&stats.pgprefetch),
             stored: get(&stats.pgstore),
             clean: get(&stats.pgclean),
+            demoted: get(&stats.pgdemote),
             second_chances: get(&stats.refault),
             poisoned: get(&stats.pgpoison),
             overcharged: get(&stats.overcharged),

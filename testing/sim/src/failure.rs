@@ -151,6 +151,12 @@ impl<V: Call> Plan<V> {
         self.failures.extend((next..next + nr_calls).map(|call| Failure { call, why, done: 0 }));
     }
 
+    /// The call with that number fails, behind so many pages.
+    #[cfg(test)]
+    pub(crate) fn fail(&mut self, call: usize, why: V::Why, done: usize) {
+        self.failures.push(Failure { call, why, done });
+    }
+
     /// All calls so far, in order.
     pub(crate) fn made(&self) -> &[Made<V>] {
         &self.made

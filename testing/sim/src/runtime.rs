@@ -152,6 +152,20 @@ pub(crate) fn reclaim(shared: &Shared, engine: &SimEngine) {
         let reclaimed = engine.reclaim();
         shared.lock().note(|| format!("reclaim = {reclaimed:?}"));
     }
+    demote(shared, engine);
+}
+
+/// One step of what moves pages down. What waits longest has no longer to wait than a few of them.
+fn demote(shared: &Shared, engine: &SimEngine) {
+    let nr_steps = {
+        let mut machine = shared.lock();
+        let has_lower = machine.tiers().len() > 1;
+        if has_lower { machine.entropy.below(4) } else { 0 }
+    };
+    for _ in 0..nr_steps {
+        let moved = engine.demote();
+        shared.lock().note(|| format!("demote = {moved}"));
+    }
 }
 
 /// Sets memory aside as a fork does, and gives it back.

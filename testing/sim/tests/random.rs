@@ -50,6 +50,7 @@ const ALWAYS: &[&str] = &[
     "pgsteal",
     "refault",
     "pgstore",
+    "pgdemote",
     "pgclean",
     "pgmigrate_fail",
     "pgadopt",

@@ -155,10 +155,14 @@ impl Summary {
             pages(self.peak_pages),
             pages(self.config.ram_pages)
         )?;
-        for (device, peak) in by_device(&self.config, &self.peaks) {
+        for ((device, peak), demoted) in by_device(&self.config, &self.peaks).zip(self.totals.demoted) {
+            let went_down = match demoted {
+                0 => String::new(),
+                _ => format!("; {} moved down", pages(demoted)),
+            };
             writeln!(
                 f,
-                "  {:9} {} at the peak, in {} of {} (at most {} a process)",
+                "  {:9} {} at the peak, in {} of {} (at most {} a process){went_down}",
                 device.name(),
                 pages(peak.frames),
                 ByteSize(peak.used_bytes),
@@ -262,6 +266,8 @@ struct DeviceJson {
     used_bytes: u64,
     /// The most that it may use, of all processes.
     capacity_bytes: u64,
+    /// Pages that moved from it to the next, in all.
+    demoted_pages: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -300,7 +306,8 @@ impl Json {
             policy: summary.config.policy.as_str(),
             peak_resident_bytes: bytes(summary.peak_pages),
             devices: by_device(&summary.config, &summary.peaks)
-                .map(|(device, peak)| DeviceJson::of(device, peak))
+                .zip(summary.totals.demoted)
+                .map(|((device, peak), demoted)| DeviceJson::of(device, peak, demoted))
                 .collect(),
             away_bytes: bytes(summary.peaks.away_pages),
             device_bytes: usage.used_bytes,
@@ -324,12 +331,13 @@ impl Json {
 }
 
 impl DeviceJson {
-    fn of(device: &DeviceSpec, peak: Usage) -> Self {
+    fn of(device: &DeviceSpec, peak: Usage, demoted: u64) -> Self {
         Self {
             device: device.to_string(),
             held_bytes: bytes(peak.frames),
             used_bytes: peak.used_bytes,
             capacity_bytes: peak.capacity_bytes,
+            demoted_pages: demoted,
         }
     }
 }
@@ -446,11 +454,14 @@ mod tests {
         control.share(slot).charge_found(PAGES);
         let stats = slot.stats();
         stats.pgfault.store(7, std::sync::atomic::Ordering::Relaxed);
+        stats.demoted[0].store(512, std::sync::atomic::Ordering::Relaxed);
         let text = summary(&control, Ending::Signaled(15)).to_string();
         assert!(text.starts_with("hmm: sort: ended by SIGTERM after 1.50 s (user "), "{text}");
-        for part in
-            ["16 MiB at the peak, of 16 MiB", "at most 1 GiB a process", "7, 0 of them served by a device\n"]
-        {
+        for part in [
+            "16 MiB at the peak, of 16 MiB",
+            "at most 1 GiB a process); 2 MiB moved down\n",
+            "7, 0 of them served by a device\n",
+        ] {
             assert!(text.contains(part), "no '{part}' in: {text}");
         }
         stats.latency.record(10_000);

@@ -48,6 +48,8 @@ impl Gauges {
 pub(super) struct Totals {
     /// Every counter with its name.
     pub(super) counters: Vec<(&'static str, u64)>,
+    /// Pages that moved down from each device.
+    pub(super) demoted: [u64; MAX_DEVICES],
     pub(super) latency: Latency,
 }
 
@@ -55,6 +57,7 @@ impl Totals {
     pub(super) fn of(control: &Control) -> Self {
         let mut counters: Vec<(&'static str, u64)> = Vec::new();
         let latency = Latency::default();
+        let mut demoted = [0; MAX_DEVICES];
         for stats in control.slots().map(|slot| slot.stats()) {
             let events = stats.counters().filter(|(name, _)| !GAUGES.contains(name));
             if counters.is_empty() {
@@ -62,9 +65,11 @@ impl Totals {
             } else {
                 counters.iter_mut().zip(events).for_each(|(sum, (_, count))| sum.1 += count);
             }
+            let from_each = demoted.iter_mut().zip(&stats.demoted);
+            from_each.for_each(|(sum, pages)| *sum += pages.load(Ordering::Relaxed));
             latency.merge(&stats.latency);
         }
-        Self { counters, latency }
+        Self { counters, demoted, latency }
     }
 
     /// A counter by its name; 0 when nobody has counted yet.
@@ -96,12 +101,14 @@ mod tests {
             stats.pgfault.store(pages, Ordering::Relaxed);
             stats.away.store(10 * pages, Ordering::Relaxed);
             stats.tiers[1].store(Usage { frames: pages, used_bytes: 1, capacity_bytes: 2 });
+            stats.demoted[0].store(pages, Ordering::Relaxed);
             stats.latency.record(1000);
         }
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
         let totals = Totals::of(&control);
         assert_eq!((totals.get("pgfault"), totals.latency.count()), (7, 2));
+        assert_eq!(totals.demoted[..2], [7, 0]);
         assert!(totals.counters.iter().all(|(name, _)| !GAUGES.contains(name)));
         let gauges = Gauges::of(&control);
         assert_eq!(gauges.away_pages, 70);

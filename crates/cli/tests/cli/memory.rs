@@ -113,6 +113,8 @@ fn what_does_not_fit_into_the_first_device_goes_to_the_second() {
             assert!(device[name].as_u64().unwrap() > least, "{name}: {figures:#}");
         }
     }
+    assert!(figures["devices"][0]["demoted_pages"].as_u64().unwrap() > 0, "{figures:#}");
+    assert_eq!(figures["devices"][1]["demoted_pages"], 0, "there is none below");
     let left: Vec<_> =
         std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.len() == 2, "more than the text and the figures: {left:?}");

@@ -4,6 +4,7 @@
 
 mod changes;
 mod coherent;
+mod demotion;
 mod duplicates;
 mod exclusive;
 mod fault;
