@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use super::Verb;
 use crate::rng::mix;
-use crate::{
-    Access, Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, PAGE_SIZE, Store, Transfer, Usage,
-};
+use crate::{Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, PAGE_SIZE, Store, Transfer, Usage};
 
 /// Which of the counted calls a rule is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,9 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Verb;
-use crate::{
-    Access, Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, PAGE_SIZE, Store, Transfer, Usage,
-};
+use crate::{Caps, Device, DeviceError, DevicePfn, Fetch, LARGE_PAGES, PAGE_SIZE, Store, Transfer, Usage};
 
 #[derive(Debug, Default)]
 struct Counters {

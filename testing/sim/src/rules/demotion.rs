@@ -60,7 +60,7 @@ fn verify(world: &World) {
     check::all(&world.shared(), world.engine());
     check::bytes(&world.shared(), world.engine());
     for span in [COLD, HOT] {
-        span.pages().for_each(|page| world.op(&Op::Scan { span: Span::new(page, 1) }));
+        span.pages().for_each(|page| world.op(&Op::scan(Span::new(page, 1))));
     }
     check::all(&world.shared(), world.engine());
 }
