@@ -271,6 +271,7 @@ impl<D: Device> Device for Faulty<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Access;
     use crate::{Ram, conformance};
 
     fn rule(verb: Verb, when: When, fault: Fault) -> Rule {

@@ -149,6 +149,7 @@ impl<D: Device> Device for WithStats<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Access;
     use crate::{Ram, conformance};
 
     #[test]

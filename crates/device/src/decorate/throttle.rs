@@ -117,6 +117,7 @@ impl<D: Device> Device for Throttled<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Access;
     use crate::{Ram, conformance};
 
     fn store_pages(device: &impl Device, pages: usize) {
