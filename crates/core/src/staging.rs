@@ -17,6 +17,8 @@
 //! somebody: a page in a pipe (`vmsplice(2)`) or in a packet (`MSG_ZEROCOPY`) is referred to, not pinned, and a move takes it
 //! out. From when that may be (`stop_reusing`) such memory goes home as it is, or is spent.
 
+mod bay;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,6 +27,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::addr::{BLOCK_PAGES, Bay, Slot, SlotRun, Vpn};
 use crate::bits::PageSet;
 
+use bay::BayState;
+
 /// What becomes of slots that are given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
@@ -32,66 +36,6 @@ pub(crate) enum Left {
     Memory,
     /// Their memory went to the program.
     Nothing,
-}
-
-#[derive(Debug)]
-struct BayState {
-    stock: PageSet,
-    spent: PageSet,
-    blank: PageSet,
-    /// Slots whose memory was the program's.
-    foreign: PageSet,
-    staged: PageSet,
-    owners: Box<[Vpn; BLOCK_PAGES]>,
-    huge: bool,
-    /// In the queue of bays to store, or being stored.
-    queued: bool,
-    /// Kept for an eviction under way.
-    reserved: bool,
-}
-
-impl BayState {
-    fn new() -> Self {
-        let mut blank = PageSet::EMPTY;
-        blank.insert_range(0..BLOCK_PAGES);
-        Self {
-            stock: PageSet::EMPTY,
-            spent: PageSet::EMPTY,
-            blank,
-            foreign: PageSet::EMPTY,
-            staged: PageSet::EMPTY,
-            owners: Box::new([Vpn(0); BLOCK_PAGES]),
-            huge: false,
-            queued: false,
-            reserved: false,
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.blank.len() == BLOCK_PAGES && !self.reserved
-    }
-
-    /// Slots with memory that has no meaning.
-    fn idle(&self) -> PageSet {
-        self.stock.or(&self.spent)
-    }
-
-    /// The stretch of stock, spent and blank slots with the most memory, from memory to memory, and how much that is.
-    fn fullest_stretch(&self) -> Option<(Range<usize>, usize)> {
-        let mut best: Option<(Range<usize>, usize)> = None;
-        let mut current: Option<(Range<usize>, usize)> = None;
-        for run in self.idle().runs() {
-            let joined = current
-                .filter(|(before, _)| (before.end..run.start).all(|index| self.blank.contains(index)))
-                .map(|(before, stock)| (before.start..run.end, stock + run.len()));
-            let stretch = joined.unwrap_or((run.clone(), run.len()));
-            if best.as_ref().is_none_or(|(_, most)| stretch.1 > *most) {
-                best = Some(stretch.clone());
-            }
-            current = Some(stretch);
-        }
-        best
-    }
 }
 
 /// Where surplus is taken from, if no huge bay is done.
