@@ -424,7 +424,6 @@ impl Runtime {
             self.engine.share(&|| !self.is_interrupted());
             self.engine.trim_idle();
             self.reclaiming.store(false, Ordering::Relaxed);
-            // While nobody needs memory.
             while !self.is_interrupted() && !self.engine.wants_reclaim(false) && self.engine.demote() {}
             // Returns at once if somebody asked meanwhile.
             let _ = futex_wait(&self.kicks, Scope::Private, seen, Some(RECLAIM_TICK));
