@@ -135,8 +135,8 @@ impl Staging {
     /// Lends a run of up to `want` stock slots, at least one.
     pub(crate) fn take_stock(&self, want: usize) -> Option<SlotRun> {
         let mut inner = self.lock();
-        // A stray wants one: of the bay that it was of lately, as long as that has some. To look at all bays took as long as the
-        // rest of the planning.
+        // A stray wants one: of the bay that it was of lately, as long as that has some. To look at all bays was 2.7 % of a run of
+        // strays (`perf`).
         if want == 1
             && let Some(slot) = inner.single_stock()
         {
