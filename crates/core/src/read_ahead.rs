@@ -21,6 +21,8 @@ use crate::table::{States, covers};
 
 /// Jobs that wait at most; more streams than that fetch on demand.
 const MAX_JOBS: usize = 16;
+/// With what is left of those that threads are at work on. What is beyond that is dropped: who fetches ahead must not allocate.
+const ROOM: usize = 2 * MAX_JOBS;
 /// Windows that are planned at a time.
 pub const WINDOWS_AHEAD: u64 = 2;
 
@@ -61,7 +63,7 @@ pub(crate) struct Jobs(Mutex<VecDeque<Job>>);
 
 impl Jobs {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(VecDeque::with_capacity(MAX_JOBS)))
+        Self(Mutex::new(VecDeque::with_capacity(ROOM)))
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Job>> {
@@ -87,8 +89,9 @@ impl Jobs {
 
     /// What is left of a job is the next one.
     fn go_on(&self, job: Job) {
-        if job.nr_pages > 0 {
-            self.lock().push_front(job);
+        let mut jobs = self.lock();
+        if job.nr_pages > 0 && jobs.len() < ROOM {
+            jobs.push_front(job);
         }
     }
 }
@@ -241,5 +244,12 @@ mod tests {
             assert_eq!(end, if stream < MAX_JOBS as u64 { next.add(8) } else { next });
         }
         assert_eq!(jobs.lock().len(), MAX_JOBS);
+        // What is left of others, which were taken when there was room.
+        let capacity = jobs.lock().capacity();
+        for number in 0..2 * ROOM as u64 {
+            jobs.go_on(Job { next: Vpn(number), stride: Stride::UP, nr_pages: 1, trigger: false });
+        }
+        let jobs = jobs.lock();
+        assert_eq!((jobs.len(), jobs.capacity()), (ROOM, capacity), "it never allocates");
     }
 }
