@@ -2,11 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::addr::{BLOCK_PAGES, PageRange, SlotRun, Vpn};
+use crate::addr::{BLOCK_PAGES, PageRange, Slot, SlotRun, Vpn};
 use crate::engine::{Engine, HomeBy};
 use crate::flights::Grounded;
 use crate::kernel::{Kernel, Stop};
-use crate::policy::{Brings, Cause, Fault};
+use crate::notifier::{Cause, Change};
+use crate::policy::{self, Brings, Fault};
 use crate::reclaim::Reclaimed;
 use crate::staging::Left;
 use crate::state::{Frame, PageState};
@@ -94,10 +95,12 @@ impl<K: Kernel> Engine<K> {
                 Step::Ended(Outcome::Parked)
             }
             PageState::Staged { .. } => self.second_chance(&mut states, page),
-            PageState::Storing { slot } => {
-                let run = SlotRun { start: slot, len: 1 };
-                self.copy_from_store(&mut states, page, run)
+            PageState::Storing { slot } if self.notifiers.is_watched() => {
+                drop(states);
+                drop(gate);
+                self.take_from_migration(page, slot)
             }
+            PageState::Storing { slot } => self.copy_from_store(&mut states, page, slot),
             PageState::Device { frame } => {
                 if self.registry.is_coherent(frame.device) {
                     match self.map_page(&mut states, page) {
@@ -140,7 +143,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Asks the policy what a fault brings.
-    pub(crate) fn brings(&self, page: Vpn, cause: Cause, hit: Hit, together: usize) -> Brings {
+    pub(crate) fn brings(&self, page: Vpn, cause: policy::Cause, hit: Hit, together: usize) -> Brings {
         self.policy.brings(&Fault { page, cause, hit, together })
     }
 
@@ -152,7 +155,7 @@ impl<K: Kernel> Engine<K> {
         }
         let together = self.config.first_touch_pages;
         let hit = self.streams.fault(page, together);
-        let brings = self.brings(page, Cause::FirstTouch, hit, together as usize);
+        let brings = self.brings(page, policy::Cause::FirstTouch, hit, together as usize);
         let within = extent.start.index()..extent.start.index() + range_len(extent).min(BLOCK_PAGES);
         let is_hole = |state| state == PageState::None;
         // Where nothing is bounded, no more is touched than the program touches. A stream fills nothing behind it.
@@ -264,7 +267,7 @@ impl<K: Kernel> Engine<K> {
     fn second_chance(&self, states: &mut States, page: Vpn) -> Step {
         let PageState::Staged { slot, .. } = states.get(page.index()) else { return Step::Again };
         let hit = self.streams.fault(page, 1);
-        let brings = self.brings(page, Cause::SecondChance, hit, CHANCE_PAGES);
+        let brings = self.brings(page, policy::Cause::SecondChance, hit, CHANCE_PAGES);
         let block = page.block();
         // Where it may begin, and how many pages may come from `page` on.
         let (first, window) = if self.staging.is_huge(slot.bay()) && slot.index() == page.index() {
@@ -331,7 +334,7 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// A staged page found its place taken by a page that we know nothing of: what the program maps is the truth.
-    fn replaced(&self, states: &mut States, page: Vpn, slot: crate::addr::Slot) -> Step {
+    fn replaced(&self, states: &mut States, page: Vpn, slot: Slot) -> Step {
         if let PageState::Staged { copy, .. } = states.get(page.index()) {
             states.set(page.index(), PageState::System { copy });
             self.staging.unstage(SlotRun { start: slot, len: 1 }, Left::Memory);
@@ -341,13 +344,27 @@ impl<K: Kernel> Engine<K> {
         Step::Ended(Outcome::Done)
     }
 
+    /// The page is being migrated, perhaps by a driver, which was not told of what is its own and may have a copy until setup
+    /// returns. The CPU may write to the page when it is home: so that driver is told as well, first.
+    fn take_from_migration(&self, page: Vpn, slot: Slot) -> Step {
+        let range = PageRange::new(page, 1);
+        let _change = self.notifiers.invalidate(Change { range, cause: Cause::Clear, owner: None });
+        let _gate = self.gate();
+        let block = self.table.block(page.block());
+        let mut states = block.lock();
+        if states.get(page.index()) == (PageState::Storing { slot }) {
+            return self.copy_from_store(&mut states, page, slot);
+        }
+        Step::Again
+    }
+
     /// The page is being read by a store: it comes home as a copy, and the store will find that out.
-    fn copy_from_store(&self, states: &mut States, page: Vpn, run: SlotRun) -> Step {
+    fn copy_from_store(&self, states: &mut States, page: Vpn, slot: Slot) -> Step {
         if !self.charge_for_copy(1) {
             return Step::NeedMemory;
         }
         let range = PageRange::new(page, 1);
-        let progress = self.kernel.copy_home(run.start, range);
+        let progress = self.kernel.copy_home(slot, range);
         match progress.stop {
             None => {
                 states.set(page.index(), PageState::System { copy: None });

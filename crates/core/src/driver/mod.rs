@@ -35,7 +35,8 @@
 //! # Rules for drivers
 //!
 //! - Setup invalidates the range with [`Cause::Migrate`](crate::notifier::Cause::Migrate) and the driver's owner. A
-//!   driver that ignores its own migrations drops its own entries of the range itself, before it copies. When the *CPU*
+//!   driver that ignores its own migrations drops its own entries of the range itself, before it copies. A page that the CPU touches before that goes home, and all are told
+//!   of it, the driver too ([`Cause::Clear`](crate::notifier::Cause::Clear), no owner). When the *CPU*
 //!   brings a page home from the device the driver takes no part in it: it hears of a
 //!   [`Cause::Clear`](crate::notifier::Cause::Clear) without an owner, which it must not ignore.
 //! - Between setup and `finalize` other threads of the program go on, and may unmap the range. So entries for what

@@ -1,9 +1,10 @@
 //! The program goes on while pages are on their way: it overtakes the migration, and nothing is lost or leaks.
 
 use hmm_core::driver::{Collected, Migration, Select};
+use hmm_core::notifier::Cause;
 use hmm_model::{Op, Pattern, Span};
 
-use super::{DATA, Fixture, vpn};
+use super::{DATA, Fixture, range, vpn};
 use crate::kernel::SimKernel;
 
 /// What the program does meanwhile to pages of `DATA`, or to the holes behind it.
@@ -89,6 +90,18 @@ fn a_touch_keeps_the_page_in_system_memory() {
     migration.finalize();
     assert!(!world.is_away(4));
     assert_eq!(world.one.nr_used(), 15, "the frame of the page that was touched is free");
+    world.verify();
+}
+
+#[test]
+fn who_touches_a_page_that_migrates_ends_copies_of_its_driver_too() {
+    let world = Fixture::new();
+    let migration = world.setup(DATA, Select::SYSTEM, &world.one);
+    world.told();
+    world.begin(&Op::Write { page: 4, word: 9, value: 1 });
+    // The migration is a change of its own to the driver, who may not have dropped anything yet.
+    assert_eq!(world.told(), [(range(4, 1), Cause::Clear, None)]);
+    drop(migration);
     world.verify();
 }
 
