@@ -65,6 +65,15 @@ impl Demotion {
         Self { uppers: tiers.iter().skip(1).map(|_| Upper::default()).collect() }
     }
 
+    /// There are so many blocks now: with room for them no page that is stored makes a queue grow.
+    pub(crate) fn expect(&self, nr_blocks: usize) {
+        for upper in &self.uppers {
+            let mut queue = upper.queue();
+            let more = nr_blocks.saturating_sub(queue.len());
+            queue.reserve(more);
+        }
+    }
+
     /// The tier has refused a page: that is what it holds.
     pub(crate) fn note_full(&self, tier: u8, device: &dyn Device) {
         if let Some(upper) = self.uppers.get(usize::from(tier)) {
@@ -393,6 +402,14 @@ mod tests {
         assert_eq!(upper.excess(usage(89, 890)), 0);
         assert_eq!(upper.excess(usage(94, 940)), 0, "from the high mark only");
         assert_eq!(upper.excess(usage(95, 950)), 10, "how many there are is learnt anew");
+    }
+
+    #[test]
+    fn what_was_expected_has_room() {
+        let demotion = Demotion { uppers: [Upper::default()].into() };
+        demotion.uppers[0].queue().push_back(BlockId(1));
+        demotion.expect(300);
+        assert!(demotion.uppers[0].queue().capacity() >= 300);
     }
 
     /// Frames were freed, and their memory is not free: to go on would empty the tier.

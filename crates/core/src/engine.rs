@@ -304,6 +304,7 @@ impl<K: Kernel> Engine<K> {
             let _ = self.table.block(id);
         }
         self.policy.expect(self.table.nr_blocks());
+        self.demotion.expect(self.table.nr_blocks());
     }
 
     /// Bytes of the engine's own tables.

@@ -158,7 +158,7 @@ fn a_hole_that_was_touched_and_evicted_does_not_migrate() {
     let mut migration = world.setup(Span::new(100, 8), Select::SYSTEM, &world.one);
     world.begin(&Op::Write { page: 103, word: 9, value: 1 });
     // Nothing is mapped there again, and yet it is no hole.
-    assert!(world.engine().evict_range(super::range(100, 8)) > 0);
+    assert!(world.engine().evict_range(range(100, 8)) > 0);
     migration.store(world.one.id).expect("is its driver's");
     let migration = migration.pages();
     assert!(!migration.entries()[3].is_migrated());
@@ -183,7 +183,7 @@ fn two_drivers_want_the_same_pages() {
 #[test]
 fn reclaim_and_migration_do_not_take_each_others_pages() {
     let world = Fixture::new();
-    assert_eq!(world.engine().evict_range(super::range(0, 16)), 16);
+    assert_eq!(world.engine().evict_range(range(0, 16)), 16);
     // What waits in staging is collected there.
     let mut migration = world.setup(DATA, Select::SYSTEM, &world.one);
     assert_eq!(migration.nr_collected(), 16);
@@ -191,7 +191,7 @@ fn reclaim_and_migration_do_not_take_each_others_pages() {
         let _ = world.engine().reclaim();
     }
     assert!((0..16).all(|page| !world.is_away(page)), "reclaim left them alone");
-    assert_eq!(world.engine().evict_range(super::range(0, 16)), 0);
+    assert_eq!(world.engine().evict_range(range(0, 16)), 0);
     migration.store(world.one.id).expect("is its driver's");
     assert_eq!(migration.pages().finalize(), 16);
     assert!(matches!(world.engine().fault(vpn(0)), hmm_core::Outcome::Done));
