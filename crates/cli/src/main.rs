@@ -37,7 +37,10 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Demo(args) => demo::demo(&args),
         Command::Torture(args) => {
-            hmm_torture::run(&args).map_err(|error| Failure::of_hmm(format_args!("{error:#}")))
+            let is_possible = if args.runs_hmm() { doctor::require_run() } else { Ok(()) };
+            let torture =
+                || hmm_torture::run(&args).map_err(|error| Failure::of_hmm(format_args!("{error:#}")));
+            is_possible.and_then(|()| torture())
         }
         Command::TortureWorker(args) => {
             hmm_torture::worker(&args).map_err(|error| Failure::of_hmm(format_args!("{error:#}")))

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use hmm::core::policy::Name;
 use hmm::spec::{Backing, DeviceSpec, SpecError, parse_size};
 
 /// Torture hmm: a program does to its memory whatever a program may do, and knows every byte that it must read.
@@ -9,7 +10,8 @@ use hmm::spec::{Backing, DeviceSpec, SpecError, parse_size};
 /// Its threads read, write, map, unmap, move, protect, lock, give up and guard memory of three times the budget, have the
 /// kernel read and write it, and fork; everything at random, but the same for the same seed. Memory is looked at from
 /// outside, too, whether the budget holds. Who makes no progress for a while hangs. Exit status: 0 if all was as it must
-/// be; 1 if not, with a line that runs the same seed again.
+/// be; 1 if not, with a line that runs the same seed again; 125 where `hmm run` does not work. Without `CAP_SYS_PTRACE`
+/// (an ordinary user) forks are refused while pages are away, and the refused ones are counted.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// What is done; each round of 20 s takes the next [default: by chance, and printed].
@@ -25,6 +27,9 @@ pub struct Args {
     /// or `lz4:io-errors=100,corrupt=1000`, loses pages: a page is SIGBUS then, or as it must be.
     #[arg(long = "device", value_name = "SPEC", value_parser = device)]
     pub(crate) devices: Vec<DeviceSpec>,
+    /// Who decides what leaves, as of `hmm run` [default: clock].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) policy: Option<Name>,
     /// Threads [default: one to four, by the seed].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
     pub(crate) threads: Option<u8>,
@@ -56,6 +61,11 @@ fn may_trace() -> bool {
 }
 
 impl Args {
+    /// Whether programs are run under hmm.
+    pub const fn runs_hmm(&self) -> bool {
+        !self.alone
+    }
+
     /// Whether a device fails on purpose.
     pub(crate) fn may_lose(&self) -> bool {
         self.devices.iter().any(|device| device.rehearsal.may_lose())
@@ -72,6 +82,9 @@ impl Args {
         let mut line = format!("hmm torture --seed {seed} --minutes {minutes:.2} --ram {}", self.ram);
         for device in &self.devices {
             line.push_str(&format!(" --device {device}"));
+        }
+        if let Some(policy) = self.policy {
+            line.push_str(&format!(" --policy {policy}"));
         }
         if let Some(threads) = self.threads {
             line.push_str(&format!(" --threads {threads}"));
@@ -91,6 +104,9 @@ impl Args {
         let mut words: Vec<std::ffi::OsString> = vec![hmm.into(), "run".into(), "--quiet".into(), ram.into()];
         for device in &self.devices {
             words.extend(["--device".into(), device.to_string().into()]);
+        }
+        if let Some(policy) = self.policy {
+            words.extend(["--policy".into(), policy.to_string().into()]);
         }
         words.extend(["--stats".into(), stats.into(), "--".into()]);
         words

@@ -37,24 +37,30 @@ impl Drop for Granted {
     }
 }
 
-/// `hmm run --ram 16M` as an ordinary user of a group, with python on 64 MiB; the command is copied to where he may look.
-fn job(dir: &TempDir, group: u32) -> Job {
+/// hmm as an ordinary user of a group; the command is copied to where he may look.
+fn hmm(dir: &TempDir, group: u32, args: &[&str]) -> Job {
     let hmm = dir.join("hmm");
     if !hmm.exists() {
         std::fs::copy(hmm_binary(), &hmm).unwrap();
         std::fs::set_permissions(&hmm, PermissionsExt::from_mode(0o755)).unwrap();
     }
-    let script = "b = bytearray(64 << 20)\nfor k in range(3):\n  for i in range(0, len(b), 4096): b[i] = k + i // 4096 % 200\nprint(sum(b))\nopen('/dev/null', 'wb').write(b)\nimport os; r, w = os.pipe(); os.write(w, memoryview(b)[:4096]); print(os.read(r, 4096)[:3])";
     let user = [format!("--reuid={USER}"), format!("--regid={group}"), "--clear-groups".to_owned()];
-    Job::new("setpriv").args(user).arg(hmm).args([
-        "run",
-        "--ram",
-        "16M",
-        "--",
-        "/usr/bin/python3",
-        "-c",
-        script,
-    ])
+    Job::new("setpriv").args(user).arg(hmm).args(args)
+}
+
+/// `hmm run --ram 16M`, with python on 64 MiB.
+fn job(dir: &TempDir, group: u32) -> Job {
+    let script = "b = bytearray(64 << 20)\nfor k in range(3):\n  for i in range(0, len(b), 4096): b[i] = k + i // 4096 % 200\nprint(sum(b))\nopen('/dev/null', 'wb').write(b)\nimport os; r, w = os.pipe(); os.write(w, memoryview(b)[:4096]); print(os.read(r, 4096)[:3])";
+    hmm(dir, group, &["run", "--ram", "16M", "--", "/usr/bin/python3", "-c", script])
+}
+
+/// `hmm torture`, shortly.
+fn torture(dir: &TempDir, group: u32) -> Job {
+    hmm(
+        dir,
+        group,
+        &["torture", "--seed", "1", "--minutes", "0.05", "--policy", "twice", "--patience", "120"],
+    )
 }
 
 /// Both in one test: they change the same device.
@@ -74,17 +80,23 @@ fn an_ordinary_user_needs_the_right_and_no_more() {
     let sum: u64 = (0..64 << 8).map(|page| 2 + page % 200).sum();
     assert_eq!(done.stdout(), format!("{sum}\nb'\\x02\\x00\\x00'\n"));
 
+    let done = torture(&dir, GROUP).alone();
+    assert_eq!((done.code(), done.stderr.as_str()), (0, ""), "{}", done.stdout());
+    assert!(!done.stdout().contains(" 0 pages stored"), "{}", done.stdout());
+
     // Another group, so not.
-    let done = job(&dir, GROUP + 1).alone();
+    let done = [job(&dir, GROUP + 1).alone(), torture(&dir, GROUP + 1).alone()];
     drop(granted);
     let anybody = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or_default();
     if anybody.trim() == "1" {
         skipped("without the right: vm.unprivileged_userfaultfd gives it to everybody");
         return;
     }
-    assert_eq!(done.code(), 125, "{done:?}");
-    assert_eq!(done.stdout(), "");
-    assert!(done.stderr.contains(DEVICE), "{}", done.stderr);
+    for done in done {
+        assert_eq!(done.code(), 125, "{done:?}");
+        assert_eq!(done.stdout(), "");
+        assert!(done.stderr.contains(DEVICE), "{}", done.stderr);
+    }
 }
 
 /// Changes all of 64 MiB several times, in system calls, too, and in a child.
