@@ -50,9 +50,7 @@ impl CopyPolicy {
         self.score.load(Ordering::Relaxed) > 0
             || self.counter.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE)
     }
-}
 
-impl CopyPolicy {
     /// Whether what comes home from a tier leaves it for good.
     fn promotes(&self, tier: u8) -> bool {
         tier > 0 && self.from_below.fetch_add(1, Ordering::Relaxed).is_multiple_of(PROMOTE)
@@ -71,6 +69,11 @@ impl<K: Kernel> Engine<K> {
                 let usage = device.usage();
                 usage.used_bytes * 100 < usage.capacity_bytes * FULL_PERCENT
             }
+    }
+
+    /// Whether a page that comes home alone keeps its frame.
+    pub(crate) fn keeps_frame(&self, frame: Frame) -> bool {
+        self.keeps_copy(frame.device) && self.is_worth_keeping(frame)
     }
 
     /// Whether that device wants it to keep this one.

@@ -24,7 +24,7 @@ use hmm_device::{Access, Device, DevicePfn, Usage};
 use crate::addr::{BLOCK_PAGES, BlockId, PageRange, Slot, SlotRun};
 use crate::bits::PageSet;
 use crate::engine::Engine;
-use crate::fetch::transfer_home;
+use crate::fetch::{is_fetched_by, transfer_home};
 use crate::flights::{Awaited, Pass};
 use crate::kernel::Kernel;
 use crate::migrate::MIGRATE_PAGES;
@@ -279,9 +279,7 @@ impl<K: Kernel> Engine<K> {
         let mut states = self.table.block(batch.block).lock();
         for (number, pfn) in batch.frames().iter().enumerate() {
             let (index, slot) = (batch.pages[number], batch.slots.start.add(number));
-            // The program may have moved another page of this batch here: its bytes are in another slot.
-            let is_ours = matches!(states.get(index), PageState::Fetching { ticket, frame }
-                if ticket == batch.ticket && frame.pfn == *pfn);
+            let is_ours = is_fetched_by(batch.ticket, *pfn, states.get(index));
             if is_ours && number < transfer.done {
                 self.staging.set_owner(slot, batch.block.page(index));
                 states.set(index, PageState::Storing { slot });

@@ -158,10 +158,9 @@ impl<K: Kernel> Engine<K> {
         let brings = self.brings(page, policy::Cause::FirstTouch, hit, together as usize);
         let within = extent.start.index()..extent.start.index() + range_len(extent).min(BLOCK_PAGES);
         let is_hole = |state| state == PageState::None;
-        // Where nothing is bounded, no more is touched than the program touches. A stream fills nothing behind it.
+        // Where nothing is bounded, no more is touched than the program touches.
         let window = if self.config.zero_page { 1 } else { brings.window };
-        let around = if hit.stride.is_dense() { 1 } else { brings.around };
-        let (lowest, most) = Brings { around, window }.span(page.index(), hit.stride);
+        let (lowest, most) = Brings { window, ..brings }.span_of_holes(page.index(), hit.stride);
         let mut first = page.index();
         while first > lowest.max(within.start) && is_hole(states.get(first - 1)) {
             first -= 1;

@@ -257,11 +257,9 @@ impl<K: Kernel> Engine<K> {
 
     /// The pages from the front of `range` that are still this fetch's.
     fn own_run(&self, states: &States, fetch: &Fetch, range: PageRange) -> PageRange {
-        // The program may have moved another page of this fetch here: its bytes are in another slot.
         let ours = |page: &Vpn| {
             let pfn = fetch.frames[page.index() - fetch.first.index()];
-            matches!(states.get(page.index()), PageState::Fetching { ticket, frame }
-                if ticket == fetch.ticket && frame.pfn == pfn)
+            is_fetched_by(fetch.ticket, pfn, states.get(page.index()))
         };
         PageRange::new(range.start, range.iter().take_while(ours).count() as u64)
     }
@@ -315,7 +313,7 @@ impl<K: Kernel> Engine<K> {
         }
         let PageState::Fetching { frame, .. } = states.get(page.index()) else { return };
         let slot = fetch.slot_of(page);
-        let copy = if self.keeps_copy(fetch.device) && self.is_worth_keeping(frame) {
+        let copy = if self.keeps_frame(frame) {
             Some(frame)
         } else {
             self.free_frame(frame);
@@ -444,6 +442,12 @@ pub(crate) fn transfer_home(
         }
     }
     transfer
+}
+
+/// Whether the page is still the one that a fetch marked, which comes from that frame: the program may have moved another page of
+/// the same fetch to its place, whose bytes are in another slot.
+pub(crate) fn is_fetched_by(ours: Ticket, from: DevicePfn, state: PageState) -> bool {
+    matches!(state, PageState::Fetching { ticket, frame } if ticket == ours && frame.pfn == from)
 }
 
 impl Vpn {

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::addr::{BLOCK_PAGES, PageRange, Vpn};
+use crate::addr::{PageRange, Vpn};
 use crate::engine::Engine;
 use crate::fetch::{DEMAND_PAGES, FETCH_PAGES, Fetch, Purpose};
 use crate::flights::Pass;
@@ -104,14 +104,12 @@ impl<K: Kernel> Engine<K> {
         }
         let reached = hit.stride.behind(range);
         // Behind what an earlier job brought.
-        let brought = |page: &Vpn| {
+        let brought = |page: Vpn| {
             let state = states.get(page.index());
             matches!(state, PageState::System { .. } | PageState::Fetching { .. })
         };
-        let step = if hit.is_sequential() { hit.stride } else { Stride::UP };
-        let known = (0..).map(|steps| step.on(reached, steps));
-        let in_block = known.take_while(|page| page.block() == range.start.block()).take(BLOCK_PAGES);
-        let next = step.on(reached, in_block.take_while(brought).count() as u64);
+        let step = hit.stride.or_up();
+        let next = step.first_beyond(reached, range.start, brought);
         let ahead = self.policy.ahead(&hit);
         let next = if ahead > 0 { self.jobs.plan(step, reached, next, ahead) } else { next };
         self.streams.expect(hit, range, next);

@@ -1,6 +1,6 @@
 //! The stride of a stream: how many pages on its next touch is.
 
-use crate::addr::{PageRange, Vpn};
+use crate::addr::{BLOCK_PAGES, PageRange, Vpn};
 
 /// Pages from one touch of a stream to the next, less than none if it goes down. None where no stream is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -33,6 +33,18 @@ impl Stride {
     pub const fn on(self, page: Vpn, nr_steps: u64) -> Vpn {
         let distance = self.nr_pages().saturating_mul(nr_steps);
         Vpn(if self.0 < 0 { page.0.saturating_sub(distance) } else { page.0.saturating_add(distance) })
+    }
+
+    /// This one, or up if it is of no stream.
+    pub const fn or_up(self) -> Self {
+        if self.0 == 0 { Self::UP } else { self }
+    }
+
+    /// The first page from this one on that does not pass the test, or is in another block than `of`.
+    pub fn first_beyond(self, page: Vpn, of: Vpn, passes: impl Fn(Vpn) -> bool) -> Vpn {
+        let is_beyond = |page: &Vpn| page.block() != of.block() || !passes(*page);
+        let steps = BLOCK_PAGES as u64;
+        (0..steps).map(|nr| self.on(page, nr)).find(is_beyond).unwrap_or(self.on(page, steps))
     }
 
     /// Steps from one page to another. `None`: none lead there.
@@ -75,6 +87,23 @@ mod tests {
         assert_eq!(Stride(7).steps(Vpn(1000), Vpn(1003)), None);
         assert_eq!(Stride::NONE.steps(Vpn(1000), Vpn(1003)), None);
         assert_eq!((Stride(-7).on(Vpn(9), 2), Stride(7).on(Vpn(u64::MAX), 1)), (Vpn(0), Vpn(u64::MAX)));
+    }
+
+    #[test]
+    fn what_is_beyond_a_run() {
+        let below = |limit: u64| move |page: Vpn| page.0 < limit;
+        let (page, block) = (Vpn(1030), Vpn(1024));
+        assert_eq!(Stride::UP.first_beyond(page, block, below(1040)), Vpn(1040));
+        assert_eq!(Stride::UP.first_beyond(page, block, below(9999)), Vpn(1536), "it ends with its block");
+        assert_eq!(Stride::DOWN.first_beyond(page, block, below(9999)), Vpn(1023));
+        assert_eq!(Stride(100).first_beyond(page, block, below(1200)), Vpn(1230));
+        assert_eq!(Stride::UP.first_beyond(page, block, below(0)), page, "or at once");
+        assert_eq!(Stride::UP.first_beyond(Vpn(1536), block, below(9999)), Vpn(1536), "another block");
+        assert_eq!(
+            Stride::DOWN.first_beyond(Vpn(0), Vpn(0), below(9999)),
+            Vpn(0),
+            "there is nothing in front"
+        );
     }
 
     #[test]

@@ -162,8 +162,7 @@ impl Memory {
         let is_hole = |index: &usize| {
             block.pages[*index].place == Place::Hole && (filled.contains(*index) || *index == page.index())
         };
-        let around = if hit.stride.is_dense() { 1 } else { brings.around };
-        let (lowest, most) = Brings { around, ..brings }.span(page.index(), hit.stride);
+        let (lowest, most) = brings.span_of_holes(page.index(), hit.stride);
         let first = (lowest..page.index()).rev().take_while(is_hole).last().unwrap_or(page.index());
         let nr_pages = (first..BLOCK_PAGES).take_while(is_hole).count().min(page.index() - first + most);
         self.make_room(of, nr_pages as u64);
@@ -226,11 +225,9 @@ impl Memory {
     fn stream_on(&mut self, of: u16, hit: Hit, range: PageRange) {
         let process = self.process(of);
         let reached = hit.stride.behind(range);
-        let stride = if hit.is_sequential() { hit.stride } else { Stride::UP };
-        let in_block = (0..).map(|steps| stride.on(reached, steps));
-        let in_block = in_block.take_while(|page| page.block() == range.start.block()).take(BLOCK_PAGES);
-        let is_there = |page: &Vpn| process.page(*page).is_some_and(|page| page.place == Place::Resident);
-        let mut next = stride.on(reached, in_block.take_while(is_there).count() as u64);
+        let stride = hit.stride.or_up();
+        let is_there = |page: Vpn| process.page(page).is_some_and(|page| page.place == Place::Resident);
+        let mut next = stride.first_beyond(reached, range.start, is_there);
         let ahead = process.policy.ahead(&hit) as u64;
         let is_near = stride.steps(reached, next).is_some_and(|steps| steps < WINDOWS_AHEAD * ahead);
         let mut left = if is_near { ahead } else { 0 };

@@ -107,7 +107,7 @@ impl<K: Kernel> crate::engine::Engine<K> {
 
     /// The page has left the frame, which stays its copy or is freed.
     fn keep_or_forget(&self, frame: Frame) -> Option<Frame> {
-        if self.keeps_copy(frame.device) && self.is_worth_keeping(frame) {
+        if self.keeps_frame(frame) {
             self.sub_away(1);
             return Some(frame);
         }

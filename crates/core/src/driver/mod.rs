@@ -35,10 +35,10 @@
 //! # Rules for drivers
 //!
 //! - Setup invalidates the range with [`Cause::Migrate`](crate::notifier::Cause::Migrate) and the driver's owner. A
-//!   driver that ignores its own migrations drops its own entries of the range itself, before it copies. A page that the CPU touches before that goes home, and all are told
-//!   of it, the driver too ([`Cause::Clear`](crate::notifier::Cause::Clear), no owner). When the *CPU*
-//!   brings a page home from the device the driver takes no part in it: it hears of a
-//!   [`Cause::Clear`](crate::notifier::Cause::Clear) without an owner, which it must not ignore.
+//!   driver that ignores its own migrations drops its own entries of the range itself, before it copies. A page that the
+//!   CPU touches before that goes home, and all are told of it, the driver too
+//!   ([`Cause::Clear`](crate::notifier::Cause::Clear), no owner). When the CPU brings a page home from the *device* the
+//!   driver takes no part in it: it hears of the same, which it must not ignore.
 //! - Between setup and `finalize` other threads of the program go on, and may unmap the range. So entries for what
 //!   migrated are made with [`Notifier::install_own`](crate::notifier::Notifier::install_own), and a sequence from a
 //!   `read_begin` in front of setup; if that collides the entry is not made, and the device's next fault finds out.

@@ -105,6 +105,12 @@ impl Brings {
             _ => (first, rest),
         }
     }
+
+    /// The same where there is nothing yet: a stream fills no holes behind it.
+    pub fn span_of_holes(self, index: usize, stride: Stride) -> (usize, usize) {
+        let around = if stride.is_dense() { 1 } else { self.around };
+        Self { around, ..self }.span(index, stride)
+    }
 }
 
 /// The decisions. Those with a body are the default's.

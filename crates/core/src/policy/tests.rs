@@ -108,6 +108,11 @@ fn pages_come_with_a_fault_as_its_stream_goes() {
     assert_eq!(brings.span(220, Stride::DOWN), (157, 4));
     assert_eq!(brings.span(20, Stride::NONE), (16, 12));
     assert_eq!(brings.span(20, Stride::between(Vpn(0), Vpn(100))), (16, 12));
+    assert_eq!(
+        [Stride::UP, Stride::DOWN].map(|stride| brings.span_of_holes(220, stride)),
+        [(220, 64), (157, 1)]
+    );
+    assert_eq!(brings.span_of_holes(20, Stride::NONE), (16, 12));
     let alone = Brings { around: 1, window: 1 };
     for stride in [Stride::UP, Stride::DOWN, Stride::NONE] {
         assert_eq!(alone.span(20, stride), (20, 1));
