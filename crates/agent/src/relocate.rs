@@ -29,6 +29,7 @@ use hmm::uapi::{AddrRange, Errno};
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 use rustix::time::Timespec;
 
+use crate::control;
 use crate::question::Question;
 
 /// Threads that can ask at the same time; more wait for one to end.
@@ -337,7 +338,9 @@ pub(crate) fn serve(runtime: &Runtime) -> bool {
             end: end.load(Ordering::Relaxed),
         };
         let moved = range(&slot.start, &slot.end);
-        let is_ours = slot.is_ours.load(Ordering::Relaxed) || knows_any(runtime, moved);
+        // With a budget all of it is, or will be when it is found.
+        let is_ours =
+            slot.is_ours.load(Ordering::Relaxed) || control::has_budget() || knows_any(runtime, moved);
         let pieces = is_ours.then(|| pieces(runtime, moved)).flatten();
         let (first_end, last_start) = pieces.unwrap_or((0, 0));
         slot.first_end.store(first_end, Ordering::Relaxed);
@@ -372,8 +375,7 @@ fn pieces(runtime: &Runtime, range: AddrRange) -> Option<(u64, u64)> {
 }
 
 fn knows_any(runtime: &Runtime, range: AddrRange) -> bool {
-    let pages = PageRange::of_bytes(range.start, range.end);
-    runtime.engine().kernel().extents().next_in(pages.start, pages.end).is_some()
+    runtime.manages_any(PageRange::of_bytes(range.start, range.end))
 }
 
 /// In the child of a fork, whose only thread asked nothing.

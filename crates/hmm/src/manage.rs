@@ -56,6 +56,13 @@ pub enum ManageError {
 }
 
 impl Runtime {
+    /// Whether anything of a range is managed, when all events that were read are applied: who has moved memory goes on when its
+    /// event is read, and may ask before.
+    pub fn manages_any(&self, range: PageRange) -> bool {
+        self.engine().catch_up();
+        self.engine().kernel().extents().next_in(range.start, range.end).is_some()
+    }
+
     /// Manages the pages of the range that can be and are not yet: what is private and anonymous. Pages of files and shared
     /// memory are passed over, as migration passes over them. A forked child finds pages that are away lost (SIGBUS); it has
     /// none of the memory at all (SIGSEGV) where we are not told of forks, for lack of [`Heap`] or of `CAP_SYS_PTRACE`.

@@ -291,6 +291,25 @@ fn a_mapping_that_moves_to_a_place_just_left_keeps_its_pages() {
     });
 }
 
+/// Who has moved memory goes on when its event is read, and may ask before it is applied.
+#[test]
+fn whether_memory_is_managed_is_told_when_all_that_was_read_is_applied() {
+    alone("whether_memory_is_managed_is_told_when_all_that_was_read_is_applied", || {
+        let arena = Arena::new();
+        let range = arena.range(8, 8);
+        let pages = PageRange::of_bytes(range.start, range.end);
+        assert!(!arena.runtime.manages_any(pages));
+        let events = arena.runtime.engine().events();
+        std::thread::scope(|scope| {
+            let asks = scope.spawn(|| arena.runtime.manages_any(pages));
+            std::thread::sleep(Duration::from_millis(50));
+            arena.runtime.engine().kernel().extents().set_vma(pages);
+            drop(events);
+            assert!(asks.join().expect("it does not panic"));
+        });
+    });
+}
+
 struct Ends<'d>(&'d AtomicBool);
 
 impl Drop for Ends<'_> {

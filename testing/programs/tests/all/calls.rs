@@ -61,6 +61,19 @@ fn mappings_in_pieces_move() {
     check("remap", &["64"], 16 * MIB);
 }
 
+/// Who has moved memory goes on when that was told, and may move it on before it is noted.
+#[test]
+fn what_has_just_moved_moves_on_in_pieces() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("hurry", &dir) else { return };
+    let managed = Job::new(program).args(["4000"]).under(&Hmm::ram(16 * MIB));
+    assert_healthy(&managed, 16 * MIB);
+    assert_eq!(managed.stdout(), "done\n");
+}
+
 #[test]
 fn the_break_moves() {
     check("brk", &["64"], 16 * MIB);
