@@ -88,9 +88,10 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) dmirror: bool,
 
-    /// Who decides what leaves, what comes ahead, and where it goes: clock (the order in which pages came, with a second
-    /// chance, and streams fetched ahead), fifo (that order alone: nothing comes but what is touched), or twice (what came
-    /// once leaves before what came again, so that a scan does not push out the rest).
+    /// Who decides what leaves, what comes ahead, and where it goes: round (the order in which pages came, with a second
+    /// chance, and streams fetched ahead; of what is gone through over and over a part stays), clock (without that), fifo (the order
+    /// alone: nothing comes but what is touched), or twice (what came once leaves before what came again, so that a scan does
+    /// not push out the rest).
     #[arg(long, value_name = "NAME", default_value_t = Name::default(), requires = "ram")]
     pub(crate) policy: Name,
 
@@ -142,7 +143,7 @@ pub(crate) struct TraceArgs {
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnFullArg::Kill)]
     on_full: OnFullArg,
 
-    /// The policy to record under: clock, fifo, twice or round.
+    /// The policy to record under: round, clock, fifo or twice.
     #[arg(long, value_name = "NAME", default_value_t = Name::Fifo)]
     policy: Name,
 
@@ -246,7 +247,7 @@ mod tests {
         let (run, output) = args.into_parts();
         assert_eq!((run.ram, run.policy, output), (Some(32 << 20), Name::Fifo, PathBuf::from("there")));
         assert!(run.program == ["sort", "-n"] && run.quiet && !run.dmirror);
-        assert_eq!(run_args("hmm run --ram 32M sort").policy, Name::Clock);
+        assert_eq!(run_args("hmm run --ram 32M sort").policy, Name::Round);
     }
 
     #[test]
@@ -260,7 +261,7 @@ mod tests {
             ("hmm run --ram 512M --on-full panic sort", "possible values: kill, grow"),
             (
                 "hmm run --ram 512M --policy lru sort",
-                "unknown policy 'lru': there are clock, fifo, twice and round",
+                "unknown policy 'lru': there are round, clock, fifo and twice",
             ),
             ("hmm trace sort", "--ram <SIZE>"),
             ("hmm replay", "<FILE>"),

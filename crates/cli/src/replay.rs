@@ -45,7 +45,7 @@ pub(crate) struct ReplayArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// The policies to compare, with commas between: clock, fifo, twice [default: all].
+    /// The policies to compare, with commas between: round, clock, fifo, twice [default: all].
     #[arg(long = "policy", value_name = "NAMES", value_delimiter = ',')]
     policies: Vec<Name>,
 

@@ -100,7 +100,7 @@ impl Builder {
         self
     }
 
-    /// Who decides what leaves, what comes ahead, and where it goes; by default [`Name::Clock`]. Changes no result, only what
+    /// Who decides what leaves, what comes ahead, and where it goes; by default [`Name::Round`]. Changes no result, only what
     /// it costs.
     pub fn policy(mut self, policy: Name) -> Self {
         self.policy = policy;

@@ -120,7 +120,7 @@ fn what_fits_is_touched_for_the_first_time_only() {
 #[test]
 fn a_stream_is_fetched_ahead_and_all_of_it_is_useful() {
     let trace = touches(blocks(0..64).chain(blocks(0..64)));
-    let [clock, fifo, twice, round] = Name::ALL.map(|policy| replay(&trace, policy, RAM));
+    let [round, clock, fifo, twice] = Name::ALL.map(|policy| replay(&trace, policy, RAM));
     assert_eq!((fifo.read_ahead, fifo.device_faults), (0, 64 * BLOCK));
     for counts in [clock, twice, round] {
         assert!(counts.device_faults < 64 * BLOCK / 8, "{counts:?}");

@@ -1,4 +1,4 @@
-//! The default: blocks leave in the order in which they came, and get a second chance on the way.
+//! Blocks leave in the order in which they came, and get a second chance on the way.
 //!
 //! A block that is touched while it waits in staging comes back, and is then the last to leave: the hand of a clock that goes
 //! round over all blocks, with staging as the place where it is noticed whether one is used.

@@ -6,9 +6,22 @@ use super::Note;
 #[derive(Debug)]
 pub(super) struct Departures(u32);
 
+/// A time on this clock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment(u32);
+
 impl Departures {
     pub(super) const fn new() -> Self {
         Self(1)
+    }
+
+    pub(super) const fn now(&self) -> Moment {
+        Moment(self.0)
+    }
+
+    /// Whether a moment was longer ago than half as long again as the departure of a block.
+    pub(super) const fn is_long_before(&self, moment: Moment, note: Note) -> bool {
+        self.0.wrapping_sub(moment.0) / 3 * 2 > self.0.wrapping_sub(note.left)
     }
 
     /// Notes that a block leaves now.

@@ -175,19 +175,19 @@ pub trait Policy: Send + Sync + fmt::Debug {
 #[repr(u8)]
 pub enum Name {
     /// [`Clock`].
-    #[default]
     Clock,
     /// [`Fifo`].
     Fifo,
     /// [`Twice`].
     Twice,
     /// [`Round`].
+    #[default]
     Round,
 }
 
 impl Name {
     /// All of them, the default first.
-    pub const ALL: [Self; 4] = [Self::Clock, Self::Fifo, Self::Twice, Self::Round];
+    pub const ALL: [Self; 4] = [Self::Round, Self::Clock, Self::Fifo, Self::Twice];
 
     /// As it is typed.
     pub const fn as_str(self) -> &'static str {
@@ -206,7 +206,7 @@ impl Name {
             Self::Fifo => "in the order in which they came; nothing comes but what is touched",
             Self::Twice => "what came once before what came again, so that a scan does not push out the rest",
             Self::Round => {
-                "as clock; but of what is read over and over, and is too much, the first part stays"
+                "as clock; but of what is gone through over and over, and is too much, a part stays"
             }
         }
     }
@@ -229,7 +229,7 @@ impl Name {
 
 /// There is no policy of that name.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("unknown policy '{given}': there are clock, fifo, twice and round")]
+#[error("unknown policy '{given}': there are round, clock, fifo and twice")]
 pub struct UnknownName {
     given: String,
 }

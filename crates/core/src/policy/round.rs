@@ -1,17 +1,24 @@
-//! For programs that go round through more than there is room for: as the clock, but then those that came last leave.
+//! The default: as the clock; but while a program goes round through more than there is room for, those that came last leave.
 //!
-//! Who reads twice as much as there is room for, from the front to the back and again, would find nothing of it in this order:
+//! Who reads twice as much as there is room for, from the front to the back and again, would find nothing of it in the clock's order:
 //! each block leaves just before its turn. The best that can be done is to keep what is there, and have the rest pass through
 //! a few places (Belady's order is that for such a program). Then one of the newest leaves, but not what streams are at work
-//! on. Whether a program is of that kind shows what becomes of the oldest: every few departures it is their turn in any case,
-//! and if they come back soon, in a stream, they were kept with good reason. If they do not, the program has gone on to
-//! something else, and what is newest is wanted. Among strays the order stays as it is: a block that has just come back has
-//! few of its pages, and taking it out costs as much as one that has all.
+//! on.
+//!
+//! Nobody sees touches of what is there, so what becomes of what has left has to tell of what kind a program is. It goes round
+//! if the oldest come back soon, in streams, once they have left. While the newest leave, the oldest still has its turn now and
+//! then, and is known by its return: in a round everything that has left comes back once, what was kept as well as what
+//! passed. So if one that passed comes back, and none that had been kept has for half as long again as it was away, what is kept
+//! is of no use any more: the program has gone on to something else, as a sort does after each of its rounds, and what is newest
+//! is wanted. The order is the clock's again, until the oldest come back once more, and more of them than the first time.
+//!
+//! Among strays the order stays the clock's: a block that has just come back has few of its pages, and taking it out costs as
+//! much as one that has all.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::departures::Departures;
+use super::departures::{Departures, Moment};
 use super::queue::Queue;
 use super::{Brings, Fault, Note, Policy, Victim};
 use crate::addr::BlockId;
@@ -20,10 +27,9 @@ use crate::addr::BlockId;
 const SOON: usize = 4;
 /// What the return of one that was the oldest weighs, against 1 for its departure.
 const RETURN: isize = 2;
-/// From what on the program is found to go round, and the most that is counted: such a part of the resident blocks. A round takes
-/// as many departures as there are blocks and more, and only then is it known what comes back.
-const GOES_ROUND: usize = 8;
-const MAX_ROUNDS: usize = 2;
+/// From what on the program is found to go round, and the most that is counted: such a part of the resident blocks.
+const GOES_ROUND: isize = 16;
+const MOST: isize = 8;
 /// What a fault of a stream weighs against one of none, from what on faults are found to be of streams, and the most.
 const STREAM: i32 = 4;
 const STREAMS: i32 = 32;
@@ -33,7 +39,7 @@ const NR_AT_WORK: usize = 8;
 /// With fewer blocks than this the order stays as it is.
 const MIN_BLOCKS: usize = 4 * NR_AT_WORK;
 /// One of so many departures is the oldest's.
-const OLDEST_TURN: u32 = 4;
+const OLDEST_TURN: u32 = 16;
 
 const FRONT: u8 = 0;
 const BACK: u8 = 1;
@@ -42,21 +48,44 @@ const BACK: u8 = 1;
 struct Hand {
     queue: Queue,
     departures: Departures,
-    rounds: isize,
+    /// Whether the program is taken to go round.
+    goes_round: bool,
+    /// While it is not: how much more of the oldest comes back than leaves.
+    returns: isize,
     turn: u32,
     /// Newest blocks that were given out, and have not left yet.
     nr_newest_out: usize,
+    /// When one that was the oldest came back last.
+    kept_returned: Moment,
 }
 
 impl Hand {
     fn count(&mut self, change: isize) {
-        let most = (self.queue.len() / MAX_ROUNDS).cast_signed();
-        self.rounds = (self.rounds + change).clamp(-most, most);
+        if self.goes_round {
+            return;
+        }
+        let most = self.most();
+        self.returns = (self.returns + change).clamp(-most, most);
+        self.goes_round = self.returns >= (self.queue.len().cast_signed() / GOES_ROUND).max(1);
     }
 
-    fn goes_round(&self) -> bool {
-        let nr_blocks = self.queue.len();
-        nr_blocks >= MIN_BLOCKS && self.rounds >= (nr_blocks / GOES_ROUND).cast_signed()
+    fn most(&self) -> isize {
+        self.queue.len().cast_signed() / MOST
+    }
+
+    /// A block is back that left not long ago.
+    fn returned(&mut self, note: Note) {
+        if !note.again {
+            self.count(RETURN);
+            self.kept_returned = self.departures.now();
+        } else if self.departures.is_long_before(self.kept_returned, note) {
+            self.goes_round = false;
+            self.returns = -self.most();
+        }
+    }
+
+    fn takes_newest(&self) -> bool {
+        self.goes_round && self.queue.len() >= MIN_BLOCKS
     }
 }
 
@@ -71,8 +100,17 @@ pub struct Round {
 impl Round {
     /// Without blocks.
     pub const fn new() -> Self {
-        let hand =
-            Hand { queue: Queue::new(), departures: Departures::new(), rounds: 0, turn: 0, nr_newest_out: 0 };
+        let departures = Departures::new();
+        let kept_returned = departures.now();
+        let hand = Hand {
+            queue: Queue::new(),
+            departures,
+            goes_round: false,
+            returns: 0,
+            turn: 0,
+            nr_newest_out: 0,
+            kept_returned,
+        };
         Self { hand: Mutex::new(hand), streams: AtomicI32::new(0) }
     }
 
@@ -94,16 +132,16 @@ impl Policy for Round {
 
     fn came(&self, block: BlockId, note: &mut Note) {
         let mut hand = self.lock();
-        if !note.again && hand.departures.is_within(*note, SOON * hand.queue.len()) {
-            hand.count(RETURN);
+        if hand.departures.is_within(*note, SOON * hand.queue.len()) {
+            hand.returned(*note);
         }
         hand.queue.push(block);
     }
 
     fn next(&self) -> Option<Victim> {
         let mut hand = self.lock();
-        let goes_round = hand.goes_round() && self.streams.load(Ordering::Relaxed) >= STREAMS;
-        if goes_round {
+        let takes_newest = hand.takes_newest() && self.streams.load(Ordering::Relaxed) >= STREAMS;
+        if takes_newest {
             hand.turn = (hand.turn + 1) % OLDEST_TURN;
             if hand.turn != 0 {
                 hand.nr_newest_out += 1;
