@@ -259,7 +259,8 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
         Refusal::NoPlace.note();
         return set_state(REFUSED);
     };
-    let prepared = if reserve::begin(&page) { prepare_engine(runtime, &page) } else { Err(Refusal::NoPlace) };
+    let prepared =
+        if reserve::begin(&page, runtime) { prepare_engine(runtime, &page) } else { Err(Refusal::NoPlace) };
     if let Err(why) = prepared {
         why.note();
         reserve::end(&page);

@@ -60,8 +60,16 @@ fn set_waiting(slot: Option<(&'static Slot, ProcessId)>) {
 }
 
 /// Begins with nothing. False when there is no slot for a child.
+///
+/// If what is free does not do, children that are gone may have it: who forks often has the budget full of them before the
+/// supervisor looks, and what leaves for that is away, which can make the next fork impossible.
 #[must_use = "without there must be no fork"]
-pub(crate) fn begin(page: &Control) -> bool {
+pub(crate) fn begin(page: &Control, runtime: &Runtime) -> bool {
+    let engine = runtime.engine();
+    let wanted = engine.kernel().share().charged() + SLACK_PAGES + engine.config().high_pages;
+    if engine.free_pages() < wanted {
+        let _any = page.settle_the_dead();
+    }
     set_waiting(page.claim_for_child(own_slot()).zip(own_slot().owner()));
     waiting().is_some_and(|(slot, _)| {
         page.share(slot).stand_still(true);

@@ -278,7 +278,7 @@ fn children_have_what_other_threads_map() {
 /// What a mapping has grown by in place is in no list of ours before it is found. No time is left for that.
 #[test]
 fn children_have_what_mappings_have_grown_by() {
-    check_children("growing", &[&["100"]]);
+    check_children("growing", &[&["400"]]);
 }
 
 /// Runs a program whose children check what they have, with the kernel reporting forks and without.
