@@ -5,7 +5,9 @@
 //! bounds. A page that processes share since a fork is one page, so each counts its share of it (`Pss`).
 //!
 //! Pages that move from one place to the other while the files are being read would be counted twice, or not at all; so the
-//! processes are stopped for each look, with the agent's threads, which are threads of them like others.
+//! processes are stopped for each look, with the agent's threads, which are threads of them like others. What waits in the kernel
+//! (state D) cannot stop before it has gone on, and may move pages then: on a loaded machine the thread that it waits for, which
+//! has the lock of the mappings, comes to run when it likes. So a look counts when the next one sees the same.
 //!
 //! Of the anonymous memory elsewhere (page tables aside) some is the program's: stack, data segments. The rest is what
 //! hmm costs: the device's pool, metadata, and what is fixed.
@@ -25,11 +27,13 @@ const NR_OWN: usize = 2;
 const AGENTS: [&str; 4] = ["hmm-control", "hmm-handler", "hmm-reclaim", "hmm-dmirror"];
 /// For a stop to take effect.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Looks until one sees what the one before has seen.
+const MAX_LOOKS: usize = 8;
 /// What has not stopped after so long waits in the kernel.
 const NO_MOTION: Duration = Duration::from_millis(20);
 
 /// Resident bytes at one moment.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// Of managed memory.
     pub managed: u64,
@@ -69,10 +73,10 @@ impl Sampler {
         self.last = Instant::now();
         let programs = stop_programs(front);
         if programs.iter().all(|pid| stands_still(*pid)) {
-            let mut sample = resident(&programs);
-            sample.hmm = procs::tree(front).into_iter().take(NR_OWN).map(procs::anonymous_bytes).sum();
             // Before the program is executed, and after its end, there is nothing.
-            if sample.managed > 0 {
+            let seen = settled(|| resident(&programs)).filter(|sample| sample.managed > 0);
+            if let Some(mut sample) = seen {
+                sample.hmm = procs::tree(front).into_iter().take(NR_OWN).map(procs::anonymous_bytes).sum();
                 self.samples.push(sample);
             }
         }
@@ -83,6 +87,19 @@ impl Sampler {
     pub fn finish(self) -> Vec<Sample> {
         self.samples
     }
+}
+
+/// What is seen twice in a row, if that comes soon.
+fn settled(mut look: impl FnMut() -> Sample) -> Option<Sample> {
+    let mut last = look();
+    for _ in 1..MAX_LOOKS {
+        let next = look();
+        if next == last {
+            return Some(next);
+        }
+        last = next;
+    }
+    None
 }
 
 /// Stops the program and everything that it has started, also what it starts meanwhile. Gives them.
@@ -167,4 +184,20 @@ fn add(sample: &mut Sample, smaps: &str) {
 
 fn bytes(field: &str) -> u64 {
     field.trim().strip_suffix(" kB").and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moves_during_a_look_is_not_counted_twice() {
+        let seen = |pages: &[u64]| {
+            let mut looks = pages.iter().map(|pages| Sample { managed: *pages, ..Sample::default() });
+            settled(|| looks.next().unwrap()).map(|sample| sample.managed)
+        };
+        assert_eq!(seen(&[20, 16, 16]), Some(16));
+        assert_eq!(seen(&[16, 16]), Some(16));
+        assert_eq!(seen(&[1, 2, 3, 4, 5, 6, 7, 8]), None, "it does not come to rest");
+    }
 }
