@@ -5,6 +5,7 @@
 //! worker knows nothing of hmm; the command watches it from outside: whether it goes on, and how much is resident.
 
 mod args;
+mod awake;
 mod line;
 mod round;
 mod worker;

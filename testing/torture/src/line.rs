@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 /// A line.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Line {
-    /// For each thread how many operations it has done, and what it does now.
-    Progress(Vec<(u64, String)>),
+    /// For each thread how many operations it has done, what else was done for it that shows that it does not hang, and what it
+    /// does now.
+    Progress(Vec<(u64, u64, String)>),
     /// It is done.
     Done(Done),
 }

@@ -4,13 +4,14 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hmm_programs::sampler::Sampler;
 use hmm_programs::{Stats, TempDir, procs};
 
 use crate::args::{Args, WorkerArgs};
+use crate::awake::Awake;
 use crate::line::{Done, Line};
 use crate::worker::finding::{FINDING, LOST, ends_what_lost};
 
@@ -77,13 +78,13 @@ impl Running {
     /// The worker has ended: waits for those that it left behind, who have its pipes. Gives its last word, and who did not
     /// end.
     fn wait_for_the_rest(&self, patience: Duration) -> (Option<Done>, Option<String>) {
-        let (mut last, begin) = (None, Instant::now());
+        let (mut last, mut awake) = (None, Awake::new());
         loop {
             match self.lines.recv_timeout(TICK) {
                 Ok(Line::Done(done)) => last = Some(done),
                 Ok(Line::Progress(_)) => {}
                 Err(RecvTimeoutError::Disconnected) => return (last, None),
-                Err(RecvTimeoutError::Timeout) if begin.elapsed() < patience => {}
+                Err(RecvTimeoutError::Timeout) if awake.now() < patience => {}
                 Err(RecvTimeoutError::Timeout) => {
                     let threads = end_all();
                     let what = format!("hang: processes that outlive the worker for {patience:?}");
@@ -105,21 +106,25 @@ fn end_all() -> String {
 /// Whether each thread goes on.
 struct Watchdog {
     patience: Duration,
-    threads: Vec<(u64, String, Instant)>,
-    heard: Instant,
+    awake: Awake,
+    /// What each has done, what it does, and since when.
+    threads: Vec<(u64, String, Duration)>,
+    heard: Duration,
 }
 
 impl Watchdog {
     fn new(patience: Duration) -> Self {
-        Self { patience, threads: Vec::new(), heard: Instant::now() }
+        Self { patience, awake: Awake::new(), threads: Vec::new(), heard: Duration::ZERO }
     }
 
-    fn hear(&mut self, progress: Vec<(u64, String)>) {
-        let now = Instant::now();
+    fn hear(&mut self, progress: Vec<(u64, u64, String)>) {
+        let now = self.awake.now();
         self.heard = now;
         self.threads.resize_with(progress.len(), || (u64::MAX, String::new(), now));
-        for ((nr_done, operation, since), (new_done, new_operation)) in self.threads.iter_mut().zip(progress)
+        for ((nr_done, operation, since), (nr_operations, nr_signs, new_operation)) in
+            self.threads.iter_mut().zip(progress)
         {
+            let new_done = nr_operations + nr_signs;
             if *nr_done != new_done || new_operation == "done" {
                 (*nr_done, *since) = (new_done, now);
             }
@@ -128,13 +133,14 @@ impl Watchdog {
     }
 
     /// Who does not.
-    fn complaint(&self) -> Option<String> {
-        if self.heard.elapsed() > self.patience {
+    fn complaint(&mut self) -> Option<String> {
+        let now = self.awake.now();
+        if now - self.heard > self.patience {
             let last: Vec<_> = self.threads.iter().map(|thread| thread.1.as_str()).collect();
             return Some(format!("hang: not a word for {:?}; the threads' last: {last:?}", self.patience));
         }
         let (number, stuck) =
-            self.threads.iter().enumerate().find(|(_, thread)| thread.2.elapsed() > self.patience)?;
+            self.threads.iter().enumerate().find(|(_, thread)| now - thread.2 > self.patience)?;
         Some(format!("hang: thread {number} does '{}' since {:?}", stuck.1, self.patience))
     }
 }
@@ -154,7 +160,7 @@ pub(crate) fn run(args: &Args, worker: &WorkerArgs, mut on_tick: impl FnMut(u64)
         match running.lines.recv_timeout(TICK) {
             Ok(Line::Progress(progress)) => {
                 // All that is known of one that ends by a page that was lost.
-                outcome.done.nr_operations = progress.iter().map(|(nr_done, _)| nr_done).sum();
+                outcome.done.nr_operations = progress.iter().map(|(nr_done, ..)| nr_done).sum();
                 on_tick(outcome.done.nr_operations);
                 watchdog.hear(progress);
             }
@@ -218,6 +224,8 @@ fn judge_budget(outcome: &mut Outcome, ram: u64, stats: &Stats) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     fn shell(script: &str) -> Running {

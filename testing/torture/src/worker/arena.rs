@@ -7,7 +7,7 @@ use std::ffi::c_int;
 
 use super::finding::{Finding, found};
 use super::place::{Errno, PAGE, Place, area, unmanaged};
-use super::signals;
+use super::{life, signals};
 
 /// What may be done to a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,6 +212,7 @@ impl Arena {
     pub(crate) fn check(&mut self, first: usize, nr_pages: usize, what: &str) -> Result<(), Finding> {
         for page in first..first + nr_pages {
             let Some(state) = self.pages[page].filter(Page::is_readable) else { continue };
+            life::sign();
             let Some(at) = self.differs(page) else { continue };
             if self.settle() && self.differs(page).is_none() {
                 continue;

@@ -15,6 +15,7 @@ mod common;
 pub(crate) mod finding;
 mod fork;
 mod heap;
+mod life;
 mod mappings;
 mod place;
 mod remap;
@@ -50,6 +51,7 @@ pub fn worker(args: &WorkerArgs) -> Result<ExitCode> {
     let until = Instant::now() + Duration::from_millis(args.millis);
     let nr_threads = args.threads.clamp(1, MAX_THREADS);
     let refused = |why: place::Errno| anyhow!("no memory to torture: {why}");
+    life::begin().map_err(refused)?;
     let common = RwLock::new(Common::new(0).map_err(refused)?);
     let nr_pages = usize::try_from(args.size)? / place::PAGE / nr_threads;
     let orphans = pipe().map_err(refused)?;
@@ -70,6 +72,7 @@ pub fn worker(args: &WorkerArgs) -> Result<ExitCode> {
     std::thread::scope(|scope| {
         for mut thread in threads {
             scope.spawn(move || {
+                life::is(thread.number);
                 if let Err(finding) = thread.work(until) {
                     finding.end(format_args!("thread {}", thread.number));
                 }
@@ -98,7 +101,8 @@ fn pipe() -> Result<[i32; 2], place::Errno> {
 fn watch(nr_threads: usize) {
     loop {
         let progress: Vec<_> = (0..nr_threads).map(Progress::of).collect();
-        Line::Progress(progress.iter().map(|(done, operation)| (*done, (*operation).to_owned())).collect())
+        let said = (0..nr_threads).map(life::of).zip(&progress);
+        Line::Progress(said.map(|(signs, (done, what))| (*done, signs, (*what).to_owned())).collect())
             .write();
         if progress.iter().all(|(_, operation)| *operation == "done") {
             return;

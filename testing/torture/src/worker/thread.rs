@@ -11,7 +11,7 @@ use super::common::{self, Common};
 use super::finding::Finding;
 use super::fork::{self, Children};
 use super::heap::{self, Heap};
-use super::{access, mappings, remap};
+use super::{access, life, mappings, remap};
 
 /// The most threads that a worker has.
 pub(crate) const MAX_THREADS: usize = 8;
@@ -103,6 +103,7 @@ impl Thread<'_> {
         // What was lost in passing.
         self.arena.settle();
         progress.nr_done.fetch_add(1, Ordering::Relaxed);
+        life::sign();
         result.map_err(|Finding(what)| Finding(format!("{} (operation {})", what, all[chosen].1)))
     }
 
