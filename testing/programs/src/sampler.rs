@@ -9,6 +9,9 @@
 //! (state D) cannot stop before it has gone on, and may move pages then: on a loaded machine the thread that it waits for, which
 //! has the lock of the mappings, comes to run when it likes. So a look counts when the next one sees the same.
 //!
+//! To stop takes its time, too, on a loaded machine: half a second, or two. A program that is stopped most of the time seems to
+//! hang; so the longer a look took, the later comes the next.
+//!
 //! Of the anonymous memory elsewhere (page tables aside) some is the program's: stack, data segments. The rest is what
 //! hmm costs: the device's pool, metadata, and what is fixed.
 
@@ -21,6 +24,8 @@ use crate::procs;
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(40);
+/// Of so much time the program is stopped for one part.
+const STOPPED_SHARE: u32 = 10;
 /// Processes of hmm's own in front of the program: the front and the supervisor.
 const NR_OWN: usize = 2;
 /// Threads of the agent that move pages.
@@ -51,6 +56,8 @@ pub struct Sample {
 #[derive(Debug)]
 pub struct Sampler {
     interval: Duration,
+    /// How long the last look took, and when it was over.
+    took: Duration,
     last: Instant,
     samples: Vec<Sample>,
 }
@@ -62,15 +69,15 @@ impl Sampler {
 
     /// With so much time between two looks.
     pub fn every(interval: Duration) -> Self {
-        Self { interval, last: Instant::now(), samples: Vec::new() }
+        Self { interval, took: Duration::ZERO, last: Instant::now(), samples: Vec::new() }
     }
 
     /// Looks at the run whose front this is, if the time has come and the program runs.
     pub fn look(&mut self, front: u32) {
-        if self.last.elapsed() < self.interval {
+        if self.last.elapsed() < pause(self.interval, self.took) {
             return;
         }
-        self.last = Instant::now();
+        let start = Instant::now();
         let programs = stop_programs(front);
         if programs.iter().all(|pid| stands_still(*pid)) {
             // Before the program is executed, and after its end, there is nothing.
@@ -81,12 +88,18 @@ impl Sampler {
             }
         }
         programs.iter().for_each(|pid| procs::signal(*pid, Signal::CONT));
+        (self.took, self.last) = (start.elapsed(), Instant::now());
     }
 
     /// What was seen.
     pub fn finish(self) -> Vec<Sample> {
         self.samples
     }
+}
+
+/// From the end of a look that took so long to the next.
+fn pause(interval: Duration, took: Duration) -> Duration {
+    interval.max(took * (STOPPED_SHARE - 1))
 }
 
 /// What is seen twice in a row, if that comes soon.
@@ -189,6 +202,13 @@ fn bytes(field: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_is_stopped_for_a_part_of_the_time_however_long_that_takes() {
+        let millis = Duration::from_millis;
+        assert_eq!(pause(millis(40), millis(2)), millis(40));
+        assert_eq!(pause(millis(150), millis(2000)), millis(18_000));
+    }
 
     #[test]
     fn what_moves_during_a_look_is_not_counted_twice() {
