@@ -1,7 +1,7 @@
 //! Tests that documents name as proof: they must be there.
 //!
 //! In `RULES.md` every `` `file::test` `` is a test, where `file` is the end of a source file's path without `.rs`: long
-//! enough that there is one such file. In `DESIGN.md` every word with three underscores or more is one, in whatever file,
+//! enough that there is one such file. In the documents in prose every word with three underscores or more is one, in whatever file,
 //! and every `` `dir/file.rs` `` is the end of a path. A check of the conformance suite is a test if the suite runs it.
 
 use std::path::Path;
@@ -11,6 +11,8 @@ use anyhow::{Context, Result};
 use crate::cargo::root;
 use crate::tidy::sources;
 
+/// Documents that name tests as they tell what holds.
+const IN_PROSE: [&str; 4] = ["README.md", "ARCHITECTURE.md", "DESIGN.md", "OPERATIONS.md"];
 /// Where a function of the suite's is, and where the suite says which it runs.
 const CHECKS: &str = "testing/conformance/src/checks/";
 const SUITE: &str = "testing/conformance/src/lib.rs";
@@ -35,7 +37,9 @@ pub(crate) fn check() -> Result<Vec<String>> {
         files.push(File { tests: tests(&name, &read(&path)?, &suite), path: name });
     }
     let mut wrong = check_rules(&read(&root.join("RULES.md"))?, &files);
-    wrong.extend(check_design(&read(&root.join("DESIGN.md"))?, &files));
+    for document in IN_PROSE {
+        wrong.extend(check_prose(document, &read(&root.join(document))?, &files));
+    }
     Ok(wrong)
 }
 
@@ -99,15 +103,15 @@ fn check_rules(text: &str, files: &[File]) -> Vec<String> {
     wrong
 }
 
-fn check_design(text: &str, files: &[File]) -> Vec<String> {
+fn check_prose(document: &str, text: &str, files: &[File]) -> Vec<String> {
     let is_test = |name: &str| files.iter().any(|file| file.tests.iter().any(|test| test == name));
     let mut wrong = Vec::new();
     for (number, part) in quoted(text) {
         if is_name(part) && part.matches('_').count() >= 3 && !is_test(part) {
-            wrong.push(format!("DESIGN.md:{number}: `{part}`: there is no such test"));
+            wrong.push(format!("{document}:{number}: `{part}`: there is no such test"));
         }
         if part.contains('/') && part.ends_with(".rs") && ending(files, part).next().is_none() {
-            wrong.push(format!("DESIGN.md:{number}: `{part}`: there is no such file"));
+            wrong.push(format!("{document}:{number}: `{part}`: there is no such file"));
         }
     }
     wrong
@@ -146,11 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn a_test_that_the_design_names_is_there() {
+    fn a_test_that_is_named_in_prose_is_there() {
         let files = [file("crates/a/tests/x.rs", "#[test]\nfn a_is_not_b() {}\n")];
-        let wrong = |text: &str| check_design(text, &files).len();
+        let wrong = |text: &str| check_prose("DESIGN.md", text, &files).len();
         assert_eq!(wrong("*Shown* by `a_is_not_b` in `tests/x.rs`, `x.rs` and `hmm_range_fault`."), 0);
         assert_eq!(wrong("*Shown* by `a_is_not_c`."), 1);
-        assert_eq!(wrong("*Shown* by `tests/y.rs`."), 1);
+        let there_is_no_file = "OPERATIONS.md:1: `tests/y.rs`: there is no such file";
+        assert_eq!(check_prose("OPERATIONS.md", "*Shown* by `tests/y.rs`.", &files), [there_is_no_file]);
     }
 }
