@@ -48,7 +48,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hmm::control::{
-    By, CONTROL_ENV, Control, Figures, ProcessId, Slot, SlotState, Text, Verdict, VerdictKind,
+    By, CONFIG_ENV, CONTROL_ENV, ConfigError, Control, Figures, ProcessId, RunConfig, Slot, SlotState, Text,
+    Verdict, VerdictKind,
 };
 use hmm::door::DOOR_ENV;
 use hmm::uapi::procfs::Procfs;
@@ -71,7 +72,12 @@ extern "C" fn init() {
     interpose::install();
     let Some(path) = std::env::var_os(CONTROL_ENV) else { return };
     let door = std::env::var_os(DOOR_ENV).map(PathBuf::from);
-    let (control, by) = match Control::find(Path::new(&path), door.as_deref()) {
+    let config = match run_config() {
+        Ok(config) => config,
+        Err(why) if Control::is_there(Path::new(&path), door.as_deref()) => refuse(&why),
+        Err(_) => return,
+    };
+    let (control, by) = match Control::find(Path::new(&path), door.as_deref(), config) {
         Ok(found) => found,
         // The supervisor is gone: this program was started by a child of its child. It runs without us.
         Err(_) => return,
@@ -92,6 +98,19 @@ extern "C" fn init() {
         }
         (Err(text), By::Path) => fail(control, VerdictKind::AgentFailed, &text),
     }
+}
+
+fn run_config() -> Result<RunConfig, ConfigError> {
+    std::env::var_os(CONFIG_ENV).unwrap_or_default().to_string_lossy().parse()
+}
+
+/// Ends a process that has us in its environment, but not what the run is like.
+fn refuse(why: &ConfigError) -> ! {
+    let text = format!("hmm: {why}; whoever executes programs has to leave HMM_ variables as they are\n");
+    // SAFETY: writes bytes that are there.
+    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+    // SAFETY: ends the process before it has done anything.
+    unsafe { libc::_exit(EXIT_FAILED) }
 }
 
 fn own_slot(control: Control) -> Option<&'static Slot> {

@@ -6,7 +6,8 @@
 //!
 //! # The protocol
 //!
-//! - The configuration is written before any process can see it, and never again.
+//! - The configuration is not here, but in the environment of every program ([`RunConfig`]): who may write here is not
+//!   to say on which device another process keeps its pages.
 //! - A slot is claimed by its process and freed by the supervisor, when the process is gone: see [`Slot`].
 //! - The ledger is charged by the processes, each in the share that goes with its slot ([`Control::share`]). The supervisor
 //!   clears the share of a dead one ([`Control::settle`]).
@@ -18,9 +19,9 @@
 //! - The verdict is written by the first process that has one: see [`Verdict`].
 //!
 //! Everything is atomics, so that a process that is killed in the middle of a write leaves old or new values, never
-//! undefined ones. Whatever a sharer writes here, the others stay sound: it can take the budget from them, and change the
-//! configuration of those that come later.
+//! undefined ones. Whatever a sharer writes here, the others stay sound: it can take the budget from them.
 
+mod config;
 mod page;
 mod slot;
 mod text;
@@ -33,14 +34,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use hmm_core::ledger::{Ledger, NR_SHARES, Share};
-use hmm_core::policy::Name;
 use hmm_uapi::procfs::Procfs;
 use thiserror::Error;
 
 use crate::door;
-use crate::spec::DeviceSpec;
 use page::Page;
 
+pub use config::{CONFIG_ENV, ConfigError, NO_BUDGET_PAGES, OnFull, RunConfig};
 pub use slot::{ProcessId, Slot, SlotState};
 pub use text::Text;
 pub use trace::Trace;
@@ -86,41 +86,6 @@ pub enum ControlError {
     },
 }
 
-/// The budget of a run without one, in pages: all that an address space can hold.
-pub const NO_BUDGET_PAGES: u64 = 1 << 36;
-
-/// What happens when the budget is used up and no device has room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnFull {
-    /// The process is ended, with a [`Verdict`].
-    Kill,
-    /// The budget grows.
-    Grow,
-}
-
-/// What the user asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunConfig {
-    /// The budget: pages of managed memory and staging that may be resident, over all processes. [`NO_BUDGET_PAGES`] when
-    /// there is none.
-    pub ram_pages: u64,
-    /// What happens when it cannot be held.
-    pub on_full: OnFull,
-    /// Where the rest lives, in order of preference; at most [`MAX_DEVICES`].
-    pub devices: Vec<DeviceSpec>,
-    /// Whether the programs find Linux's HMM test devices, `/dev/hmm_dmirror0` and on.
-    pub dmirror: bool,
-    /// Who decides what leaves, what comes ahead, and where it goes.
-    pub policy: Name,
-}
-
-impl RunConfig {
-    /// Whether memory is bounded. If not, only what a driver asks for is managed.
-    pub const fn has_budget(&self) -> bool {
-        self.ram_pages < NO_BUDGET_PAGES
-    }
-}
-
 /// How a process came to the control page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
@@ -130,10 +95,12 @@ pub enum By {
     Door,
 }
 
-/// A mapping of the control page. It stays for the life of the process: the agent has no moment at which it could go.
+/// A mapping of the control page, and the run's configuration. They stay for the life of the process: the agent has no moment at
+/// which they could go.
 #[derive(Clone, Copy, Debug)]
 pub struct Control {
     page: &'static Page,
+    config: &'static RunConfig,
 }
 
 impl Control {
@@ -148,46 +115,38 @@ impl Control {
         let (fd, page) = Page::create().map_err(ControlError::Create)?;
         let supervisor = ProcessId::of_pid(std::process::id()).map_or(0, |(process, _)| process.word());
         page.supervisor.store(supervisor, Ordering::Relaxed);
-        page.publish(config);
-        Ok((fd, Self { page }))
+        page.publish(config.ram_pages);
+        Ok((fd, Self::new(page, config.clone())))
     }
 
-    /// Opens the control page of the supervisor.
+    fn new(page: &'static Page, config: RunConfig) -> Self {
+        Self { page, config: Box::leak(Box::new(config)) }
+    }
+
+    /// Opens the control page of the supervisor, of a run with this configuration.
     ///
     /// # Errors
     /// [`ControlError::Open`], or [`ControlError::Foreign`] when the file is no control page of this version.
-    pub fn open(path: &Path) -> Result<Self, ControlError> {
-        let page = Page::open(path).map_err(|source| ControlError::Open { path: path.to_owned(), source })?;
-        Self::checked(page, path)
-    }
-
-    fn checked(page: Result<&'static Page, &'static str>, path: &Path) -> Result<Self, ControlError> {
-        match page.and_then(Page::check) {
-            Ok(page) => Ok(Self { page }),
-            Err(what) => Err(ControlError::Foreign { path: path.to_owned(), what }),
-        }
+    pub fn open(path: &Path, config: RunConfig) -> Result<Self, ControlError> {
+        Ok(Self::new(open(path)?, config))
     }
 
     /// As [`open`](Self::open); a program of another user than the supervisor's, who may not, asks at the [`door`].
     ///
     /// # Errors
     /// As for `open`: what that said, if the door stays closed, too.
-    pub fn find(path: &Path, door: Option<&Path>) -> Result<(Self, By), ControlError> {
-        let error = match Self::open(path) {
-            Ok(control) => return Ok((control, By::Path)),
-            Err(error) => error,
-        };
-        let process = || ProcessId::of_self(&Procfs::open().ok()?).ok();
-        let file = door.and_then(|door| door::control(door, process()?.0));
-        match file.and_then(|file| Page::of_file(file.into()).ok()) {
-            Some(page) => Self::checked(page, path).map(|control| (control, By::Door)),
-            None => Err(error),
-        }
+    pub fn find(path: &Path, door: Option<&Path>, config: RunConfig) -> Result<(Self, By), ControlError> {
+        find(path, door).map(|(page, by)| (Self::new(page, config), by))
+    }
+
+    /// Whether there is one to be found.
+    pub fn is_there(path: &Path, door: Option<&Path>) -> bool {
+        find(path, door).is_ok()
     }
 
     /// What the user asked for.
-    pub fn config(&self) -> RunConfig {
-        self.page.config()
+    pub const fn config(&self) -> &'static RunConfig {
+        self.config
     }
 
     /// Whether memory is bounded, see [`RunConfig::has_budget`].
@@ -329,6 +288,28 @@ impl Control {
     /// What was recorded.
     pub fn verdict(&self) -> Option<Verdict> {
         self.page.verdict.read()
+    }
+}
+
+fn open(path: &Path) -> Result<&'static Page, ControlError> {
+    let page = Page::open(path).map_err(|source| ControlError::Open { path: path.to_owned(), source })?;
+    checked(page, path)
+}
+
+fn checked(page: Result<&'static Page, &'static str>, path: &Path) -> Result<&'static Page, ControlError> {
+    page.and_then(Page::check).map_err(|what| ControlError::Foreign { path: path.to_owned(), what })
+}
+
+fn find(path: &Path, door: Option<&Path>) -> Result<(&'static Page, By), ControlError> {
+    let error = match open(path) {
+        Ok(page) => return Ok((page, By::Path)),
+        Err(error) => error,
+    };
+    let process = || ProcessId::of_self(&Procfs::open().ok()?).ok();
+    let file = door.and_then(|door| door::control(door, process()?.0));
+    match file.and_then(|file| Page::of_file(file.into()).ok()) {
+        Some(page) => checked(page, path).map(|page| (page, By::Door)),
+        None => Err(error),
     }
 }
 

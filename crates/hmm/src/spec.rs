@@ -276,10 +276,13 @@ impl DeviceSpec {
             None => half_of_what_is_free(&dir)?,
         };
         let spec = Self::with_rest(Backing::File { dir: dir.clone(), capacity_bytes }, options)?;
-        if spec.to_string().len() > MAX_SPEC_BYTES {
-            return Err(SpecError::Path { path: dir, why: "the path is too long".to_owned() });
-        }
-        Ok(spec)
+        let text = spec.to_string();
+        let why = match text.len() {
+            _ if text.contains('\n') => "the path has a line break",
+            ..=MAX_SPEC_BYTES => return Ok(spec),
+            _ => "the path is too long",
+        };
+        Err(SpecError::Path { path: dir, why: why.to_owned() })
     }
 
     /// With the options that every device has.
@@ -501,6 +504,7 @@ mod tests {
                 .contains("17 TiB is out of range: choose one from 1 MiB to 16 TiB")
         );
         assert!(text(&format!("file:cap=1G,path=/{}", "x".repeat(600))).contains("the path is too long"));
+        assert!(text("file:cap=1G,path=/a\nb").contains("the path has a line break"));
         assert!(text("lz4:lost-after=soon").contains("option lost-after: 'soon' is not a whole number"));
     }
 }

@@ -88,7 +88,7 @@ fn run_job(args: RunArgs, trace: Option<PathBuf>) -> Result<ExitCode, Failure> {
 fn refuse_nesting() -> Result<(), Failure> {
     let door = std::env::var_os(DOOR_ENV).map(PathBuf::from);
     match std::env::var_os(CONTROL_ENV) {
-        Some(path) if Control::find(Path::new(&path), door.as_deref()).is_ok() => Err(Failure::of_hmm(
+        Some(path) if Control::is_there(Path::new(&path), door.as_deref()) => Err(Failure::of_hmm(
             "`hmm run` was called by a program that runs under hmm itself: its memory is managed already",
         )),
         _ => Ok(()),

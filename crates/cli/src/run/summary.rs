@@ -90,7 +90,7 @@ impl Summary {
         let (user, system) = cpu_time_of_children();
         Self {
             command_line,
-            config: control.config(),
+            config: control.config().clone(),
             ending,
             wall,
             user,

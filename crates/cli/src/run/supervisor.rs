@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use hmm::control::{CONTROL_ENV, Control, VerdictKind};
+use hmm::control::{CONFIG_ENV, CONTROL_ENV, Control, VerdictKind};
 use hmm::door::{DOOR_ENV, LIBRARY_ENV};
 use hmm_uapi::{Fd, sys};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -104,6 +104,7 @@ impl<'a> Supervisor<'a> {
         let library = preload::library().attempt("create the library to preload")?;
         let door = place.map(|place| open_door(place, &control_fd)).transpose()?;
         let mut command = command(&job.program, &job.command_line, [&library, &control_fd], place)?;
+        command.env(CONFIG_ENV, job.config.to_string());
         put_in_place(&mut command, mask, group);
         if job.trace.is_some() {
             control.trace().begin();
@@ -265,7 +266,7 @@ impl<'a> Supervisor<'a> {
         let name =
             self.control.slots().find(|slot| slot.owner().is_some_and(|owner| owner.pid() == verdict.pid));
         let name = name.map_or_else(|| "process".to_owned(), |slot| slot.name().to_string());
-        for line in verdict::lines(&verdict, &name, &self.control.config()) {
+        for line in verdict::lines(&verdict, &name, self.control.config()) {
             output::note(format_args!("{line}"));
         }
     }

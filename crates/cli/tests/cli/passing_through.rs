@@ -104,6 +104,28 @@ fn nesting_is_refused() {
     assert!(done.stderr.contains("runs under hmm itself"), "{}", done.stderr);
 }
 
+/// Who executes a program says what its run is like, in the environment. The page that all processes may write to does not.
+#[test]
+fn a_program_that_is_not_told_of_its_run_is_refused() {
+    if !can_run() {
+        return;
+    }
+    for (change, why) in [
+        (&["-u", "HMM_CONFIG"][..], "'' is where ram should be"),
+        (&["HMM_CONFIG=ram=4096"], "there is no grow"),
+    ] {
+        let done = finish(run(["env"]).args(change).args(["sh", "-c", "echo it ran"]));
+        assert_eq!((done.code(), done.stdout.as_str()), (125, ""), "{done:?}");
+        assert!(done.stderr.contains(why) && done.stderr.contains("HMM_ variables"), "{}", done.stderr);
+    }
+    let done = finish(&mut run(["env", "-i", "sh", "-c", "echo it ran"]));
+    assert_eq!(
+        (done.code(), done.stdout.as_str()),
+        (0, "it ran\n"),
+        "without all of it: as outside of the run"
+    );
+}
+
 #[test]
 fn what_the_program_leaves_running_is_not_waited_for() {
     if !can_run() {

@@ -5,22 +5,20 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hmm_core::ledger::Ledger;
-use hmm_core::policy::Name;
 use hmm_uapi::{SharedMapping, sys};
 
+use super::NR_SLOTS;
 use super::slot::Slot;
 use super::text::SharedText;
 use super::trace::Trace;
 use super::verdict::SharedVerdict;
-use super::{MAX_DEVICES, NR_SLOTS, OnFull, RunConfig};
-use crate::spec::{DeviceSpec, MAX_SPEC_BYTES};
 
 /// "hmm-ctrl", to be changed with every change of the layout that the size does not show.
 const MAGIC: u64 = u64::from_be_bytes(*b"hmm-ctrl");
-const VERSION: u64 = 8;
+const VERSION: u64 = 9;
 const PAGE_BYTES: usize = size_of::<Page>();
 
 /// Everything that is shared. Valid whatever its bytes are: it has only atomic integers.
@@ -29,7 +27,6 @@ const PAGE_BYTES: usize = size_of::<Page>();
 pub(super) struct Page {
     magic: AtomicU64,
     version: AtomicU64,
-    config: SharedConfig,
     /// The [`ProcessId`](super::ProcessId) of who created it, or 0.
     pub(super) supervisor: AtomicU64,
     pub(super) ledger: Ledger,
@@ -45,21 +42,6 @@ pub(super) struct Page {
     pub(super) slots: [Slot; NR_SLOTS],
     /// What happens to pages, on its way to the supervisor. Takes no memory while it is off.
     pub(super) trace: Trace,
-}
-
-#[derive(Debug)]
-#[repr(C)]
-struct SharedConfig {
-    ram_pages: AtomicU64,
-    /// Not 0: the budget may grow.
-    grow: AtomicU32,
-    /// Not 0: there are HMM test devices.
-    dmirror: AtomicU32,
-    /// The number of a [`Name`].
-    policy: AtomicU32,
-    nr_devices: AtomicU32,
-    /// [`MAX_SPEC_BYTES`] each.
-    devices: [SharedText<{ MAX_SPEC_BYTES / 8 }>; MAX_DEVICES],
 }
 
 impl Page {
@@ -105,7 +87,7 @@ impl Page {
 
     /// The page, if it is one.
     pub(super) fn check(&'static self) -> Result<&'static Self, &'static str> {
-        // Pairs with `publish`: the configuration is complete.
+        // Pairs with `publish`: the budget is set.
         if self.magic.load(Ordering::Acquire) != MAGIC {
             return Err("its magic number differs");
         }
@@ -115,45 +97,10 @@ impl Page {
         Ok(self)
     }
 
-    /// Writes the configuration, and makes the page one.
-    pub(super) fn publish(&self, config: &RunConfig) {
-        self.config.store(config);
-        self.ledger.set_budget(config.ram_pages);
+    /// Sets the budget, and makes the page one.
+    pub(super) fn publish(&self, ram_pages: u64) {
+        self.ledger.set_budget(ram_pages);
         self.version.store(VERSION, Ordering::Relaxed);
         self.magic.store(MAGIC, Ordering::Release);
-    }
-
-    /// Reads the configuration back.
-    pub(super) fn config(&self) -> RunConfig {
-        self.config.load()
-    }
-}
-
-impl SharedConfig {
-    fn store(&self, config: &RunConfig) {
-        self.ram_pages.store(config.ram_pages, Ordering::Relaxed);
-        self.grow.store(u32::from(config.on_full == OnFull::Grow), Ordering::Relaxed);
-        self.dmirror.store(u32::from(config.dmirror), Ordering::Relaxed);
-        self.policy.store(config.policy as u32, Ordering::Relaxed);
-        for (place, device) in self.devices.iter().zip(&config.devices) {
-            place.store(&device.to_string());
-            self.nr_devices.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn load(&self) -> RunConfig {
-        let nr_devices = self.nr_devices.load(Ordering::Relaxed) as usize;
-        let specs = self.devices.iter().take(nr_devices).map(SharedText::load::<MAX_SPEC_BYTES>);
-        RunConfig {
-            ram_pages: self.ram_pages.load(Ordering::Relaxed),
-            on_full: if self.grow.load(Ordering::Relaxed) == 0 { OnFull::Kill } else { OnFull::Grow },
-            // The text is complete, so the machine's size plays no part; the supervisor wrote it, so it parses.
-            devices: specs.filter_map(|spec| DeviceSpec::parse(spec.as_str(), 0).ok()).collect(),
-            dmirror: self.dmirror.load(Ordering::Relaxed) != 0,
-            policy: u8::try_from(self.policy.load(Ordering::Relaxed))
-                .ok()
-                .and_then(Name::of_number)
-                .unwrap_or_default(),
-        }
     }
 }

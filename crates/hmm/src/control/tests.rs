@@ -2,6 +2,8 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command};
 
+use hmm_core::policy::Name;
+
 use super::*;
 use crate::spec::Backing;
 
@@ -56,8 +58,8 @@ fn verdict(text: &str) -> Verdict {
 #[test]
 fn an_opened_page_is_the_created_one() {
     let (fd, control) = Control::create(&config()).unwrap();
-    let opened = Control::open(&path_of(&fd)).unwrap();
-    assert_eq!(opened.config(), config());
+    let opened = Control::open(&path_of(&fd), config()).unwrap();
+    assert_eq!(*opened.config(), config());
     assert_eq!(opened.ledger().budget(), 1000);
     assert!(opened.ledger().share(3).try_charge(10));
     assert_eq!(control.ledger().charged(), 10);
@@ -67,7 +69,7 @@ fn an_opened_page_is_the_created_one() {
 fn opening_leaves_no_descriptor_behind() {
     let (fd, _) = Control::create(&config()).unwrap();
     let name = std::fs::read_link(path_of(&fd)).unwrap();
-    Control::open(&path_of(&fd)).unwrap();
+    Control::open(&path_of(&fd), config()).unwrap();
     let nr_open = std::fs::read_dir("/proc/self/fd")
         .unwrap()
         .filter(|entry| {
@@ -87,7 +89,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
 
 #[test]
 fn other_files_are_refused() {
-    let foreign = |path: &Path| Control::open(path).map(drop).expect_err("refused").to_string();
+    let foreign = |path: &Path| Control::open(path, config()).map(drop).expect_err("refused").to_string();
     assert!(foreign(Path::new("/nowhere")).contains("cannot open the control page /nowhere"));
     assert!(foreign(Path::new("/dev/zero")).contains("its size differs"));
 
@@ -305,7 +307,7 @@ fn one_slot_is_never_given_to_two() {
 fn the_first_verdict_counts() {
     let (fd, control) = Control::create(&config()).unwrap();
     assert_eq!(control.verdict(), None);
-    let process = Control::open(&path_of(&fd)).unwrap();
+    let process = Control::open(&path_of(&fd), config()).unwrap();
     assert!(process.set_verdict(&verdict("lz4 has no room")));
     assert!(!process.set_verdict(&verdict("nor has the next")));
     assert_eq!(control.verdict(), Some(verdict("lz4 has no room")));
