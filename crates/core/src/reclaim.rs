@@ -90,8 +90,9 @@ impl<K: Kernel> Engine<K> {
                 return;
             }
             // Some of it is stock.
-            let Some(surplus) = self.staging.take_surplus(Which::Most) else { return };
-            self.release(surplus);
+            if !self.give_stock_back() {
+                return;
+            }
         }
     }
 
@@ -122,10 +123,8 @@ impl<K: Kernel> Engine<K> {
         let mut nr_left = SHARE_STEPS + own / GIVE_SHARE / (MIGRATE_PAGES as u64 / 8);
         while self.kernel.share().charged() > goal && nr_left > 0 && go_on() {
             nr_left -= 1;
-            match self.staging.take_surplus(Which::Most) {
-                Some(surplus) => self.release(surplus),
-                None if self.reclaim() == Reclaimed::Progress => {}
-                None => return,
+            if !self.give_stock_back() && self.reclaim() != Reclaimed::Progress {
+                return;
             }
         }
     }
@@ -142,9 +141,7 @@ impl<K: Kernel> Engine<K> {
             *idle = if idle.0 == now { (now, idle.1 + 1) } else { (now, 0) };
             idle.1 >= IDLE_CALLS
         };
-        while is_idle && let Some(surplus) = self.staging.take_surplus(Which::Most) {
-            self.release(surplus);
-        }
+        while is_idle && self.give_stock_back() {}
     }
 
     /// Does one step: takes a block out of the program, or migrates some pages of the bay that has waited longest.
@@ -169,10 +166,17 @@ impl<K: Kernel> Engine<K> {
             return Reclaimed::Progress;
         }
         let stored = self.store(fault);
-        if stored == Reclaimed::Nothing && (self.evict(fault) || self.revoke_all()) {
+        if stored == Reclaimed::Nothing
+            && (self.evict(fault) || self.revoke_all() || fault.is_some() && self.give_stock_back())
+        {
             return Reclaimed::Progress;
         }
         stored
+    }
+
+    /// Gives stock back, all of one bay. Who needs a copy in memory of its own may have been lent all that there is.
+    fn give_stock_back(&self) -> bool {
+        self.staging.take_surplus(Which::Most).map(|surplus| self.release(surplus)).is_some()
     }
 
     /// From now on no page leaves the program, until this is called with false: who needs memory for a fault waits.
@@ -232,8 +236,9 @@ impl<K: Kernel> Engine<K> {
     /// Charges pages for a copy, giving stock back if need be.
     pub(crate) fn charge_for_copy(&self, nr_pages: usize) -> bool {
         while !self.try_charge(nr_pages) {
-            let Some(surplus) = self.staging.take_surplus(Which::Most) else { return false };
-            self.release(surplus);
+            if !self.give_stock_back() {
+                return false;
+            }
         }
         true
     }

@@ -13,6 +13,7 @@ mod huge;
 mod migration;
 mod overtaken;
 mod removal;
+mod stock;
 
 use std::sync::{Arc, Mutex};
 
