@@ -95,6 +95,18 @@ impl PageRange {
         self.start.0 <= page.0 && page.0 < self.end.0
     }
 
+    /// At most `len` pages of the run, `page` among them, as much as possible from `page` on.
+    pub const fn cut_around(self, page: Vpn, len: usize) -> Self {
+        let (ahead, len) = (self.end.0 - page.0, len as u64);
+        if self.nr_pages() <= len {
+            self
+        } else if ahead >= len {
+            Self::new(page, len)
+        } else {
+            Self { start: Vpn(self.end.0 - len), end: self.end }
+        }
+    }
+
     /// The common part of two runs, possibly empty.
     pub fn intersect(self, other: Self) -> Self {
         let start = self.start.max(other.start);

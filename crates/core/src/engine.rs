@@ -9,7 +9,7 @@ use crate::addr::{BlockId, SlotRun, Vpn};
 use crate::copies::CopyPolicy;
 use crate::demote::Demotion;
 use crate::events::Discards;
-use crate::fetch::Moved;
+use crate::fetch::{DEMAND_PAGES, FETCH_PAGES, Moved};
 use crate::flights::Flights;
 use crate::hints::Hints;
 use crate::kernel::Kernel;
@@ -78,6 +78,17 @@ impl Config {
             reuses_memory: true,
             policy: Name::default(),
         }
+    }
+
+    /// Pages of one transfer: not so many that a small budget has no room for them.
+    pub fn ahead_pages(&self) -> usize {
+        (self.max_window as usize / 4).clamp(DEMAND_PAGES, FETCH_PAGES)
+    }
+
+    /// Pages of one transfer with one that was asked for, of a window of so many. Where a stream with a large window has to
+    /// wait it goes on faster than what is fetched ahead: then what counts is how soon all of it is there.
+    pub fn demand_pages(&self, window: usize) -> usize {
+        window.min((window / 4).clamp(DEMAND_PAGES, self.ahead_pages()))
     }
 
     /// For an address space that is only mirrored: holes are filled as the kernel would fill them.

@@ -36,12 +36,16 @@ pub(crate) enum Step {
     Ended(Outcome),
     /// Nothing was done for lack of memory.
     NeedMemory,
+    /// Nothing was done: there is memory for much less than the stream wants.
+    Scarce,
     /// The state has changed meanwhile: look again.
     Again,
 }
 
 /// Looks at one page before the fault is handed back as [`Outcome::Retry`].
 const MAX_STEPS: usize = 32;
+/// Steps of reclaim that a fault takes for its stream's sake, before it is served with what there is.
+const SCARCE_STEPS: u32 = 3;
 /// Pages cleared at a time when there is no fresh memory; bounds the time a block is locked.
 const MAX_CLEAR: usize = 64;
 /// Pages that get their second chance together: 64 KiB, aligned.
@@ -59,14 +63,24 @@ pub(crate) struct Mapped {
 impl<K: Kernel> Engine<K> {
     /// Serves a fault at `page`.
     pub fn fault(&self, page: Vpn) -> Outcome {
+        self.fault_with(page, &|| {})
+    }
+
+    /// The same; `help` is called, with nothing locked, before a transfer during which another thread can fetch ahead.
+    pub fn fault_with(&self, page: Vpn, help: &dyn Fn()) -> Outcome {
         if !covers(page) {
             return Outcome::Unmanaged;
         }
         let mut reclaimed = false;
+        let mut patience = SCARCE_STEPS;
         for _ in 0..MAX_STEPS {
-            match self.fault_step(page) {
+            match self.fault_step(page, help, patience == 0) {
                 Step::Ended(outcome) => return outcome,
                 Step::Again => {}
+                Step::Scarce => {
+                    let progress = self.reclaim_for(Some(page)) == Reclaimed::Progress;
+                    patience = if progress { patience - 1 } else { 0 };
+                }
                 Step::NeedMemory => {
                     if !std::mem::replace(&mut reclaimed, true) {
                         self.stats().direct_reclaim.fetch_add(1, Ordering::Relaxed);
@@ -83,7 +97,7 @@ impl<K: Kernel> Engine<K> {
         Outcome::Retry
     }
 
-    fn fault_step(&self, page: Vpn) -> Step {
+    fn fault_step(&self, page: Vpn, help: &dyn Fn(), is_frugal: bool) -> Step {
         let gate = self.gate();
         let block = self.table.block(page.block());
         let mut states = block.lock();
@@ -123,9 +137,15 @@ impl<K: Kernel> Engine<K> {
                         return self.poison_page(page);
                     }
                 };
-                let Some(fetch) = self.plan_fetch(&mut states, page, frame) else { return Step::NeedMemory };
+                let fetch = match self.plan_fetch(&mut states, page, frame, is_frugal) {
+                    Ok(fetch) => fetch,
+                    Err(step) => return step,
+                };
                 drop(states);
                 drop(gate);
+                if fetch.range().nr_pages() > 1 && self.wants_read_ahead() {
+                    help();
+                }
                 self.run_fetch(fetch, pass)
             }
             PageState::Coherent { .. } => {
@@ -176,12 +196,12 @@ impl<K: Kernel> Engine<K> {
     /// Zeroes as much of the range as there is memory for, `page` among it: of fresh memory, or of stock if that gives more.
     fn zero(&self, states: &mut States, page: Vpn, range: PageRange) -> Step {
         let free = usize::try_from(self.kernel.ledger().free()).unwrap_or(usize::MAX);
-        let cleared = cut_around(range, page, MAX_CLEAR);
+        let cleared = range.cut_around(page, MAX_CLEAR);
         let take_stock = || self.staging.take_stock(range_len(cleared));
         let gives_more = free < range_len(cleared) && self.staging.nr_stock() > free;
         let stock = gives_more.then(take_stock).flatten();
         if stock.is_none() {
-            let range = cut_around(range, page, free.max(1));
+            let range = range.cut_around(page, free.max(1));
             let nr_pages = range_len(range);
             if self.try_charge(nr_pages) {
                 let progress = self.kernel.zero_home(range);
@@ -197,7 +217,7 @@ impl<K: Kernel> Engine<K> {
 
     /// Clears stock, and gives it to the range's pages, as far as it goes.
     fn zero_stock(&self, states: &mut States, page: Vpn, range: PageRange, run: SlotRun) -> Step {
-        let range = cut_around(range, page, run.len);
+        let range = range.cut_around(page, run.len);
         let used = SlotRun { start: run.start, len: range_len(range) };
         self.kernel.with_slots_mut(used, &mut |bytes| bytes.fill(0));
         let mapped = self.give_home(self.config.home_by, used, range);
@@ -313,6 +333,7 @@ impl<K: Kernel> Engine<K> {
         self.staging.unstage(SlotRun { start: run.start, len: mapped.done }, mapped.left);
         self.stats().refault.fetch_add(mapped.done as u64, Ordering::Relaxed);
         self.note_resident(block, states);
+        states.past.note(hit);
         self.stream_on(states, hit, PageRange::new(range.start, mapped.done as u64));
         if page < range.start.add(mapped.done as u64) {
             self.record(
@@ -409,12 +430,18 @@ impl<K: Kernel> Engine<K> {
     /// writable mapping, and slots that nobody else holds.
     pub(crate) fn give_home(&self, by: HomeBy, run: SlotRun, range: PageRange) -> Mapped {
         let copy = || {
-            if !self.charge_for_copy(run.len) {
+            // As many as there is memory for: a run that needs all of it would be asked for again and again.
+            let mut len = run.len;
+            while len > 0 && !self.charge_for_copy(len) {
+                len /= 2;
+            }
+            if len == 0 {
                 return Mapped { done: 0, stop: Some(Stop::NoMemory), left: Left::Memory };
             }
-            let progress = self.kernel.copy_home(run.start, range);
-            self.uncharge(run.len - progress.done);
-            Mapped { done: progress.done, stop: progress.stop, left: Left::Memory }
+            let progress = self.kernel.copy_home(run.start, PageRange::new(range.start, len as u64));
+            self.uncharge(len - progress.done);
+            let cut_off = (len < run.len).then_some(Stop::NoMemory);
+            Mapped { done: progress.done, stop: progress.stop.or(cut_off), left: Left::Memory }
         };
         // Copies are small pages.
         let is_huge = run.len == BLOCK_PAGES && self.staging.is_huge(run.start.bay());
@@ -469,16 +496,4 @@ pub(crate) const fn in_stream(hit: Hit) -> u8 {
 
 fn range_len(range: PageRange) -> usize {
     usize::try_from(range.nr_pages()).unwrap_or(usize::MAX)
-}
-
-/// At most `len` pages of the range, `page` among them, as much as possible from `page` on.
-fn cut_around(range: PageRange, page: Vpn, len: usize) -> PageRange {
-    if range_len(range) <= len {
-        return range;
-    }
-    let ahead = range.end.0 - page.0;
-    if ahead >= len as u64 {
-        return PageRange::new(page, len as u64);
-    }
-    PageRange { start: Vpn(range.end.0 - len as u64), end: range.end }
 }

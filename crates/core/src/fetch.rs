@@ -27,6 +27,8 @@ use crate::trace::What;
 pub const FETCH_PAGES: usize = 128;
 /// Pages of a transfer with one that was asked for: bounds how long that waits for the others.
 pub(crate) const DEMAND_PAGES: usize = 32;
+/// A transfer of so many pages is not made of a few at a time, if there may be memory for more of them soon.
+const SCARCE_PAGES: usize = 16;
 /// Tries of a transfer that fails with [`DeviceError::Io`].
 const IO_TRIES: usize = 3;
 
@@ -48,6 +50,15 @@ pub(crate) enum Purpose {
         /// This page stays in staging, so that touching it shows how far the program is.
         trigger: Option<Vpn>,
     },
+}
+
+/// What becomes of a transfer for most of which there is no memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scarce {
+    /// It is made for the rest.
+    Taken,
+    /// It is not made.
+    Refused,
 }
 
 /// A planned transfer: pages marked `Fetching`, slots lent.
@@ -82,9 +93,17 @@ impl Fetch {
 }
 
 impl<K: Kernel> Engine<K> {
-    /// Plans what a fault at `page` brings. `None`: no staging memory.
-    pub(crate) fn plan_fetch(&self, states: &mut States, page: Vpn, frame: Frame) -> Option<Fetch> {
+    /// Plans what a fault at `page` brings, or says what has to be done before.
+    pub(crate) fn plan_fetch(
+        &self,
+        states: &mut States,
+        page: Vpn,
+        frame: Frame,
+        is_frugal: bool,
+    ) -> Result<Fetch, Step> {
+        let past = states.past;
         let hit = self.streams.fault(page, 1);
+        let hit = states.past.foresee(&self.streams, page, hit, self.config.ahead_pages());
         let brings = self.brings(page, policy::Cause::Fetch, hit, 1);
         let window = match self.registry.get(frame.device) {
             Some(Held::Driver(member)) => {
@@ -94,25 +113,42 @@ impl<K: Kernel> Engine<K> {
             Some(Held::Tier(_)) | None => brings.window,
         };
         // The page is the first of those that come with it; what is in front of it comes next, where that is wanted.
-        let window = if hit.stride == Stride::UP { window.min(DEMAND_PAGES) } else { 1 };
-        let mut fetch = self.mark(states, (page, Stride::UP), frame.device, window, Purpose::Fault)?;
+        let window = if hit.stride == Stride::UP { self.config.demand_pages(window) } else { 1 };
+        let scarce = if is_frugal { Scarce::Taken } else { Scarce::Refused };
+        let plan = ((page, Stride::UP), frame.device, window);
+        let mut fetch = match self.mark(states, plan, Purpose::Fault, scarce) {
+            Ok(fetch) => fetch,
+            Err(lacks) => {
+                // The same fault is planned once more.
+                states.past = past;
+                return Err(lacks);
+            }
+        };
         fetch.hit = Some(hit);
         self.stream_on(states, hit, fetch.range());
         self.stats().pgmajfault.fetch_add(1, Ordering::Relaxed);
-        Some(fetch)
+        Ok(fetch)
     }
 
     /// Marks up to `window` pages that are on the device, from `page` on as the stride goes.
     pub(crate) fn mark(
         &self,
         states: &mut States,
-        (page, stride): (Vpn, Stride),
-        device: u8,
-        window: usize,
+        ((page, stride), device, window): ((Vpn, Stride), u8, usize),
         purpose: Purpose,
-    ) -> Option<Fetch> {
+        scarce: Scarce,
+    ) -> Result<Fetch, Step> {
         let run = self.run_on_device(states, (page, stride), device, window.min(FETCH_PAGES));
-        let slots = self.take_slots(usize::try_from(run.nr_pages()).unwrap_or(1))?;
+        let want = usize::try_from(run.nr_pages()).unwrap_or(1);
+        let slots = self.take_slots(want).ok_or(Step::NeedMemory)?;
+        // Reclaim has not come as far as it will: what it makes free lies side by side.
+        let is_scarce = want >= SCARCE_PAGES
+            && slots.len < want / 4
+            && self.free_pages() + (slots.len as u64) < self.config.high_pages;
+        if scarce == Scarce::Refused && is_scarce {
+            self.staging.put(slots, Left::Memory);
+            return Err(Step::Scarce);
+        }
         let first = if stride == Stride::DOWN { Vpn(run.end.0 - slots.len as u64) } else { run.start };
         let ticket = self.new_ticket();
         let mut frames = [DevicePfn::default(); FETCH_PAGES];
@@ -122,7 +158,7 @@ impl<K: Kernel> Engine<K> {
             *pfn = frame.pfn;
             states.set(index, PageState::Fetching { ticket, frame });
         }
-        Some(Fetch { ticket, device, first, frames, slots, purpose, hit: None })
+        Ok(Fetch { ticket, device, first, frames, slots, purpose, hit: None })
     }
 
     /// The run of pages on the device that begins at a page, or ends with it if the stride goes down.

@@ -11,7 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{PageRange, Vpn};
 use crate::engine::Engine;
-use crate::fetch::{DEMAND_PAGES, FETCH_PAGES, Fetch, Purpose};
+use crate::fault::Step;
+use crate::fetch::{Fetch, Purpose, Scarce};
 use crate::flights::Pass;
 use crate::kernel::Kernel;
 use crate::state::PageState;
@@ -23,8 +24,6 @@ use crate::table::{States, covers};
 const MAX_JOBS: usize = 16;
 /// With what is left of those that threads are at work on. What is beyond that is dropped: who fetches ahead must not allocate.
 const ROOM: usize = 2 * MAX_JOBS;
-/// Windows that are planned at a time.
-pub const WINDOWS_AHEAD: u64 = 2;
 
 /// Pages of a stream that are to be fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,20 +70,29 @@ impl Jobs {
     }
 
     /// Plans another window of pages of a stream, behind those from `next` on that are planned already, if these are not
-    /// far enough ahead of where the stream is. Returns where it goes on behind what is planned.
-    fn plan(&self, stride: Stride, reached: Vpn, next: Vpn, window: usize) -> Vpn {
+    /// far enough ahead of where the stream is. Returns where it goes on behind what is planned, and the new window's first page.
+    ///
+    /// What a stream comes to next is more urgent than what is planned already: that may be another stream's that has ended.
+    fn plan(&self, hit: Hit, reached: Vpn, next: Vpn, ahead: usize) -> (Vpn, Option<Vpn>) {
+        let stride = hit.stride.or_up();
         let mut jobs = self.lock();
         let mut end = next;
         while let Some(job) = jobs.iter().find(|job| job.contains(end, stride)) {
             end = job.end();
         }
-        let is_near = stride.steps(reached, end).is_some_and(|steps| steps < WINDOWS_AHEAD * window as u64);
-        if is_near && covers(end) && jobs.len() < MAX_JOBS {
-            let job = Job { next: end, stride, nr_pages: window as u64, trigger: true };
-            end = job.end();
+        let is_urgent = end == next;
+        let nr_planned = stride.steps(reached, end).unwrap_or(u64::MAX);
+        let nr_pages = (ahead as u64).saturating_sub(nr_planned).min(hit.window as u64);
+        if nr_pages == 0 || !covers(end) || jobs.len() >= MAX_JOBS {
+            return (end, None);
+        }
+        let job = Job { next: end, stride, nr_pages, trigger: true };
+        if is_urgent {
+            jobs.push_front(job);
+        } else {
             jobs.push_back(job);
         }
-        end
+        (job.end(), Some(job.next))
     }
 
     /// What is left of a job is the next one.
@@ -111,8 +119,9 @@ impl<K: Kernel> Engine<K> {
         let step = hit.stride.or_up();
         let next = step.first_beyond(reached, range.start, brought);
         let ahead = self.policy.ahead(&hit);
-        let next = if ahead > 0 { self.jobs.plan(step, reached, next, ahead) } else { next };
-        self.streams.expect(hit, range, next);
+        let (next, trigger) =
+            if ahead > 0 { self.jobs.plan(hit, reached, next, ahead) } else { (next, None) };
+        self.streams.expect_fault(hit, range, next, trigger);
     }
 
     /// Whether there is something to fetch ahead.
@@ -128,18 +137,23 @@ impl<K: Kernel> Engine<K> {
     /// Fetches ahead, one transfer. Returns whether there was something to do.
     pub fn read_ahead(&self) -> bool {
         let Some(job) = self.jobs.lock().pop_front() else { return false };
-        let at_once = self.ahead_pages();
-        if self.kernel.ledger().free() + self.nr_stock() < at_once as u64 {
-            // Read-ahead waits for reclaim rather than take the memory that faults need; without progress it is moot.
-            if self.reclaim() == crate::Reclaimed::Progress {
-                self.jobs.go_on(job);
-            }
+        let at_once = self.config.ahead_pages();
+        if self.free_pages() < at_once as u64 {
+            self.make_room_for(job);
             return true;
         }
-        let Some((fetch, pass)) = self.plan_ahead(job, at_once) else { return true };
-        // Its outcome is for nobody: who needs a page that did not come will fault.
-        let _ = self.run_fetch(fetch, pass);
+        if let Some((fetch, pass)) = self.plan_ahead(job, at_once) {
+            // Its outcome is for nobody: who needs a page that did not come will fault.
+            let _ = self.run_fetch(fetch, pass);
+        }
         true
+    }
+
+    /// Read-ahead waits for reclaim rather than take the memory that faults need; without progress it is moot.
+    fn make_room_for(&self, job: Job) {
+        if self.reclaim() == crate::Reclaimed::Progress {
+            self.jobs.go_on(job);
+        }
     }
 
     /// Plans a transfer of the job's first pages that are on a device, and leaves the rest as a job: another thread may carry
@@ -148,7 +162,7 @@ impl<K: Kernel> Engine<K> {
         if !covers(job.next) {
             return None;
         }
-        let _gate = self.gate();
+        let gate = self.gate();
         let block = self.table.get(job.next.block())?;
         let mut states = block.lock();
         let job = self.skip_brought(&states, job)?;
@@ -160,15 +174,20 @@ impl<K: Kernel> Engine<K> {
         let pass = self.flights.begin_if_fast(frame.device).ok()?;
         let window = usize::try_from(job.nr_pages).unwrap_or(at_once).min(at_once);
         let purpose = Purpose::Ahead { trigger: job.trigger.then_some(job.next) };
-        let fetch = self.mark(&mut states, (job.next, job.stride), frame.device, window, purpose)?;
+        let plan = ((job.next, job.stride), frame.device, window);
+        let fetch = match self.mark(&mut states, plan, purpose, Scarce::Refused) {
+            Ok(fetch) => fetch,
+            Err(Step::Scarce) => {
+                drop(states);
+                drop(gate);
+                self.make_room_for(job);
+                return None;
+            }
+            Err(_) => return None,
+        };
         let rest = job.from(job.stride.behind(fetch.range()));
         self.jobs.go_on(Job { trigger: false, ..rest });
         Some((fetch, pass))
-    }
-
-    /// Pages of one transfer: not so many that a small budget has no room for them.
-    fn ahead_pages(&self) -> usize {
-        (self.config.max_window as usize / 4).clamp(DEMAND_PAGES, FETCH_PAGES)
     }
 
     /// The job from its first page on that is on a device. `None`: there is none in this block, and what is behind it is
@@ -178,9 +197,15 @@ impl<K: Kernel> Engine<K> {
         let mut rest = job;
         while rest.nr_pages > 0 && rest.next.block() == block {
             if matches!(states.get(rest.next.index()), PageState::Device { .. }) {
-                return Some(rest);
+                break;
             }
             rest = rest.without_first();
+        }
+        if rest.trigger && rest.next != job.next {
+            self.streams.trigger_moved(job.next, rest.next);
+        }
+        if rest.nr_pages > 0 && rest.next.block() == block {
+            return Some(rest);
         }
         self.jobs.go_on(rest);
         None
@@ -191,33 +216,60 @@ impl<K: Kernel> Engine<K> {
 mod tests {
     use super::*;
 
+    /// A fault of a stream with windows of so many pages. Two of them are worth fetching ahead.
+    fn hit(stride: Stride, window: usize) -> Hit {
+        let page = Vpn(1 << 20);
+        let streams = crate::stream::Streams::new(512);
+        streams.fault(page, 1);
+        let mut hit = streams.fault(page.add(1), 1);
+        (hit.stride, hit.window) = (stride, window);
+        hit
+    }
+
+    fn plan(jobs: &Jobs, stride: Stride, reached: u64, next: u64, window: usize) -> u64 {
+        jobs.plan(hit(stride, window), Vpn(reached), Vpn(next), 2 * window).0.0
+    }
+
+    fn planned(jobs: &Jobs) -> Vec<(u64, u64)> {
+        jobs.lock().iter().map(|job| (job.next.0, job.nr_pages)).collect()
+    }
+
     #[test]
-    fn two_windows_are_planned_and_no_more() {
+    fn so_much_is_planned_as_is_worth_it() {
         let jobs = Jobs::new();
-        let planned = || jobs.lock().iter().map(|job| (job.next.0, job.nr_pages)).collect::<Vec<_>>();
-        assert_eq!(jobs.plan(Stride::UP, Vpn(100), Vpn(110), 64), Vpn(174));
-        assert_eq!(jobs.plan(Stride::UP, Vpn(101), Vpn(110), 64), Vpn(238), "behind what is planned");
-        assert_eq!(jobs.plan(Stride::UP, Vpn(102), Vpn(110), 64), Vpn(238), "far enough ahead");
-        assert_eq!(planned(), [(110, 64), (174, 64)]);
+        assert_eq!(plan(&jobs, Stride::UP, 100, 110, 64), 174);
+        assert_eq!(plan(&jobs, Stride::UP, 101, 110, 64), 229, "behind what is planned");
+        assert_eq!(plan(&jobs, Stride::UP, 101, 110, 64), 229, "far enough ahead");
+        assert_eq!(planned(&jobs), [(110, 64), (174, 55)]);
         // The stream has come to the second one, which is carried out.
         jobs.lock().clear();
-        assert_eq!(jobs.plan(Stride::UP, Vpn(175), Vpn(200), 64), Vpn(264));
-        assert_eq!(jobs.plan(Stride::UP, Vpn(5000), Vpn(5001), 1), Vpn(5002), "another stream");
-        assert_eq!(planned(), [(200, 64), (5001, 1)]);
+        assert_eq!(plan(&jobs, Stride::UP, 175, 200, 64), 264);
+        assert_eq!(plan(&jobs, Stride::UP, 5000, 5001, 1), 5002, "another stream");
+        assert_eq!(planned(&jobs), [(5001, 1), (200, 64)]);
+        let few = jobs.plan(hit(Stride::UP, 64), Vpn(9000), Vpn(9000), 10);
+        assert_eq!(few, (Vpn(9010), Some(Vpn(9000))));
+        assert_eq!(jobs.plan(hit(Stride::UP, 64), Vpn(9000), Vpn(9000), 10), (Vpn(9010), None));
+    }
+
+    #[test]
+    fn what_a_stream_comes_to_next_is_done_first() {
+        let jobs = Jobs::new();
+        for next in [1000, 5000, 1000, 9000] {
+            plan(&jobs, Stride::UP, next, next, 64);
+        }
+        assert_eq!(planned(&jobs), [(9000, 64), (5000, 64), (1000, 64), (1064, 64)]);
     }
 
     #[test]
     fn a_stream_is_planned_as_it_goes() {
         let jobs = Jobs::new();
-        let down = |reached, next| jobs.plan(Stride::DOWN, Vpn(reached), Vpn(next), 64);
-        assert_eq!(down(1000, 990), Vpn(926));
-        assert_eq!(down(999, 990), Vpn(862), "behind what is planned");
-        assert_eq!(down(998, 990), Vpn(862), "far enough ahead");
-        assert_eq!(jobs.plan(Stride::UP, Vpn(990), Vpn(990), 4), Vpn(994), "another one, the other way");
+        assert_eq!(plan(&jobs, Stride::DOWN, 1000, 990, 64), 926);
+        assert_eq!(plan(&jobs, Stride::DOWN, 990, 990, 64), 862, "behind what is planned");
+        assert_eq!(plan(&jobs, Stride::DOWN, 990, 990, 64), 862, "far enough ahead");
+        assert_eq!(plan(&jobs, Stride::UP, 990, 990, 4), 994, "another one, the other way");
         let gaps = Stride::between(Vpn(0), Vpn(50));
-        let with_gaps = |reached| jobs.plan(gaps, Vpn(reached), Vpn(reached), 4);
-        assert_eq!([with_gaps(5000), with_gaps(5050)], [Vpn(5200), Vpn(5400)]);
-        assert_eq!(with_gaps(5000), Vpn(5400), "far enough ahead");
+        assert_eq!([5000, 5000].map(|reached| plan(&jobs, gaps, reached, reached, 4)), [5200, 5400]);
+        assert_eq!(plan(&jobs, gaps, 5000, 5000, 4), 5400, "far enough ahead");
         assert_eq!(jobs.lock().len(), 5);
     }
 
@@ -237,9 +289,9 @@ mod tests {
     fn no_more_is_planned_than_there_is_room_for() {
         let jobs = Jobs::new();
         for stream in 0..2 * MAX_JOBS as u64 {
-            let next = Vpn(stream * 1000);
-            let end = jobs.plan(Stride::UP, next, next, 8);
-            assert_eq!(end, if stream < MAX_JOBS as u64 { next.add(8) } else { next });
+            let next = stream * 1000;
+            let end = plan(&jobs, Stride::UP, next, next, 8);
+            assert_eq!(end, if stream < MAX_JOBS as u64 { next + 8 } else { next });
         }
         assert_eq!(jobs.lock().len(), MAX_JOBS);
         // What is left of others, which were taken when there was room.

@@ -13,10 +13,15 @@ impl<K: Kernel> Engine<K> {
     /// Serves a fault at `page` that was a read. As [`fault`](Self::fault), but for holes where
     /// [`Config::zero_page`](crate::Config::zero_page) is set.
     pub fn read_fault(&self, page: Vpn) -> Outcome {
+        self.read_fault_with(page, &|| {})
+    }
+
+    /// The same, with `help` as of [`fault_with`](Self::fault_with).
+    pub fn read_fault_with(&self, page: Vpn, help: &dyn Fn()) -> Outcome {
         if self.config.zero_page && covers(page) && self.map_zero_page(page) {
             Outcome::Done
         } else {
-            self.fault(page)
+            self.fault_with(page, help)
         }
     }
 

@@ -24,6 +24,11 @@ impl Stride {
         self.nr_pages() == 1
     }
 
+    /// Whether it goes from each page to the one behind it.
+    pub const fn is_up(self) -> bool {
+        self.0 == 1
+    }
+
     /// Its length, whichever way it goes.
     pub const fn nr_pages(self) -> u64 {
         self.0.unsigned_abs()

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::addr::{BLOCK_PAGES, BlockId, PageRange};
+use crate::past::Past;
 use crate::policy::Note;
 use crate::state::{Frame, PageState, Word};
 
@@ -59,6 +60,8 @@ pub(crate) struct States {
     pub(crate) came_home: bool,
     /// The tiers in whose queues the block is, a bit for each.
     pub(crate) on_upper: u16,
+    /// What is remembered of streams.
+    pub(crate) past: Past,
     /// The policy's.
     pub(crate) note: Note,
 }
@@ -72,6 +75,7 @@ impl Default for States {
             queued: false,
             came_home: false,
             on_upper: 0,
+            past: Past::default(),
             note: Note::default(),
         }
     }

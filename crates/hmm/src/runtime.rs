@@ -344,9 +344,11 @@ impl Runtime {
 
     fn bring(&self, touch: Touch) -> Outcome {
         match touch.access {
-            FaultAccess::Read => self.engine.read_fault(touch.page),
+            FaultAccess::Read => self.engine.read_fault_with(touch.page, &|| self.call_for_help()),
             FaultAccess::WriteProtect => self.engine.write_fault(touch.page),
-            FaultAccess::Write | FaultAccess::Minor => self.engine.fault(touch.page),
+            FaultAccess::Write | FaultAccess::Minor => {
+                self.engine.fault_with(touch.page, &|| self.call_for_help())
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use hmm_core::policy::{Brings, Cause, Fault, Name};
 use hmm_core::stream::Hit;
 use hmm_core::stride::Stride;
 use hmm_core::trace::{Event, Record, What};
-use hmm_core::{CHANCE_PAGES, Config, FETCH_PAGES, WINDOWS_AHEAD};
+use hmm_core::{CHANCE_PAGES, Config, FETCH_PAGES};
 
 use crate::counts::Counts;
 use crate::file::Trace;
@@ -126,7 +126,9 @@ impl Memory {
         match found.place {
             Place::Resident if !found.is_trigger => {}
             Place::Resident => {
-                let hit = self.process(of).streams.fault(page, 1);
+                let process = self.process(of);
+                let hit = process.streams.fault(page, 1);
+                process.block(page.block()).past.note(hit);
                 self.counts.second_chances += 1;
                 self.stream_on(of, hit, PageRange::new(page, 1));
             }
@@ -184,6 +186,7 @@ impl Memory {
         let block = process.block(page.block());
         let staged = |index: &usize| block.pages[*index].place == Place::Staged;
         let start = (first..page.index()).rev().take_while(staged).last().unwrap_or(page.index());
+        block.past.note(hit);
         let end = page.index() + block.run(page.index(), Place::Staged).min(window);
         for index in start..end {
             block.pages[index].place = Place::Resident;
@@ -195,9 +198,14 @@ impl Memory {
 
     fn fetch(&mut self, of: u16, page: Vpn) {
         self.counts.device_faults += 1;
-        let hit = self.process(of).streams.fault(page, 1);
+        let together = self.config.ahead_pages();
+        let process = self.process(of);
+        let hit = process.streams.fault(page, 1);
+        let mut past = process.block(page.block()).past;
+        let hit = past.foresee(&process.streams, page, hit, together);
+        process.block(page.block()).past = past;
         let brings = self.brings(of, page, Cause::Fetch, hit, 1);
-        let window = if hit.stride == Stride::UP { brings.window } else { 1 };
+        let window = if hit.stride == Stride::UP { self.config.demand_pages(brings.window) } else { 1 };
         let nr_pages = self.bring(of, page, window, None);
         self.stream_on(of, hit, PageRange::new(page, nr_pages as u64));
     }
@@ -229,9 +237,10 @@ impl Memory {
         let is_there = |page: Vpn| process.page(page).is_some_and(|page| page.place == Place::Resident);
         let mut next = stride.first_beyond(reached, range.start, is_there);
         let ahead = process.policy.ahead(&hit) as u64;
-        let is_near = stride.steps(reached, next).is_some_and(|steps| steps < WINDOWS_AHEAD * ahead);
-        let mut left = if is_near { ahead } else { 0 };
-        process.streams.expect(hit, range, stride.on(next, left));
+        let nr_there = stride.steps(reached, next).unwrap_or(u64::MAX);
+        let mut left = ahead.saturating_sub(nr_there).min(hit.window as u64);
+        let trigger = (left > 0).then_some(next);
+        process.streams.expect_fault(hit, range, stride.on(next, left), trigger);
         let mut is_trigger = true;
         while left > 0 && self.process(of).page(next).is_some_and(|page| page.place == Place::Device) {
             let window = if stride == Stride::UP { usize::try_from(left).unwrap_or(FETCH_PAGES) } else { 1 };

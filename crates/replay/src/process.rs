@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use hmm_core::addr::{BLOCK_PAGES, BlockId, PageRange, Vpn};
 use hmm_core::bits::PageSet;
+use hmm_core::past::Past;
 use hmm_core::policy::{Name, Note, Policy};
 use hmm_core::stream::Streams;
 
@@ -44,11 +45,13 @@ pub(crate) struct Block {
     pub(crate) pages: Box<[Page; BLOCK_PAGES]>,
     pub(crate) is_queued: bool,
     pub(crate) note: Note,
+    pub(crate) past: Past,
 }
 
 impl Block {
     fn new() -> Self {
-        Self { pages: Box::new([Page::default(); BLOCK_PAGES]), is_queued: false, note: Note::default() }
+        let pages = Box::new([Page::default(); BLOCK_PAGES]);
+        Self { pages, is_queued: false, note: Note::default(), past: Past::default() }
     }
 
     /// Length of the run of pages from `first` that are there.

@@ -16,10 +16,14 @@ const fn blocks(first: u32, nr_blocks: u32) -> Span {
 
 /// Memory for ten blocks.
 fn world(policy: Name) -> World {
+    world_with_windows(policy, Setup::small(2, Noise::NONE).config.max_window)
+}
+
+fn world_with_windows(policy: Name, max_window: u32) -> World {
     let small = Setup::small(2, Noise::NONE);
     let device =
         DeviceSetup { capacity_pages: 40_000, keeps_copies: true, is_coherent: false, may_hang: false };
-    let config = Config { nr_bays: 4, low_pages: 64, high_pages: 128, policy, ..small.config };
+    let config = Config { nr_bays: 4, low_pages: 64, high_pages: 128, policy, max_window, ..small.config };
     World::new(Setup {
         arena: Arena { nr_pages: 40 * BLOCK },
         budget_pages: u64::from(10 * BLOCK),
@@ -76,4 +80,50 @@ fn what_a_stream_comes_to_is_fetched_ahead_whichever_way_it_goes() {
         assert!(nr_faults < 20, "{nr_faults} faults by {stride}");
     }
     assert_eq!(faults_of_a_stream(400), 3, "three touches are the first that say where it goes");
+}
+
+/// A block that a stream came through, away again.
+fn world_with_a_past() -> World {
+    let world = world_with_windows(Name::Clock, BLOCK);
+    world.op(&Op::Map { span: blocks(0, 40) });
+    world.op(&Op::Fill { span: blocks(0, 40), pattern: Pattern::Noise, stamp: 7 });
+    for page in 0..BLOCK {
+        world.op(&Op::Read { page, word: 0 });
+        world.op(&Op::ReadAhead { steps: 8 });
+    }
+    world.op(&Op::scan(blocks(20, 20)));
+    // What was planned is done, and there is memory for a block.
+    world.op(&Op::ReadAhead { steps: 64 });
+    world.op(&Op::Reclaim { steps: 16 });
+    world
+}
+
+fn fetched(world: &World) -> u64 {
+    count(world, "pgfetch") + count(world, "pgprefetch")
+}
+
+#[test]
+fn a_block_that_was_gone_through_comes_as_soon_as_there_is_a_stream_again() {
+    let world = world_with_a_past();
+    let pages = fetched(&world);
+    world.op(&Op::Read { page: 0, word: 0 });
+    world.op(&Op::ReadAhead { steps: 64 });
+    assert_eq!(fetched(&world) - pages, 1, "a touch brings its page");
+    world.op(&Op::Read { page: 1, word: 0 });
+    world.op(&Op::ReadAhead { steps: 64 });
+    let came = fetched(&world) - pages;
+    assert!((256..=u64::from(BLOCK)).contains(&came), "{came} pages came: the block, and no more");
+}
+
+#[test]
+fn touches_alone_bring_their_pages_wherever_streams_were() {
+    let world = world_with_a_past();
+    let pages = fetched(&world);
+    for page in [400, 300, 100, 200, 201] {
+        world.op(&Op::Read { page, word: 0 });
+        world.op(&Op::ReadAhead { steps: 64 });
+    }
+    // The last two may be a stream, of which nobody knows that it goes on.
+    let pages = fetched(&world) - pages;
+    assert!(pages <= 5 + 3 + 4, "{pages}");
 }

@@ -154,7 +154,7 @@ pub trait Policy: Send + Sync + fmt::Debug {
 
     /// Pages to fetch ahead of need behind what a fault brought, as its stream goes; 0 for none.
     fn ahead(&self, hit: &Hit) -> usize {
-        if hit.is_sequential() { hit.window } else { 0 }
+        if hit.is_sequential() { hit.ahead } else { 0 }
     }
 
     /// Whether a page that comes home keeps its frame on the device; `pays` says whether that has paid of late.

@@ -130,7 +130,7 @@ fn the_plain_one_brings_nothing_ahead() {
     assert_eq!((Fifo::new().brings(&fault), Fifo::new().ahead(&hit)), (alone, 0));
     let streamed = Brings { around: 16, window: hit.window };
     for name in [Name::Clock, Name::Twice, Name::Round] {
-        assert_eq!((name.policy().brings(&fault), name.policy().ahead(&hit)), (streamed, hit.window));
+        assert_eq!((name.policy().brings(&fault), name.policy().ahead(&hit)), (streamed, hit.ahead));
     }
 }
 
