@@ -1,6 +1,7 @@
 //! What the user asked for, and how the programs of a run are told: as text in their environment.
 //!
-//! A line for each setting, `NAME=VALUE`, and one for each device, in order. The supervisor writes it, who executes a program
+//! `NAME=VALUE` for each setting, and for each device, in order, with tabs between: who reads an environment line by line finds
+//! one line. The supervisor writes it, who executes a program
 //! passes it on. So it is as good as the `LD_PRELOAD` beside it: it comes from whoever executes the program, and from nobody else.
 
 use std::fmt;
@@ -60,8 +61,8 @@ impl fmt::Display for RunConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { ram_pages, on_full, devices, dmirror, policy } = self;
         let grow = *on_full == OnFull::Grow;
-        write!(f, "ram={ram_pages}\ngrow={grow}\ndmirror={dmirror}\npolicy={policy}")?;
-        devices.iter().try_for_each(|device| write!(f, "\ndevice={device}"))
+        write!(f, "ram={ram_pages}\tgrow={grow}\tdmirror={dmirror}\tpolicy={policy}")?;
+        devices.iter().try_for_each(|device| write!(f, "\tdevice={device}"))
     }
 }
 
@@ -69,15 +70,15 @@ impl FromStr for RunConfig {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let mut lines = text.split('\n');
+        let mut parts = text.split('\t');
         let on_full = |grow| if grow { OnFull::Grow } else { OnFull::Kill };
         Ok(Self {
-            ram_pages: setting(lines.next(), "ram")?,
-            on_full: setting(lines.next(), "grow").map(on_full)?,
-            dmirror: setting(lines.next(), "dmirror")?,
-            policy: setting(lines.next(), "policy")?,
-            devices: lines
-                .map(|line| setting(Some(line), "device").map(|Complete(spec)| spec))
+            ram_pages: setting(parts.next(), "ram")?,
+            on_full: setting(parts.next(), "grow").map(on_full)?,
+            dmirror: setting(parts.next(), "dmirror")?,
+            policy: setting(parts.next(), "policy")?,
+            devices: parts
+                .map(|part| setting(Some(part), "device").map(|Complete(spec)| spec))
                 .collect::<Result<_, _>>()?,
         })
     }
@@ -94,10 +95,10 @@ impl FromStr for Complete {
     }
 }
 
-fn setting<T: FromStr<Err: fmt::Display>>(line: Option<&str>, name: &str) -> Result<T, ConfigError> {
-    let line = line.ok_or_else(|| ConfigError { what: format!("there is no {name}") })?;
-    let value = line.split_once('=').filter(|(found, _)| *found == name).map(|(_, value)| value);
-    let value = value.ok_or_else(|| ConfigError { what: format!("'{line}' is where {name} should be") })?;
+fn setting<T: FromStr<Err: fmt::Display>>(part: Option<&str>, name: &str) -> Result<T, ConfigError> {
+    let part = part.ok_or_else(|| ConfigError { what: format!("there is no {name}") })?;
+    let value = part.split_once('=').filter(|(found, _)| *found == name).map(|(_, value)| value);
+    let value = value.ok_or_else(|| ConfigError { what: format!("'{part}' is where {name} should be") })?;
     value.parse().map_err(|error| ConfigError { what: format!("{name}: {error}") })
 }
 
@@ -130,10 +131,10 @@ mod tests {
             why(""),
             "HMM_CONFIG is not a configuration of this version of hmm: '' is where ram should be"
         );
-        assert!(why("ram=1\ngrow=true").ends_with("there is no dmirror"));
-        assert!(why("ram=x\ngrow=true").contains("ram: invalid digit"));
+        assert!(why("ram=1\tgrow=true").ends_with("there is no dmirror"));
+        assert!(why("ram=x\tgrow=true").contains("ram: invalid digit"));
         assert!(why(&config().to_string().replace("twice", "lru")).contains("unknown policy 'lru'"));
         assert!(why(&config().to_string().replace("lz4:", "lz5:")).contains("device: "));
-        assert!(why(&format!("{}\nmore", config())).ends_with("'more' is where device should be"));
+        assert!(why(&format!("{}\tmore", config())).ends_with("'more' is where device should be"));
     }
 }
