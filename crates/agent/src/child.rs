@@ -35,7 +35,8 @@ use crate::books::{self, SharedBooks};
 use crate::fork::{self, CHILD_END, PATIENCE};
 use crate::mailbox::MAILBOX;
 use crate::{
-    announce, control, descriptors, devices, dmirror, files, inherit, relocate, reserve, threads, withhold,
+    announce, control, descriptors, devices, dmirror, files, inherit, namespace, relocate, reserve,
+    thread_end, threads, withhold,
 };
 
 /// What the child says over its end.
@@ -93,7 +94,7 @@ pub(crate) fn start() {
 
 fn end_useless() -> ! {
     // SAFETY: ends the process, of which nothing is needed.
-    unsafe { libc::_exit(0) }
+    unsafe { libc::_exit(namespace::status_of_useless()) }
 }
 
 fn start_with(procfs: &Procfs) {
@@ -112,6 +113,8 @@ fn start_with(procfs: &Procfs) {
         let _ = futex_wait(&START, Scope::Private, STARTING, Some(PATIENCE));
     }
     match START.load(Ordering::Acquire) {
+        // Where forks are not reported the engine does not know any more what stays.
+        STARTED if started.is_ok() && !runtime.engine().kernel().reports_forks() => thread_end::keep(),
         STARTED if started.is_ok() => {}
         IS_USELESS => end_useless(),
         _ => {

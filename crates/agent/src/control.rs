@@ -19,7 +19,7 @@ use crate::announce::Open;
 use crate::books::{RunPolicy, SharedBooks};
 use crate::mailbox::{EVERYTHING, MAILBOX};
 use crate::why::Why;
-use crate::{devices, dmirror, files, fork, references, relocate, threads, withhold};
+use crate::{devices, dmirror, files, fork, references, relocate, thread_end, threads, withhold};
 
 /// How often the control thread looks for new memory without being asked, while there is some.
 const TICK_SHORT: Duration = Duration::from_millis(10);
@@ -208,6 +208,7 @@ pub(crate) fn answer(runtime: &Runtime) -> Answer {
     let any_moves = relocate::serve(runtime);
     withhold::serve(runtime);
     references::serve(runtime);
+    let any_pins = thread_end::serve(runtime);
     let (asked, range) = MAILBOX.take();
     let mut since = CHANGING_SINCE.lock().unwrap_or_else(PoisonError::into_inner);
     if !range.is_empty() {
@@ -220,7 +221,7 @@ pub(crate) fn answer(runtime: &Runtime) -> Answer {
     }
     *since = None;
     MAILBOX.answer(asked);
-    if any_moves || !range.is_empty() { Answer::Done } else { Answer::Nothing }
+    if any_moves || any_pins || !range.is_empty() { Answer::Done } else { Answer::Nothing }
 }
 
 /// Looks for memory in a range, again while it is refused: a neighbour came or went. Gives whether mappings are changing.

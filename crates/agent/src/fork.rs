@@ -47,7 +47,7 @@ use crate::inherit::NR_REPEATED;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
 use crate::refusal::{self, Refusal};
-use crate::{MANAGED, books, child, control, devices, dmirror, fail, reserve};
+use crate::{MANAGED, books, child, control, devices, dmirror, fail, namespace, reserve};
 
 /// How a fork stands, for the thread that forks.
 const IDLE: u32 = 0;
@@ -127,9 +127,13 @@ fn arranged(fork: impl Fn() -> libc::pid_t) -> libc::pid_t {
         if pid <= 0 || STATE.load(Ordering::Acquire) != AGAIN {
             return pid;
         }
+        let mut status = 0;
         // SAFETY: waits for a child that was never seen by the program.
-        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
         books::own_slot().stats().fork_again.fetch_add(1, Ordering::Relaxed);
+        if !namespace::renew_after(status) {
+            break;
+        }
     }
     Refusal::Useless.note();
     refuse()
@@ -194,7 +198,7 @@ extern "C" fn prepare() {
     if !MANAGED.load(Ordering::Acquire) || ARRANGED_BY.load(Ordering::Relaxed) == hmm::uapi::sys::gettid() {
         return;
     }
-    // A fork that libc makes by itself (daemon, forkpty): there is no way back from here.
+    // A fork that is none of ours (`libc_forks`): there is no way back from here.
     if !arrange(0) {
         end(refusal::last());
     }
@@ -344,6 +348,8 @@ fn thaw(runtime: &Runtime) {
 fn prepare_engine(runtime: &Runtime, page: &Control) -> Result<(), Refusal> {
     if !runtime.engine().kernel().reports_forks() {
         freeze(runtime)?;
+        // What nobody knows of is not lent.
+        until_calm(runtime, &mut || control::discover_all(runtime));
         // Until the fork: what was away then would be zeroes to the child.
         runtime.engine().have_all_stay(true);
         let possible = !any_absent(runtime) && are_files_empty(runtime);
@@ -420,6 +426,7 @@ fn attend(runtime: &'static Runtime, page: &Control, end: &Fd, open: &mut Open) 
                 control::answer(runtime);
                 reserve::try_fill(page, runtime);
             });
+            runtime.engine().kernel().wake_put_off(true);
             continue;
         }
         let (from_child, fault) = (fds[0].revents(), fds[1].revents());

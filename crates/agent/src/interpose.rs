@@ -62,6 +62,7 @@ pub(crate) fn install() {
     REALLOC.get();
     MEMALIGN.get();
     crate::dmirror::install();
+    crate::thread_end::install();
 }
 
 /// Tells the control thread of new memory, and waits until it is managed.

@@ -8,7 +8,7 @@
 //! - *handlers* and the *reclaimer* do the engine's work ([`hmm::runtime::Runtime`]);
 //! - the *control thread* (`control`) looks for new memory, when an interposed function has said that there is some
 //!   (`interpose`, `brk`) and now and then without being asked, arranges forks (`fork`, `reserve`), tells drivers of
-//!   changes of mappings (`mappings`, `announce`), and says of what pieces a mapping is that moves (`relocate`). libc's own calls come to the interposed functions, too (`bodies`);
+//!   changes of mappings (`mappings`, `announce`), has the pages stay that the kernel needs at a thread's end (`thread_end`), and says of what pieces a mapping is that moves (`relocate`). libc's own calls come to the interposed functions, too (`bodies`);
 //! - the *device thread* is there only if the run has test devices (`dmirror`).
 //!
 //! What all of this stands on is out of the program's reach, and never managed (I6): the threads are raw, with stacks
@@ -30,8 +30,10 @@ mod files;
 mod fork;
 mod inherit;
 mod interpose;
+mod libc_forks;
 mod mailbox;
 mod mappings;
+mod namespace;
 mod next;
 mod protection;
 mod question;
@@ -40,6 +42,7 @@ mod refusal;
 mod relocate;
 mod reserve;
 mod root;
+mod thread_end;
 mod threads;
 mod why;
 mod withhold;
@@ -90,6 +93,7 @@ extern "C" fn init() {
         (Ok(()), _) => {
             fork::install();
             MANAGED.store(true, Ordering::Release);
+            thread_end::keep();
         }
         // Where another user's program cannot be managed it runs all the same, as one that could not be preloaded.
         (Err(text), By::Door) => {

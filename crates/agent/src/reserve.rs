@@ -13,7 +13,7 @@
 //! while its threads bring them back may do so for ever: if that comes to little for some time, the budget grows.
 //!
 //! Where the kernel reports no forks a fork needs all pages to be there, so none can leave for it: then only what is free
-//! is set aside, but for a little, and the rest is charged whatever the budget says.
+//! is set aside, but for a little, and the rest is charged whatever the budget says, and counted (`overcharged`).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -185,7 +185,10 @@ pub(crate) fn take_over(page: &Control, procfs: &Procfs) -> Result<&'static Slot
     let slot = slot.ok_or("more than 128 processes")?;
     page.share(slot).stand_still(false);
     let (share, resident) = (page.share(slot), RESIDENT.load(Ordering::Relaxed));
-    share.charge_shared(resident.saturating_sub(share.charged()));
+    let missing = resident.saturating_sub(share.charged());
+    share.charge_shared(missing);
+    let exceeded = page.ledger().charged().saturating_sub(page.ledger().budget());
+    slot.stats().overcharged.fetch_add(exceeded.min(missing), Ordering::Relaxed);
     share.uncharge(share.charged().saturating_sub(resident));
     share.set_stuck(STUCK.load(Ordering::Relaxed));
     slot.stats().away.store(AWAY.load(Ordering::Relaxed), Ordering::Relaxed);

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hmm::core::addr::PageRange;
 use hmm::runtime::Runtime;
+use hmm::uapi::AddrRange;
 
 use crate::MANAGED;
-use crate::control::runtime;
+use crate::control::{discover, has_budget, runtime};
 use crate::mailbox::MAILBOX;
 use crate::question::Question;
 
@@ -52,9 +53,13 @@ pub(crate) fn tell(start: usize, len: usize, advice: c_int) {
 pub(crate) fn serve(runtime: &Runtime) {
     for slot in &SLOTS {
         if slot.question.is_asked() {
-            let range =
-                PageRange::of_bytes(slot.start.load(Ordering::Relaxed), slot.end.load(Ordering::Relaxed));
+            let (start, end) = (slot.start.load(Ordering::Relaxed), slot.end.load(Ordering::Relaxed));
+            let range = PageRange::of_bytes(start, end);
             let withholds = slot.withholds.load(Ordering::Relaxed);
+            if has_budget() {
+                // What a mapping has grown by may not be known yet.
+                let _ = discover(runtime, AddrRange { start, end });
+            }
             runtime.engine().kernel().program_withholds(range, withholds);
             slot.question.answer();
         }

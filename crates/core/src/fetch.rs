@@ -272,7 +272,7 @@ impl<K: Kernel> Engine<K> {
                 reached = reached.max(page.add(1));
             }
         }
-        self.revert(states, fetch, PageRange { start: page, end: fetch.range().end });
+        self.revert(states, fetch, PageRange { start: page, end: fetch.range().end }, failed);
         failed.filter(|_| reached == fetch.first).map_or(Ok(reached), Err)
     }
 
@@ -394,11 +394,16 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// Pages that were not mapped are on the device as before.
-    fn revert(&self, states: &mut States, fetch: &Fetch, range: PageRange) {
+    fn revert(&self, states: &mut States, fetch: &Fetch, range: PageRange, why: Option<Stop>) {
         for page in range.iter() {
             self.end_page(states, fetch, page, Left::Memory);
         }
-        if !range.is_empty() {
+        if range.is_empty() {
+            return;
+        }
+        if why == Some(Stop::Changing) {
+            self.kernel.wake_later(range);
+        } else {
             self.kernel.wake(range);
         }
     }

@@ -144,6 +144,11 @@ pub trait Kernel: Send + Sync {
     /// Wakes who waits for a page of the range, so that it faults again or goes on.
     fn wake(&self, range: PageRange);
 
+    /// The same, when no event is unread any more: before, whoever is woken comes back in vain.
+    fn wake_later(&self, range: PageRange) {
+        self.wake(range);
+    }
+
     /// Which pages of a block are there. Asked under the block's lock, so that no registered hole is filled meanwhile.
     fn present(&self, block: BlockId) -> PageSet;
 

@@ -63,7 +63,7 @@ pub fn userfaultfd(door: &Path) -> Option<(Userfaultfd, bool)> {
     let uffd = Userfaultfd::open_by_node(node, Access::Full).ok()?;
     let reports_forks = ask(&end, &[ENABLE], Some(&uffd)).is_some();
     if !reports_forks {
-        uffd.enable(crate::mm::features()).ok()?;
+        uffd.enable(crate::open::features()).ok()?;
     }
     Some((uffd, reports_forks))
 }
@@ -122,7 +122,7 @@ impl Doorkeeper {
 
 /// Only the handshake: the descriptor is a stranger's, and whatever is read from it would be as well.
 fn enable(fd: Fd) -> bool {
-    let wanted = crate::mm::features() | Features::EVENT_FORK;
+    let wanted = crate::open::features() | Features::EVENT_FORK;
     Userfaultfd::of_stranger(fd).is_some_and(|uffd| uffd.enable(wanted).is_ok())
 }
 

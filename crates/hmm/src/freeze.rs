@@ -67,6 +67,7 @@ impl Runtime {
 
     /// Lets all go on.
     pub fn thaw(&self) {
+        self.engine().kernel().wake_put_off(true);
         self.end_alarm();
         self.freezing.store(0, Ordering::SeqCst);
         futex_wake(&self.freezing, Scope::Private, u32::MAX);
@@ -98,7 +99,8 @@ impl Runtime {
             for touch in &faults[..nr_faults] {
                 self.serve_fault(Pending::new(*touch), &mut retries);
             }
-            self.send_back(&mut retries);
+            self.let_go(&mut retries);
+            self.engine().kernel().wake_put_off(nr_faults == 0);
         } else {
             // From here on the child's pages must stay as they are; who faults now, faults again later.
             for touch in &faults[..nr_faults] {
@@ -120,6 +122,7 @@ impl Runtime {
         self.reclaiming.store(false, Ordering::SeqCst);
         self.sleeping.store(0, Ordering::SeqCst);
         self.follower.reset();
+        self.engine().kernel().put_off.reset();
     }
 
     /// Answers the faults of a child with its pages as they were when it was made. The engine is frozen.

@@ -46,6 +46,7 @@ mod moves;
 pub mod open;
 mod pin;
 mod place;
+mod put_off;
 mod ranges;
 pub mod rehearsal;
 pub mod runtime;

@@ -42,8 +42,7 @@ impl Runtime {
                             faults[nr_faults] = Touch { page: Vpn::of_addr(addr), access, tid };
                             nr_faults += 1;
                         }
-                        // It faults again.
-                        Event::Fault { addr, .. } => mm.wake(PageRange::new(Vpn::of_addr(addr), 1)),
+                        Event::Fault { addr, .. } => mm.put_off(PageRange::new(Vpn::of_addr(addr), 1)),
                         Event::Fork { uffd } => {
                             has_forked = true;
                             forked(uffd);

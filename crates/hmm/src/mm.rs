@@ -28,6 +28,7 @@ use crate::adopt::is_manageable;
 use crate::divided::by_mappings;
 use crate::extents::Extents;
 use crate::frames::{self, LentFrames};
+use crate::put_off::PutOff;
 
 pub use crate::books::Books;
 
@@ -68,19 +69,8 @@ pub struct Mm {
     frames: LentFrames,
     /// Whether the children of forks have what is registered, although forks are not reported.
     pub(crate) is_lent: AtomicBool,
+    pub(crate) put_off: PutOff,
     books: Box<dyn Books>,
-}
-
-/// The features of userfaultfd that the engine stands on.
-pub fn features() -> hmm_uapi::uffd::Features {
-    use hmm_uapi::uffd::Features;
-    Features::EVENT_REMAP
-        | Features::EVENT_REMOVE
-        | Features::EVENT_UNMAP
-        | Features::PAGEFAULT_FLAG_WP
-        | Features::POISON
-        | Features::MOVE
-        | Features::THREAD_ID
 }
 
 impl Mm {
@@ -102,8 +92,8 @@ impl Mm {
         // Where the kernel has no huge pages this fails, and small ones come of it.
         let _ = nursery.advise(0, BLOCK_BYTES, Advice::HugePage);
         let (nursery, extents, frames) = (Mutex::new(nursery), Extents::default(), LentFrames::default());
-        let is_lent = AtomicBool::new(false);
-        let mm = Self { files, staging, zeroes, nursery, extents, frames, is_lent, books };
+        let (is_lent, put_off) = (AtomicBool::new(false), PutOff::default());
+        let mm = Self { files, staging, zeroes, nursery, extents, frames, is_lent, put_off, books };
         mm.register_staging(mm.staging.range())?;
         Ok(mm)
     }
@@ -338,6 +328,10 @@ impl Kernel for Mm {
     fn wake(&self, range: PageRange) {
         // It fails only for ranges that are not memory; then nobody waits there.
         let _ = self.files.uffd.wake(range_of(range));
+    }
+
+    fn wake_later(&self, range: PageRange) {
+        self.wake_when_calm(range);
     }
 
     fn present(&self, block: BlockId) -> PageSet {

@@ -6,6 +6,17 @@ use hmm_uapi::procfs::Procfs;
 use hmm_uapi::uffd::{Features, Userfaultfd};
 use rustix::io::Errno;
 
+/// The features of userfaultfd that the engine stands on.
+pub fn features() -> Features {
+    Features::EVENT_REMAP
+        | Features::EVENT_REMOVE
+        | Features::EVENT_UNMAP
+        | Features::PAGEFAULT_FLAG_WP
+        | Features::POISON
+        | Features::MOVE
+        | Features::THREAD_ID
+}
+
 /// Opens what an [`Mm`](crate::mm::Mm) needs. `more` are features beyond those that the engine needs.
 ///
 /// # Errors
@@ -15,7 +26,7 @@ pub fn open_files(
     more: Features,
 ) -> Result<crate::mm::Files, OpenFilesError> {
     let uffd = Userfaultfd::open(access)?;
-    let enabled = uffd.enable(crate::mm::features() | more)?;
+    let enabled = uffd.enable(features() | more)?;
     open_files_for(uffd, access, enabled.contains(Features::EVENT_FORK))
 }
 

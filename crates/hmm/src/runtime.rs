@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hmm_core::addr::Vpn;
+use hmm_core::addr::{PageRange, Vpn};
 use hmm_core::kernel::Kernel;
 use hmm_core::{Engine, Outcome, Reclaimed};
 use hmm_uapi::AddrRange;
@@ -30,9 +30,8 @@ use crate::mm::Mm;
 use crate::place::{Follower, Place, Turn};
 use crate::waiter::Waiter;
 use crate::waits::Waits;
-use hmm_core::addr::PageRange;
 
-/// Faults that one handler retries at the same time; more are sent back to fault again.
+/// Faults that one handler retries at the same time; more are put off.
 const MAX_PENDING: usize = 64;
 /// Handlers where every device's calls return by themselves.
 const NR_HANDLERS: usize = 2;
@@ -254,11 +253,16 @@ impl Runtime {
         let _ = rustix::io::read(&self.alarm, &mut [0u8; 8]);
     }
 
-    /// Sends the faults that could not be served back to fault again.
-    pub(crate) fn send_back(&self, retries: &mut Retries) {
+    /// Has the faults that could not be served in nobody's hands: they come again.
+    pub(crate) fn let_go(&self, retries: &mut Retries) {
         while let Some(pending) = retries.pop() {
-            self.engine.kernel().wake(PageRange::new(pending.touch.page, 1));
+            self.put_off(pending.touch.page);
         }
+    }
+
+    /// Leaves the thread that faults on the page asleep.
+    fn put_off(&self, page: Vpn) {
+        self.engine.kernel().put_off(PageRange::new(page, 1));
     }
 
     /// The eventfds that wake handlers: a child of a fork needs its own under the same numbers.
@@ -289,7 +293,7 @@ impl Runtime {
                 // A child of a fork begins without followers. The others are awake.
                 let _ = place.leave();
                 // Who stands still has no fault in hand: the thread that waits may hold what the forking one needs.
-                self.send_back(&mut retries);
+                self.let_go(&mut retries);
                 self.park_if_frozen();
             }
             place.attend();
@@ -300,11 +304,14 @@ impl Runtime {
                 self.take_turns(&mut place, touch.tid);
             }
             self.kick_if_low();
-            if may_be_held_up && retries.len > 0 {
-                pause(RETRY_PAUSE_NS);
-                self.send_back(&mut retries);
+            if may_be_held_up {
+                self.let_go(&mut retries);
             }
-            if retries.len > 0 {
+            if retries.len > 0 || self.engine.kernel().put_off.any() {
+                if nr_faults == 0 {
+                    pause(RETRY_PAUSE_NS);
+                }
+                self.engine.kernel().wake_put_off(nr_faults == 0);
                 if nr_faults == 0 {
                     self.retry(&mut retries);
                 }
@@ -354,8 +361,7 @@ impl Runtime {
 
     pub(crate) fn serve_fault(&self, pending: Pending, retries: &mut Retries) {
         if self.attempt(pending) == Attempt::Again && !retries.push(pending) {
-            // The thread faults again, and by then there may be room.
-            self.engine.kernel().wake(PageRange::new(pending.touch.page, 1));
+            self.put_off(pending.touch.page);
         }
     }
 
@@ -391,9 +397,8 @@ impl Runtime {
         Attempt::Again
     }
 
-    /// Tries every pending fault once more, after a pause.
+    /// Tries every pending fault once more.
     fn retry(&self, retries: &mut Retries) {
-        pause(RETRY_PAUSE_NS);
         let mut again = Retries::new();
         while let Some(pending) = retries.pop() {
             self.serve_fault(pending, &mut again);

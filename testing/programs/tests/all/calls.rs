@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 /// Compiles the program, runs it alone and in a quarter of what it works on.
 #[track_caller]
-fn check(name: &str, args: &[&str], ram: u64) {
+pub(crate) fn check(name: &str, args: &[&str], ram: u64) {
     if !can_run() {
         return;
     }
@@ -279,6 +279,18 @@ fn children_have_what_other_threads_map() {
 #[test]
 fn children_have_what_mappings_have_grown_by() {
     check_children("growing", &[&["400"]]);
+}
+
+/// A fork whose copy is of no use is made again, where that can be seen: in a namespace of pids that ends with its first process,
+/// and where libc makes the fork, `daemon` after the parent's end.
+#[test]
+fn what_was_forked_in_vain_is_seen_by_nobody() {
+    if !is_root() {
+        return;
+    }
+    for act in ["namespace", "daemon", "terminal"] {
+        check("firstborn", &[act, "20", "48"], 16 * MIB);
+    }
 }
 
 /// Runs a program whose children check what they have, with the kernel reporting forks and without.

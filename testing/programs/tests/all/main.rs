@@ -11,6 +11,7 @@ mod endings;
 mod failing;
 mod full;
 mod kernel_tests;
+mod last_words;
 mod numpy;
 mod python;
 mod redis;

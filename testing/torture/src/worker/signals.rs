@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::finding::{FINDING, FOUND, LOST, end};
 use super::place::{PAGE, area};
+use super::thread::{MAX_THREADS, Progress};
 
 /// Pages of all areas together.
 pub(crate) const MAX_PAGES: usize = 1 << 18;
@@ -65,11 +66,18 @@ extern "C" fn on_signal(signal: c_int, info: *const libc::siginfo_t, _context: *
             return;
         }
     }
-    let mut line = [0; 128];
+    let mut line = [0; 256];
     let mut rest = &mut line[..];
     // No allocation: the allocator may be what failed.
-    let _too_long = writeln!(rest, "{FINDING}signal {signal} at {addr:#x}");
-    let len = 128 - rest.len();
+    let _too_long = write!(rest, "{FINDING}signal {signal} (code {}) at {addr:#x}; threads do", info.si_code);
+    for thread in 0..MAX_THREADS {
+        match Progress::of(thread) {
+            (0, _) => {}
+            (nr_done, operation) => _ = write!(rest, " {operation} ({nr_done} done)"),
+        }
+    }
+    let _too_long = rest.write_all(b"\n");
+    let len = 256 - rest.len();
     // SAFETY: the line's own bytes.
     unsafe { libc::write(2, line.as_ptr().cast(), len) };
     end(FOUND)
