@@ -47,16 +47,16 @@ use crate::inherit::NR_REPEATED;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
 use crate::refusal::{self, Refusal};
-use crate::{MANAGED, books, child, control, devices, dmirror, fail, namespace, reserve};
+use crate::{MANAGED, birth, books, child, control, devices, dmirror, fail, namespace, reserve};
 
 /// How a fork stands, for the thread that forks.
 const IDLE: u32 = 0;
 const ASKED: u32 = 1;
 const READY: u32 = 2;
 /// The child has its own agent, or there is no child.
-const DONE: u32 = 3;
+pub(crate) const DONE: u32 = 3;
 /// The child's copy was of no use, and the child has gone: fork again.
-const AGAIN: u32 = 4;
+pub(crate) const AGAIN: u32 = 4;
 /// The engine could not be brought to rest.
 const REFUSED: u32 = 5;
 
@@ -417,8 +417,8 @@ fn attend(runtime: &'static Runtime, page: &Control, end: &Fd, open: &mut Open) 
         let mut fds = [PollFd::new(end, PollFlags::IN), PollFd::new(uffd, PollFlags::IN)];
         // Until the child is there, others may wait for us while they hold what the forking thread needs: who maps memory,
         // and who announces a change.
-        let timeout = (child.is_none() || is_watched()).then_some(&LOOK);
-        let polled = poll(&mut fds, timeout);
+        let timeout = if child.is_none() || is_watched() { &LOOK } else { &birth::LOOK };
+        let polled = poll(&mut fds, Some(timeout));
         runtime.while_busy(|| open.serve(runtime));
         let Ok(nr_ready) = polled else { continue };
         if child.is_none() && nr_ready == 0 {
@@ -429,9 +429,12 @@ fn attend(runtime: &'static Runtime, page: &Control, end: &Fd, open: &mut Open) 
             runtime.engine().kernel().wake_put_off(true);
             continue;
         }
+        if nr_ready == 0 && child.as_ref().is_some_and(birth::is_gone) {
+            return DONE;
+        }
         let (from_child, fault) = (fds[0].revents(), fds[1].revents());
         if !from_child.is_empty() {
-            return finish(end, child.as_ref());
+            return birth::finish(runtime, end, child.as_ref());
         }
         match &child {
             Some(child) if fault.contains(PollFlags::IN) => {
@@ -447,22 +450,4 @@ fn attend(runtime: &'static Runtime, page: &Control, end: &Fd, open: &mut Open) 
             }),
         }
     }
-}
-
-/// The child has said something, or is not there.
-fn finish(end: &Fd, child: Option<&Userfaultfd>) -> u32 {
-    let mut said = hear(end);
-    if said == Some(child::READY) {
-        let _read_by_nobody = handover::send(end, &[0], child.map(AsFd::as_fd));
-        // Its faults are its own from here on.
-        said = hear(end);
-    }
-    if said == Some(child::USELESS) { AGAIN } else { DONE }
-}
-
-/// Waits for what the child has to say. `None` if it is gone.
-fn hear(end: &Fd) -> Option<u8> {
-    let mut byte = [0u8];
-    let nr = rustix::io::retry_on_intr(|| rustix::io::read(end, &mut byte)).unwrap_or(0);
-    (nr == 1).then_some(byte[0])
 }

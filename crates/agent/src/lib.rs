@@ -16,6 +16,7 @@
 //! No thread-local is used on any of them. The program's exit, crash or exec needs nothing from us.
 
 mod announce;
+mod birth;
 mod bodies;
 mod books;
 mod brk;

@@ -175,6 +175,13 @@ impl Userfaultfd {
         // An empty range, which no verb accepts: but that is looked at behind what we ask for.
         self.write_protect(AddrRange { start: 0, end: 0 }, false) == Err(Errno::AGAIN)
     }
+
+    /// Whether the address space is gone that it is of: its process has ended, or executed another program. `not_registered` is a
+    /// page of that address space that is registered nowhere.
+    pub fn is_orphaned(&self, not_registered: AddrRange) -> bool {
+        // Nothing is to be done there, which the kernel says if there is an address space to look at.
+        self.write_protect(not_registered, false) == Err(Errno::SRCH)
+    }
 }
 
 const fn behind(range: AddrRange, done: u64) -> AddrRange {

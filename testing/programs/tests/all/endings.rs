@@ -1,6 +1,8 @@
 //! How programs end, and what they can see of hmm.
 
-use hmm_programs::{Hmm, Job, MIB, TempDir, assert_healthy, assert_same_output, can_run, compile};
+use hmm_programs::{
+    Hmm, Job, MIB, TempDir, assert_healthy, assert_same_output, can_run, compile, compile_library,
+};
 
 /// Runs it alone and managed; everything must be the same.
 #[track_caller]
@@ -108,4 +110,21 @@ fn a_budget_that_suffices_costs_nothing_but_first_touches() {
     assert_eq!((stats.count("pgstore"), stats.count("pgmajfault")), (0, 0), "{stats}");
     // Runs of at least sixteen pages: 32 MiB are 512 of them, python's other memory some more.
     assert!(stats.count("pgfault") < 1024, "{stats}");
+}
+
+/// A child that is killed before it has said anything cannot be told from one that starts, by who waits for its word: the thread
+/// that forks has the child's end of the connection as well, and waits for a page.
+#[test]
+fn children_are_killed_at_birth() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let (Some(program), Some(library)) = (compile("dying", &dir), compile_library("dying", &dir)) else {
+        return;
+    };
+    let job = Job::new(program).args(["10", "48"]).env("LD_PRELOAD", library);
+    let (alone, managed) = (job.alone(), job.under(&Hmm::ram(16 * MIB)));
+    assert_same_output(&managed, &alone);
+    assert_healthy(&managed, 16 * MIB);
 }

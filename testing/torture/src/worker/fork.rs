@@ -16,8 +16,9 @@ use super::{life, signals};
 /// Children of one thread at a time.
 const MAX_CHILDREN: usize = 2;
 const MAX_DEPTH: usize = 2;
-/// How often a child looks whether its parent is gone that may have been killed, and the pause in between.
-const KILLED_LOOKS: usize = 200;
+/// How often a child looks whether its parent is gone that may have been killed, and the pause in between. On a loaded machine
+/// it takes its time to go.
+const KILLED_LOOKS: usize = 3000;
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 /// What a child writes to say that it outlived its parent, and that all was well.
 const WELL: u8 = b'+';
@@ -234,6 +235,7 @@ fn is_killed(parent: c_int, depth: usize) -> bool {
     depth > 1
         && (0..KILLED_LOOKS).any(|_| {
             std::thread::sleep(PAUSE);
+            life::sign();
             // SAFETY: never fails.
             unsafe { libc::getppid() != parent }
         })

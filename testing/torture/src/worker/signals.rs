@@ -69,7 +69,12 @@ extern "C" fn on_signal(signal: c_int, info: *const libc::siginfo_t, _context: *
     let mut line = [0; 256];
     let mut rest = &mut line[..];
     // No allocation: the allocator may be what failed.
-    let _too_long = write!(rest, "{FINDING}signal {signal} (code {}) at {addr:#x}; threads do", info.si_code);
+    let (pid, nr_lost) = (std::process::id(), nr_lost());
+    let _too_long = write!(
+        rest,
+        "{FINDING}signal {signal} (code {}) at {addr:#x} in {pid}, which has lost {nr_lost} pages; threads do",
+        info.si_code
+    );
     for thread in 0..MAX_THREADS {
         match Progress::of(thread) {
             (0, _) => {}
