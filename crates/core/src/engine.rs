@@ -17,7 +17,7 @@ use crate::notifier::{Cause, Change, Notifiers};
 use crate::policy::{Name, Policy};
 use crate::read_ahead::Jobs;
 use crate::registry::{Held, MAX_DEVICES, Registry};
-use crate::staging::{Staging, Which};
+use crate::staging::{Left, Staging, Which};
 use crate::state::{Frame, PageState, Ticket};
 use crate::stats::Stats;
 use crate::stream::Streams;
@@ -418,8 +418,13 @@ impl<K: Kernel> Engine<K> {
 
     /// Lends staging memory for up to `want` pages: stock, else blank slots as far as the budget goes.
     pub(crate) fn take_slots(&self, want: usize) -> Option<SlotRun> {
+        self.take_slots_of(want).map(|(slots, _)| slots)
+    }
+
+    /// The same, and says what is in them: [`Left::Memory`] of stock, [`Left::Nothing`] of blank slots, which are charged.
+    pub(crate) fn take_slots_of(&self, want: usize) -> Option<(SlotRun, Left)> {
         if let Some(run) = self.staging.take_stock(want) {
-            return Some(run);
+            return Some((run, Left::Memory));
         }
         let want = want.min(usize::try_from(self.kernel.ledger().free()).unwrap_or(usize::MAX)).max(1);
         if !self.try_charge(want) {
@@ -427,6 +432,14 @@ impl<K: Kernel> Engine<K> {
         }
         let run = self.staging.take_blank(want);
         self.uncharge(want - run.map_or(0, |run| run.len));
-        run
+        run.map(|run| (run, Left::Nothing))
+    }
+
+    /// Takes them back as they were lent.
+    pub(crate) fn put_slots_back(&self, slots: SlotRun, left: Left) {
+        self.staging.put(slots, left);
+        if left == Left::Nothing {
+            self.uncharge(slots.len);
+        }
     }
 }

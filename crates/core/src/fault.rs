@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{BLOCK_PAGES, PageRange, Slot, SlotRun, Vpn};
 use crate::engine::{Engine, HomeBy};
+use crate::fetch::Wish;
 use crate::flights::Grounded;
 use crate::kernel::{Kernel, Stop};
 use crate::notifier::{Cause, Change};
@@ -46,6 +47,9 @@ pub(crate) enum Step {
 const MAX_STEPS: usize = 32;
 /// Steps of reclaim that a fault takes for its stream's sake, before it is served with what there is.
 const SCARCE_STEPS: u32 = 3;
+/// How often a fault finds no memory until it asks for its page alone: of a read-only mapping each page takes two, one to be copied
+/// from, and what is lent for the others would be missing for that.
+const MAX_NEEDS: u32 = 3;
 /// Pages cleared at a time when there is no fresh memory; bounds the time a block is locked.
 const MAX_CLEAR: usize = 64;
 /// Pages that get their second chance together: 64 KiB, aligned.
@@ -71,10 +75,15 @@ impl<K: Kernel> Engine<K> {
         if !covers(page) {
             return Outcome::Unmanaged;
         }
-        let mut reclaimed = false;
+        let mut nr_needs = 0;
         let mut patience = SCARCE_STEPS;
         for _ in 0..MAX_STEPS {
-            match self.fault_step(page, help, patience == 0) {
+            let wish = match (nr_needs, patience) {
+                (MAX_NEEDS.., _) => Wish::Alone,
+                (_, 0) => Wish::Little,
+                _ => Wish::Much,
+            };
+            match self.fault_step(page, help, wish) {
                 Step::Ended(outcome) => return outcome,
                 Step::Again => {}
                 Step::Scarce => {
@@ -82,7 +91,8 @@ impl<K: Kernel> Engine<K> {
                     patience = if progress { patience - 1 } else { 0 };
                 }
                 Step::NeedMemory => {
-                    if !std::mem::replace(&mut reclaimed, true) {
+                    nr_needs += 1;
+                    if nr_needs == 1 {
                         self.stats().direct_reclaim.fetch_add(1, Ordering::Relaxed);
                         self.ask_others();
                     }
@@ -97,7 +107,7 @@ impl<K: Kernel> Engine<K> {
         Outcome::Retry
     }
 
-    fn fault_step(&self, page: Vpn, help: &dyn Fn(), is_frugal: bool) -> Step {
+    fn fault_step(&self, page: Vpn, help: &dyn Fn(), wish: Wish) -> Step {
         let gate = self.gate();
         let block = self.table.block(page.block());
         let mut states = block.lock();
@@ -137,7 +147,7 @@ impl<K: Kernel> Engine<K> {
                         return self.poison_page(page);
                     }
                 };
-                let fetch = match self.plan_fetch(&mut states, page, frame, is_frugal) {
+                let fetch = match self.plan_fetch(&mut states, page, frame, wish) {
                     Ok(fetch) => fetch,
                     Err(step) => return step,
                 };

@@ -52,6 +52,17 @@ pub(crate) enum Purpose {
     },
 }
 
+/// What a fault wants to bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// What its stream says, and nothing if there is memory for much less.
+    Much,
+    /// As much of it as there is memory for.
+    Little,
+    /// Its page.
+    Alone,
+}
+
 /// What becomes of a transfer for most of which there is no memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scarce {
@@ -99,7 +110,7 @@ impl<K: Kernel> Engine<K> {
         states: &mut States,
         page: Vpn,
         frame: Frame,
-        is_frugal: bool,
+        wish: Wish,
     ) -> Result<Fetch, Step> {
         let past = states.past;
         let hit = self.streams.fault(page, 1);
@@ -113,8 +124,12 @@ impl<K: Kernel> Engine<K> {
             Some(Held::Tier(_)) | None => brings.window,
         };
         // The page is the first of those that come with it; what is in front of it comes next, where that is wanted.
-        let window = if hit.stride == Stride::UP { self.config.demand_pages(window) } else { 1 };
-        let scarce = if is_frugal { Scarce::Taken } else { Scarce::Refused };
+        let window = if hit.stride == Stride::UP && wish != Wish::Alone {
+            self.config.demand_pages(window)
+        } else {
+            1
+        };
+        let scarce = if wish == Wish::Much { Scarce::Refused } else { Scarce::Taken };
         let plan = ((page, Stride::UP), frame.device, window);
         let mut fetch = match self.mark(states, plan, Purpose::Fault, scarce) {
             Ok(fetch) => fetch,
@@ -140,13 +155,13 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<Fetch, Step> {
         let run = self.run_on_device(states, (page, stride), device, window.min(FETCH_PAGES));
         let want = usize::try_from(run.nr_pages()).unwrap_or(1);
-        let slots = self.take_slots(want).ok_or(Step::NeedMemory)?;
+        let (slots, left) = self.take_slots_of(want).ok_or(Step::NeedMemory)?;
         // Reclaim has not come as far as it will: what it makes free lies side by side.
         let is_scarce = want >= SCARCE_PAGES
             && slots.len < want / 4
             && self.free_pages() + (slots.len as u64) < self.config.high_pages;
         if scarce == Scarce::Refused && is_scarce {
-            self.staging.put(slots, Left::Memory);
+            self.put_slots_back(slots, left);
             return Err(Step::Scarce);
         }
         let first = if stride == Stride::DOWN { Vpn(run.end.0 - slots.len as u64) } else { run.start };

@@ -180,6 +180,8 @@ impl<K: Kernel> Engine<K> {
             Err(Step::Scarce) => {
                 drop(states);
                 drop(gate);
+                // What is stored to make room may be a call of the same device, and one thread has one.
+                drop(pass);
                 self.make_room_for(job);
                 return None;
             }
