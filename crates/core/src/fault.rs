@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{BLOCK_PAGES, PageRange, Slot, SlotRun, Vpn};
 use crate::engine::{Engine, HomeBy};
-use crate::fetch::Wish;
 use crate::flights::Grounded;
 use crate::kernel::{Kernel, Stop};
 use crate::notifier::{Cause, Change};
@@ -14,6 +13,7 @@ use crate::staging::Left;
 use crate::state::{Frame, PageState};
 use crate::stream::Hit;
 use crate::table::{States, covers};
+use crate::thrift::{Thrift, Wish};
 use crate::trace::{IN_STREAM, What};
 
 /// How a fault ended.
@@ -45,11 +45,6 @@ pub(crate) enum Step {
 
 /// Looks at one page before the fault is handed back as [`Outcome::Retry`].
 const MAX_STEPS: usize = 32;
-/// Steps of reclaim that a fault takes for its stream's sake, before it is served with what there is.
-const SCARCE_STEPS: u32 = 3;
-/// How often a fault finds no memory until it asks for its page alone: of a read-only mapping each page takes two, one to be copied
-/// from, and what is lent for the others would be missing for that.
-const MAX_NEEDS: u32 = 3;
 /// Pages cleared at a time when there is no fresh memory; bounds the time a block is locked.
 const MAX_CLEAR: usize = 64;
 /// Pages that get their second chance together: 64 KiB, aligned.
@@ -75,24 +70,16 @@ impl<K: Kernel> Engine<K> {
         if !covers(page) {
             return Outcome::Unmanaged;
         }
-        let mut nr_needs = 0;
-        let mut patience = SCARCE_STEPS;
+        let mut thrift = Thrift::new();
         for _ in 0..MAX_STEPS {
-            let wish = match (nr_needs, patience) {
-                (MAX_NEEDS.., _) => Wish::Alone,
-                (_, 0) => Wish::Little,
-                _ => Wish::Much,
-            };
-            match self.fault_step(page, help, wish) {
+            match self.fault_step(page, help, thrift.wish()) {
                 Step::Ended(outcome) => return outcome,
                 Step::Again => {}
                 Step::Scarce => {
-                    let progress = self.reclaim_for(Some(page)) == Reclaimed::Progress;
-                    patience = if progress { patience - 1 } else { 0 };
+                    thrift.found_little(self.reclaim_for(Some(page)) == Reclaimed::Progress);
                 }
                 Step::NeedMemory => {
-                    nr_needs += 1;
-                    if nr_needs == 1 {
+                    if thrift.found_none() {
                         self.stats().direct_reclaim.fetch_add(1, Ordering::Relaxed);
                         self.ask_others();
                     }

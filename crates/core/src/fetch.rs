@@ -21,6 +21,7 @@ use crate::state::{Frame, PageState, Ticket};
 use crate::stream::Hit;
 use crate::stride::Stride;
 use crate::table::States;
+use crate::thrift::{Scarce, Wish};
 use crate::trace::What;
 
 /// Pages of one transfer at most. Each ends with a flush of the other CPUs' TLBs, which takes as long as some pages do.
@@ -50,26 +51,6 @@ pub(crate) enum Purpose {
         /// This page stays in staging, so that touching it shows how far the program is.
         trigger: Option<Vpn>,
     },
-}
-
-/// What a fault wants to bring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wish {
-    /// What its stream says, and nothing if there is memory for much less.
-    Much,
-    /// As much of it as there is memory for.
-    Little,
-    /// Its page.
-    Alone,
-}
-
-/// What becomes of a transfer for most of which there is no memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scarce {
-    /// It is made for the rest.
-    Taken,
-    /// It is not made.
-    Refused,
 }
 
 /// A planned transfer: pages marked `Fetching`, slots lent.
@@ -129,9 +110,8 @@ impl<K: Kernel> Engine<K> {
         } else {
             1
         };
-        let scarce = if wish == Wish::Much { Scarce::Refused } else { Scarce::Taken };
         let plan = ((page, Stride::UP), frame.device, window);
-        let mut fetch = match self.mark(states, plan, Purpose::Fault, scarce) {
+        let mut fetch = match self.mark(states, plan, Purpose::Fault, wish.scarce()) {
             Ok(fetch) => fetch,
             Err(lacks) => {
                 // The same fault is planned once more.

@@ -60,6 +60,7 @@ mod reserve;
 mod staging;
 mod sync;
 mod table;
+mod thrift;
 
 pub use engine::{Config, Engine, HomeBy, Peeked};
 pub use events::Events;

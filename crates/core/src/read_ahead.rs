@@ -12,13 +12,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::addr::{PageRange, Vpn};
 use crate::engine::Engine;
 use crate::fault::Step;
-use crate::fetch::{Fetch, Purpose, Scarce};
+use crate::fetch::{Fetch, Purpose};
 use crate::flights::Pass;
 use crate::kernel::Kernel;
 use crate::state::PageState;
 use crate::stream::Hit;
 use crate::stride::Stride;
 use crate::table::{States, covers};
+use crate::thrift::Scarce;
 
 /// Jobs that wait at most; more streams than that fetch on demand.
 const MAX_JOBS: usize = 16;

@@ -1,0 +1,88 @@
+//! How much a fault asks for, which finds little memory or none.
+
+/// What a fault wants to bring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// What its stream says, and nothing if there is memory for much less.
+    Much,
+    /// As much of it as there is memory for.
+    Little,
+    /// Its page.
+    Alone,
+}
+
+/// What becomes of a transfer for most of which there is no memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scarce {
+    /// It is made for the rest.
+    Taken,
+    /// It is not made.
+    Refused,
+}
+
+impl Wish {
+    pub(crate) const fn scarce(self) -> Scarce {
+        match self {
+            Self::Much => Scarce::Refused,
+            Self::Little | Self::Alone => Scarce::Taken,
+        }
+    }
+}
+
+/// Steps of reclaim that a fault takes for its stream's sake, before it is served with what there is.
+const SCARCE_STEPS: u32 = 3;
+/// How often a fault finds no memory until it asks for its page alone: of a read-only mapping each page takes two, one to be copied
+/// from, and what is lent for the others would be missing for that.
+const MAX_NEEDS: u32 = 3;
+
+/// What one fault has found so far.
+#[derive(Debug)]
+pub(crate) struct Thrift {
+    patience: u32,
+    nr_needs: u32,
+}
+
+impl Thrift {
+    pub(crate) const fn new() -> Self {
+        Self { patience: SCARCE_STEPS, nr_needs: 0 }
+    }
+
+    pub(crate) const fn wish(&self) -> Wish {
+        match (self.nr_needs, self.patience) {
+            (MAX_NEEDS.., _) => Wish::Alone,
+            (_, 0) => Wish::Little,
+            _ => Wish::Much,
+        }
+    }
+
+    /// There was memory for little; a step of reclaim has freed some, or none.
+    pub(crate) fn found_little(&mut self, progress: bool) {
+        self.patience = if progress { self.patience.saturating_sub(1) } else { 0 };
+    }
+
+    /// There was none. Says whether that is so for the first time.
+    pub(crate) fn found_none(&mut self) -> bool {
+        self.nr_needs += 1;
+        self.nr_needs == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finds_little_asks_for_less() {
+        let mut thrift = Thrift::new();
+        for _ in 0..SCARCE_STEPS {
+            assert_eq!(thrift.wish(), Wish::Much);
+            thrift.found_little(true);
+        }
+        assert_eq!(thrift.wish(), Wish::Little);
+        let firsts: Vec<_> = (0..MAX_NEEDS).map(|_| thrift.found_none()).collect();
+        assert_eq!((firsts, thrift.wish()), (vec![true, false, false], Wish::Alone));
+        let mut hopeless = Thrift::new();
+        hopeless.found_little(false);
+        assert_eq!(hopeless.wish(), Wish::Little);
+    }
+}
