@@ -42,7 +42,7 @@ const MAX_BUSY: usize = 16;
 /// What the kernel lends us to look at and work on this address space.
 #[derive(Debug)]
 pub struct Files {
-    /// Enabled, with the features of [`features`].
+    /// Enabled, with the features of [`features`](crate::open::features).
     pub uffd: Userfaultfd,
     /// Whose faults it tells of.
     pub access: Access,
