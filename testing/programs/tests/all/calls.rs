@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use hmm_programs::command::hmm_binary;
 use hmm_programs::skip::{has_programs, is_root};
 use hmm_programs::{
-    Hmm, Job, MIB, TempDir, assert_healthy, assert_same_output, can_run, compile, procs, scale,
+    Hmm, Job, MIB, Stats, TempDir, assert_healthy, assert_same_output, can_run, compile, procs, scale,
 };
 use rustix::process::Signal;
 
@@ -291,6 +291,28 @@ fn what_was_forked_in_vain_is_seen_by_nobody() {
     for act in ["namespace", "daemon", "terminal"] {
         check("firstborn", &[act, "20", "48"], 16 * MIB);
     }
+}
+
+/// Where forks are not reported no page may be away, and none can leave for the child: what both sides may come to have is charged,
+/// and as much of it as is beyond the budget is counted.
+#[test]
+fn what_a_fork_charges_beyond_the_budget_is_counted() {
+    if !can_run() || !is_root() || !has_programs(&["setpriv", "python3"]) {
+        return;
+    }
+    let dir = TempDir::new();
+    let script = "import os\nmemory = bytearray(18 << 20)\nfor at in range(0, len(memory), 4096): memory[at] = 1\n\
+                  pid = os.fork()\npid or os._exit(0)\nassert os.waitpid(pid, 0)[1] == 0";
+    let managed = Job::new("setpriv")
+        .args(["--bounding-set", "-sys_ptrace"])
+        .arg(hmm_binary())
+        .args(["run", "--ram", "32M", "--stats"])
+        .arg(dir.join("stats.json"))
+        .args(["--", "python3", "-c", script])
+        .alone();
+    assert!(managed.status.success(), "{} {}", managed.status, managed.stderr);
+    let stats = Stats::read(&dir.join("stats.json")).expect("stats");
+    assert!(stats.count("overcharged") * 4096 > 2 * 18 * MIB - 32 * MIB, "{stats}");
 }
 
 /// Runs a program whose children check what they have, with the kernel reporting forks and without.
