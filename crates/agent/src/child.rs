@@ -113,9 +113,12 @@ fn start_with(procfs: &Procfs) {
         let _ = futex_wait(&START, Scope::Private, STARTING, Some(PATIENCE));
     }
     match START.load(Ordering::Acquire) {
-        // Where forks are not reported the engine does not know any more what stays.
-        STARTED if started.is_ok() && !runtime.engine().kernel().reports_forks() => thread_end::keep(),
-        STARTED if started.is_ok() => {}
+        STARTED if started.is_ok() => {
+            // Else the engine still knows what stays.
+            if !runtime.engine().kernel().reports_forks() {
+                thread_end::keep();
+            }
+        }
         IS_USELESS => end_useless(),
         _ => {
             let why = WHY.lock().unwrap_or_else(PoisonError::into_inner);

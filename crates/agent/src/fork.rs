@@ -421,16 +421,17 @@ fn attend(runtime: &'static Runtime, page: &Control, end: &Fd, open: &mut Open) 
         let polled = poll(&mut fds, Some(timeout));
         runtime.while_busy(|| open.serve(runtime));
         let Ok(nr_ready) = polled else { continue };
-        if child.is_none() && nr_ready == 0 {
-            runtime.while_busy(|| {
-                control::answer(runtime);
-                reserve::try_fill(page, runtime);
-            });
-            runtime.engine().kernel().wake_put_off(true);
+        if nr_ready == 0 {
+            match &child {
+                Some(child) if birth::is_gone(child) => return DONE,
+                Some(_) => {}
+                None => runtime.while_busy(|| {
+                    control::answer(runtime);
+                    reserve::try_fill(page, runtime);
+                    runtime.engine().kernel().wake_put_off(true);
+                }),
+            }
             continue;
-        }
-        if nr_ready == 0 && child.as_ref().is_some_and(birth::is_gone) {
-            return DONE;
         }
         let (from_child, fault) = (fds[0].revents(), fds[1].revents());
         if !from_child.is_empty() {

@@ -63,23 +63,26 @@ pub unsafe extern "C" fn forkpty(
         return -1;
     }
     let pid = fork();
-    // The terminal's other end is the other side's.
-    let not_ours = if pid == 0 { ours } else { theirs };
-    if pid == -1 {
-        // SAFETY: it was opened above.
-        unsafe { libc::close(ours) };
-    }
-    // SAFETY: it was opened above.
-    unsafe { libc::close(not_ours) };
-    if pid == 0 {
-        // SAFETY: it was opened above; closes it.
-        if unsafe { libc::login_tty(theirs) } == -1 {
-            // SAFETY: as libc does it: the parent learns of it by the end of its child.
-            unsafe { libc::_exit(1) };
+    // SAFETY: closes what was opened above.
+    let close = |fd| unsafe { libc::close(fd) };
+    match pid {
+        -1 => {
+            close(ours);
+            close(theirs);
         }
-    } else if pid > 0 {
-        // SAFETY: the caller's promise.
-        unsafe { *master = ours };
+        0 => {
+            close(ours);
+            // SAFETY: it was opened above; closes it.
+            if unsafe { libc::login_tty(theirs) } == -1 {
+                // SAFETY: as libc does it: the parent learns of it by the end of its child.
+                unsafe { libc::_exit(1) };
+            }
+        }
+        _ => {
+            close(theirs);
+            // SAFETY: the caller's promise.
+            unsafe { *master = ours };
+        }
     }
     pid
 }

@@ -21,7 +21,7 @@ use crate::state::{Frame, PageState, Ticket};
 use crate::stream::Hit;
 use crate::stride::Stride;
 use crate::table::States;
-use crate::thrift::{Scarce, Wish};
+use crate::thrift::Wish;
 use crate::trace::What;
 
 /// Pages of one transfer at most. Each ends with a flush of the other CPUs' TLBs, which takes as long as some pages do.
@@ -111,7 +111,7 @@ impl<K: Kernel> Engine<K> {
             1
         };
         let plan = ((page, Stride::UP), frame.device, window);
-        let mut fetch = match self.mark(states, plan, Purpose::Fault, wish.scarce()) {
+        let mut fetch = match self.mark(states, plan, Purpose::Fault, wish) {
             Ok(fetch) => fetch,
             Err(lacks) => {
                 // The same fault is planned once more.
@@ -131,7 +131,7 @@ impl<K: Kernel> Engine<K> {
         states: &mut States,
         ((page, stride), device, window): ((Vpn, Stride), u8, usize),
         purpose: Purpose,
-        scarce: Scarce,
+        wish: Wish,
     ) -> Result<Fetch, Step> {
         let run = self.run_on_device(states, (page, stride), device, window.min(FETCH_PAGES));
         let want = usize::try_from(run.nr_pages()).unwrap_or(1);
@@ -140,7 +140,7 @@ impl<K: Kernel> Engine<K> {
         let is_scarce = want >= SCARCE_PAGES
             && slots.len < want / 4
             && self.free_pages() + (slots.len as u64) < self.config.high_pages;
-        if scarce == Scarce::Refused && is_scarce {
+        if wish == Wish::Much && is_scarce {
             self.put_slots_back(slots, left);
             return Err(Step::Scarce);
         }

@@ -19,7 +19,7 @@ use crate::state::PageState;
 use crate::stream::Hit;
 use crate::stride::Stride;
 use crate::table::{States, covers};
-use crate::thrift::Scarce;
+use crate::thrift::Wish;
 
 /// Jobs that wait at most; more streams than that fetch on demand.
 const MAX_JOBS: usize = 16;
@@ -176,7 +176,7 @@ impl<K: Kernel> Engine<K> {
         let window = usize::try_from(job.nr_pages).unwrap_or(at_once).min(at_once);
         let purpose = Purpose::Ahead { trigger: job.trigger.then_some(job.next) };
         let plan = ((job.next, job.stride), frame.device, window);
-        let fetch = match self.mark(&mut states, plan, purpose, Scarce::Refused) {
+        let fetch = match self.mark(&mut states, plan, purpose, Wish::Much) {
             Ok(fetch) => fetch,
             Err(Step::Scarce) => {
                 drop(states);

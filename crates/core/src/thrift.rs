@@ -1,6 +1,6 @@
-//! How much a fault asks for, which finds little memory or none.
+//! How much a fault, or a read-ahead, asks for, and how a fault that finds little memory or none comes to ask for less.
 
-/// What a fault wants to bring.
+/// What is to be brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wish {
     /// What its stream says, and nothing if there is memory for much less.
@@ -9,24 +9,6 @@ pub(crate) enum Wish {
     Little,
     /// Its page.
     Alone,
-}
-
-/// What becomes of a transfer for most of which there is no memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scarce {
-    /// It is made for the rest.
-    Taken,
-    /// It is not made.
-    Refused,
-}
-
-impl Wish {
-    pub(crate) const fn scarce(self) -> Scarce {
-        match self {
-            Self::Much => Scarce::Refused,
-            Self::Little | Self::Alone => Scarce::Taken,
-        }
-    }
 }
 
 /// Steps of reclaim that a fault takes for its stream's sake, before it is served with what there is.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hmm_core::Peeked;
-use hmm_core::addr::{PAGE_SIZE, PageRange, Vpn};
+use hmm_core::addr::{PAGE_SIZE, Vpn};
 use hmm_uapi::AddrRange;
 use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
 use hmm_uapi::uffd::{CopyMode, Event, EventBuffer, FaultAccess, MAX_EVENTS, Userfaultfd};
@@ -104,7 +104,7 @@ impl Runtime {
         } else {
             // From here on the child's pages must stay as they are; who faults now, faults again later.
             for touch in &faults[..nr_faults] {
-                self.wake_later(touch.page);
+                self.put_off(touch.page);
             }
         }
     }
@@ -159,10 +159,5 @@ impl Runtime {
         self.engine().for_each_absent(&mut |page| {
             let _ = child.poison(AddrRange::new(page.addr(), PAGE_SIZE as u64));
         });
-    }
-
-    fn wake_later(&self, page: Vpn) {
-        use hmm_core::kernel::Kernel;
-        self.engine().kernel().wake(PageRange::new(page, 1));
     }
 }

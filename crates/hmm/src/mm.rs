@@ -331,7 +331,11 @@ impl Kernel for Mm {
     }
 
     fn wake_later(&self, range: PageRange) {
-        self.wake_when_calm(range);
+        self.put_off(range);
+        // Else whoever reads the event looks for who was put off.
+        if !self.is_changing() {
+            self.wake_put_off(true);
+        }
     }
 
     fn present(&self, block: BlockId) -> PageSet {

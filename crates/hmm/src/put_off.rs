@@ -62,14 +62,6 @@ impl Mm {
         self.put_off.add(range, Instant::now);
     }
 
-    /// The same, for those who do not look for who was put off: whoever reads the event will. If there is none unread all are woken.
-    pub(crate) fn wake_when_calm(&self, range: PageRange) {
-        self.put_off(range);
-        if !self.is_changing() {
-            self.wake_put_off(true);
-        }
-    }
-
     /// Wakes who was put off, if it is time. `drained`: there was nothing to be read.
     pub fn wake_put_off(&self, drained: bool) {
         if !self.put_off.any() {

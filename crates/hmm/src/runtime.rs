@@ -261,7 +261,7 @@ impl Runtime {
     }
 
     /// Leaves the thread that faults on the page asleep.
-    fn put_off(&self, page: Vpn) {
+    pub(crate) fn put_off(&self, page: Vpn) {
         self.engine.kernel().put_off(PageRange::new(page, 1));
     }
 
@@ -309,11 +309,9 @@ impl Runtime {
             }
             if retries.len > 0 || self.engine.kernel().put_off.any() {
                 if nr_faults == 0 {
-                    pause(RETRY_PAUSE_NS);
-                }
-                self.engine.kernel().wake_put_off(nr_faults == 0);
-                if nr_faults == 0 {
                     self.retry(&mut retries);
+                } else {
+                    self.engine.kernel().wake_put_off(false);
                 }
             } else if self.engine.wants_read_ahead() {
                 self.call_for_help();
@@ -397,8 +395,10 @@ impl Runtime {
         Attempt::Again
     }
 
-    /// Tries every pending fault once more.
+    /// Has every fault tried once more, after a pause: those that were put off come again.
     fn retry(&self, retries: &mut Retries) {
+        pause(RETRY_PAUSE_NS);
+        self.engine.kernel().wake_put_off(true);
         let mut again = Retries::new();
         while let Some(pending) = retries.pop() {
             self.serve_fault(pending, &mut again);

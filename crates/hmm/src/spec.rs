@@ -278,6 +278,7 @@ impl DeviceSpec {
         let spec = Self::with_rest(Backing::File { dir: dir.clone(), capacity_bytes }, options)?;
         let text = spec.to_string();
         let why = match text.len() {
+            _ if text.contains('\n') => "the path has a line break",
             _ if text.contains('\t') => "the path has a tab",
             ..=MAX_SPEC_BYTES => return Ok(spec),
             _ => "the path is too long",
@@ -504,6 +505,7 @@ mod tests {
                 .contains("17 TiB is out of range: choose one from 1 MiB to 16 TiB")
         );
         assert!(text(&format!("file:cap=1G,path=/{}", "x".repeat(600))).contains("the path is too long"));
+        assert!(text("file:cap=1G,path=/a\nb").contains("the path has a line break"));
         assert!(text("file:cap=1G,path=/a\tb").contains("the path has a tab"));
         assert!(text("lz4:lost-after=soon").contains("option lost-after: 'soon' is not a whole number"));
     }

@@ -3,8 +3,8 @@
  *
  *     lastword join ROUNDS MIB        the word that pthread_join waits for
  *     lastword mutex ROUNDS MIB       mutexes that a thread has left locked
- *     lastword crowd THREADS MIB      many threads that end at once
  *     lastword process ROUNDS MIB     the same of a process that is killed, whose mutex is shared
+ *     lastword crowd THREADS MIB      many threads that end at once
  */
 #define _GNU_SOURCE
 #include <pthread.h>

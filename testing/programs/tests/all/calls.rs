@@ -240,6 +240,11 @@ fn a_libc_that_stays_as_it_is() {
     assert!(stats.count("pgstore") > 0, "nothing left: {stats}");
 }
 
+/// `hmm run` of root's with a right, or without it.
+fn run_with(right: &str) -> Job {
+    Job::new("setpriv").args(["--bounding-set", right]).arg(hmm_binary()).arg("run")
+}
+
 /// A child of a fork that nobody arranged reads what its parent had, or ends: by SIGBUS on a page that is away where the
 /// kernel reports forks (signal 7), else by SIGSEGV (11) on any that is managed. Children of libc's forks have everything, as long as nothing
 /// is away, but for what the program keeps from them.
@@ -252,13 +257,7 @@ fn a_bare_fork_never_reads_wrong_bytes() {
     let Some(program) = compile("rawfork", &dir) else { return };
     let alone = Job::new(&program).args(["64"]).alone();
     for (rights, signal) in [("+sys_ptrace", 7), ("-sys_ptrace", 11)] {
-        let managed = Job::new("setpriv")
-            .args(["--bounding-set", rights])
-            .arg(hmm_binary())
-            .args(["run", "--ram", "16M", "--"])
-            .arg(&program)
-            .args(["64"])
-            .alone();
+        let managed = run_with(rights).args(["--ram", "16M", "--"]).arg(&program).args(["64"]).alone();
         assert!(managed.status.success(), "{rights}: {} {}", managed.status, managed.stderr);
         let wanted =
             alone.stdout().replace("bare system call: exit 0", &format!("bare system call: signal {signal}"));
@@ -303,10 +302,8 @@ fn what_a_fork_charges_beyond_the_budget_is_counted() {
     let dir = TempDir::new();
     let script = "import os\nmemory = bytearray(18 << 20)\nfor at in range(0, len(memory), 4096): memory[at] = 1\n\
                   pid = os.fork()\npid or os._exit(0)\nassert os.waitpid(pid, 0)[1] == 0";
-    let managed = Job::new("setpriv")
-        .args(["--bounding-set", "-sys_ptrace"])
-        .arg(hmm_binary())
-        .args(["run", "--ram", "32M", "--stats"])
+    let managed = run_with("-sys_ptrace")
+        .args(["--ram", "32M", "--stats"])
         .arg(dir.join("stats.json"))
         .args(["--", "python3", "-c", script])
         .alone();
@@ -324,10 +321,8 @@ fn check_children(name: &str, jobs: &[&[&str]]) {
     let Some(program) = compile(name, &dir) else { return };
     for rights in ["-sys_ptrace", "+sys_ptrace"] {
         for args in jobs {
-            let managed = Job::new("setpriv")
-                .args(["--bounding-set", rights])
-                .arg(hmm_binary())
-                .args(["run", "--quiet", "--ram", "16M", "--"])
+            let managed = run_with(rights)
+                .args(["--quiet", "--ram", "16M", "--"])
                 .arg(&program)
                 .args(args.iter().copied())
                 .alone();

@@ -9,6 +9,8 @@ use super::finding::{FINDING, FOUND, LOST, end};
 use super::place::{PAGE, area};
 use super::thread::{MAX_THREADS, Progress};
 
+/// Room for what a signal tells of, of as many threads as there may be.
+const MAX_LINE: usize = 512;
 /// Pages of all areas together.
 pub(crate) const MAX_PAGES: usize = 1 << 18;
 /// Those that were lost, and not yet asked for.
@@ -66,7 +68,7 @@ extern "C" fn on_signal(signal: c_int, info: *const libc::siginfo_t, _context: *
             return;
         }
     }
-    let mut line = [0; 256];
+    let mut line = [0; MAX_LINE];
     let mut rest = &mut line[..];
     // No allocation: the allocator may be what failed.
     let (pid, nr_lost) = (std::process::id(), nr_lost());
@@ -82,7 +84,7 @@ extern "C" fn on_signal(signal: c_int, info: *const libc::siginfo_t, _context: *
         }
     }
     let _too_long = rest.write_all(b"\n");
-    let len = 256 - rest.len();
+    let len = MAX_LINE - rest.len();
     // SAFETY: the line's own bytes.
     unsafe { libc::write(2, line.as_ptr().cast(), len) };
     end(FOUND)
