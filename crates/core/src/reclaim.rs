@@ -30,6 +30,14 @@ pub enum Reclaimed {
     Full,
 }
 
+/// What came of moving runs of a block's pages out.
+pub(crate) struct Swept {
+    /// Where no page is left.
+    clean: PageSet,
+    /// Why others were left, the last reason.
+    pub(crate) stop: Option<Stop>,
+}
+
 /// Blocks that one step tries to take out before it gives up.
 const EVICT_TRIES: usize = 64;
 /// A process with fewer pages than this waits for others that share its budget, rather than take its own out.
@@ -270,15 +278,11 @@ impl<K: Kernel> Engine<K> {
         let block = self.table.block(id);
         let mut states = block.lock();
         states.queued = false;
-        let mut stop = None;
-        if states.nr_system() > 0 {
-            for run in unpinned_runs(&states, part.clone()) {
-                let range = PageRange { start: id.page(run.start), end: id.page(run.end) };
-                stop = self.kernel.move_out(range, bay).or(stop);
-            }
-        }
+        let runs = (states.nr_system() > 0).then(|| unpinned_runs(&states, part.clone()));
+        let swept = self.sweep(id, runs.into_iter().flatten(), bay);
         let scan = if states.nr_system() > 0 { self.kernel.scan_bay(bay) } else { BayScan::default() };
-        let staged = self.account_moved(&mut states, &scan, part, bay, stop);
+        let staged = self.account_moved(&mut states, &scan, &swept, bay);
+        let stop = swept.stop;
         self.staging.load(bay, staged, scan.huge, id.page(0));
         if is_all && !matches!(stop, Some(Stop::Busy | Stop::Changing)) {
             let nr_left = states.nr_system();
@@ -316,17 +320,34 @@ impl<K: Kernel> Engine<K> {
         self.note_stuck(states, nr_left);
     }
 
+    /// Moves runs of the block's pages out, each in one call.
+    pub(crate) fn sweep(
+        &self,
+        id: BlockId,
+        runs: impl Iterator<Item = std::ops::Range<usize>>,
+        bay: Bay,
+    ) -> Swept {
+        let mut swept = Swept { clean: PageSet::EMPTY, stop: None };
+        for run in runs {
+            let range = PageRange { start: id.page(run.start), end: id.page(run.end) };
+            match self.kernel.move_out(range, bay) {
+                None => run.for_each(|index| swept.clean.insert(index)),
+                stop => swept.stop = stop,
+            }
+        }
+        swept
+    }
+
     /// Brings the states up to what the bay was found to hold.
     pub(crate) fn account_moved(
         &self,
         states: &mut States,
         scan: &BayScan,
-        part: std::ops::Range<usize>,
+        swept: &Swept,
         bay: Bay,
-        stop: Option<Stop>,
     ) -> PageSet {
         let mut vanished = 0;
-        for index in part {
+        for index in 0..BLOCK_PAGES {
             let state = states.get(index);
             if scan.present.contains(index) {
                 let copy = if let PageState::System { copy } = state {
@@ -336,7 +357,7 @@ impl<K: Kernel> Engine<K> {
                     None
                 };
                 states.set(index, PageState::Staged { slot: bay.slot(index), copy });
-            } else if let (PageState::System { copy }, None, false) = (state, stop, states.is_pinned(index)) {
+            } else if let (PageState::System { copy }, true) = (state, swept.clean.contains(index)) {
                 // Given up by the program in a way that sends no event.
                 states.set(index, PageState::None);
                 copy.inspect(|frame| self.free_frame(*frame));

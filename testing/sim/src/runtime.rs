@@ -316,8 +316,9 @@ fn serve(shared: &Shared, engine: &SimEngine, thread: u32, (page, protected): (u
             machine.put_off = true;
             machine.nr_hungry += 1;
             if machine.rounds >= PATIENCE || machine.nr_hungry >= MAX_HUNGRY {
-                let stays = machine.nr_unmovable();
-                assert!(stays > 0 || machine.may_fail(), "nothing is reclaimed, and every page could be");
+                let stays =
+                    machine.nr_unmovable() > 0 || machine.depth > 0 && holds(shared, engine, &machine);
+                assert!(stays || machine.may_fail(), "nothing is reclaimed, and every page could be");
                 grow(shared);
             }
         }
@@ -338,6 +339,15 @@ fn serve(shared: &Shared, engine: &SimEngine, thread: u32, (page, protected): (u
             machine.set_read(thread, number, false);
         }
     }
+}
+
+/// Whether those that are interrupted have memory in their hands: what is charged, and is nobody's else.
+fn holds(shared: &Shared, engine: &SimEngine, machine: &Machine) -> bool {
+    let is_charged = |page: &u32| {
+        matches!(engine.state(Machine::vpn(*page)), PageState::System { .. } | PageState::Staged { .. })
+    };
+    let nr_charged = machine.arena().all().pages().filter(is_charged).count() as u64;
+    shared.ledger.charged() > nr_charged + engine.nr_stock()
 }
 
 /// More memory than was allowed, counted: the alternative is a program that stands still.

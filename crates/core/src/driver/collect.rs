@@ -233,17 +233,13 @@ impl<K: Kernel> Engine<K> {
         hull.clone()
             .filter(|index| states.is_system(*index) && !states.is_pinned(*index))
             .for_each(|index| wanted.insert(index));
-        let mut stop = None;
-        for run in wanted.runs() {
-            let range = PageRange { start: id.page(run.start), end: id.page(run.end) };
-            stop = self.kernel.move_out(range, bay).or(stop);
-        }
+        let swept = self.sweep(id, wanted.runs(), bay);
         let mut scan = self.kernel.scan_bay(bay);
         scan.present = scan.present.and(&wanted);
-        let moved = self.account_moved(states, &scan, hull.clone(), bay, stop);
+        let moved = self.account_moved(states, &scan, &swept, bay);
         let is_huge = scan.huge && moved.len() == BLOCK_PAGES;
         self.staging.lend_part(bay, hull, &moved, is_huge, id.page(0));
         self.stats().pgsteal.fetch_add(moved.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        (moved, stop)
+        (moved, swept.stop)
     }
 }

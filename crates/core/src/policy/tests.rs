@@ -100,6 +100,36 @@ fn what_is_put_back_is_next_again_and_what_is_forgotten_is_not() {
     }
 }
 
+/// In one queue of the two is only what stays: it is given out now and then, and the other goes on.
+#[test]
+fn what_cannot_leave_does_not_keep_others_under_twice() {
+    let nr_left = |nr_again: usize, stays: std::ops::Range<usize>| {
+        let policy = Twice::new();
+        let mut notes = [Note::default(); 64];
+        (0..64).for_each(|number| policy.came(BlockId(number as u64), &mut notes[number]));
+        for (number, note) in notes.iter_mut().enumerate().take(nr_again) {
+            assert_eq!(policy.next().map(|victim| victim.block), Some(BlockId(number as u64)));
+            policy.left(note);
+            policy.came(BlockId(number as u64), note);
+        }
+        let mut nr_left = 0;
+        for _ in 0..500 {
+            let Some(Victim { block, .. }) = policy.next() else { break };
+            let number = usize::try_from(block.0).unwrap();
+            let note = &mut notes[number];
+            if stays.contains(&number) {
+                policy.came(block, note);
+            } else {
+                policy.left(note);
+                nr_left += 1;
+            }
+        }
+        nr_left
+    };
+    assert_eq!(nr_left(58, 0..58), 6);
+    assert_eq!(nr_left(20, 20..64), 20);
+}
+
 #[test]
 fn pages_come_with_a_fault_as_its_stream_goes() {
     let brings = Brings { around: 16, window: 64 };

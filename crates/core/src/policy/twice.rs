@@ -7,7 +7,7 @@
 //!
 //! Blocks leave from `once` as long as it has more than a tenth of all. So one pass over a large array goes through that
 //! tenth and leaves the rest alone; and a working set that changes gets in by coming back. Within each queue the order is
-//! the clock's.
+//! the clock's. Where none of a queue's blocks can leave (all of it is read-only, say), it is the other's turn.
 //!
 //! What came once goes by a tier that is three quarters full, if there is another: that room is for what will be back.
 
@@ -24,6 +24,8 @@ use crate::addr::BlockId;
 const ONCE_SHARE: usize = 10;
 /// A tier this full (in percent) is kept for what came again.
 const KEPT_PERCENT: u64 = 75;
+/// Tries that a departure allows a queue whose blocks stayed.
+const TRIES: usize = 2;
 const ONCE: u8 = 0;
 const AGAIN: u8 = 1;
 
@@ -32,6 +34,8 @@ struct Queues {
     once: Queue,
     again: Queue,
     departures: Departures,
+    /// How many more were given out than have left, of late.
+    nr_stayed: usize,
 }
 
 impl Queues {
@@ -42,6 +46,17 @@ impl Queues {
     fn get(&mut self, queue: u8) -> &mut Queue {
         if queue == AGAIN { &mut self.again } else { &mut self.once }
     }
+
+    /// The queue whose turn it is.
+    fn turn(&self) -> u8 {
+        let (once, again) = (self.once.len(), self.again.len());
+        if once == 0 || again == 0 {
+            return if once == 0 { AGAIN } else { ONCE };
+        }
+        let kept = (self.len() / ONCE_SHARE).max(1);
+        let (first, len, other) = if once > kept { (ONCE, once, AGAIN) } else { (AGAIN, again, ONCE) };
+        if self.nr_stayed < len { first } else { other }
+    }
 }
 
 /// See the module.
@@ -51,7 +66,12 @@ pub struct Twice(Mutex<Queues>);
 impl Twice {
     /// Without blocks.
     pub const fn new() -> Self {
-        Self(Mutex::new(Queues { once: Queue::new(), again: Queue::new(), departures: Departures::new() }))
+        Self(Mutex::new(Queues {
+            once: Queue::new(),
+            again: Queue::new(),
+            departures: Departures::new(),
+            nr_stayed: 0,
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Queues> {
@@ -80,18 +100,23 @@ impl Policy for Twice {
 
     fn next(&self) -> Option<Victim> {
         let mut queues = self.lock();
-        let kept = (queues.len() / ONCE_SHARE).max(1);
-        let from_once = queues.again.len() == 0 || queues.once.len() > kept;
-        let queue = if from_once { ONCE } else { AGAIN };
-        queues.get(queue).pop().map(|block| Victim { block, queue })
+        let queue = queues.turn();
+        let block = queues.get(queue).pop()?;
+        // As many as there are: each was tried.
+        queues.nr_stayed = (queues.nr_stayed + 1).min(queues.len() + 1);
+        Some(Victim { block, queue })
     }
 
     fn put_back(&self, victim: Victim) {
-        self.lock().get(victim.queue).put_back(victim.block);
+        let mut queues = self.lock();
+        queues.nr_stayed = queues.nr_stayed.saturating_sub(1);
+        queues.get(victim.queue).put_back(victim.block);
     }
 
     fn left(&self, note: &mut Note) {
-        self.lock().departures.note(note);
+        let mut queues = self.lock();
+        queues.nr_stayed = queues.nr_stayed.saturating_sub(TRIES);
+        queues.departures.note(note);
     }
 
     fn forget(&self, block: BlockId) {

@@ -39,3 +39,28 @@ fn a_hole_that_is_read_only_gets_memory_that_is_stock() {
     check::all(&world.shared(), world.engine());
     check::bytes(&world.shared(), world.engine());
 }
+
+/// What is given up without an event is noticed when its block leaves, whatever else stays of the block.
+#[test]
+fn what_was_given_up_is_not_charged_though_what_is_read_only_stays() {
+    let world = World::new(Setup { budget_pages: 100, ..Setup::calm(1) });
+    for span in [AWAY, HOLES] {
+        world.op(&Op::Map { span });
+        world.op(&Op::Fill { span, pattern: Pattern::Noise, stamp: 7 });
+    }
+    world.op(&Op::Protect { span: HOLES, writable: false });
+    let shared = world.shared();
+    let before = shared.ledger.charged() - world.engine().nr_stock();
+    {
+        let mut machine = shared.lock();
+        machine.memory.zap(AWAY);
+        machine.ghosts.extend(AWAY.pages());
+    }
+    world.op(&Op::DontNeed { span: Span::new(AWAY.first, 1) });
+    assert_eq!(world.engine().evict_range(Machine::range(Span::new(0, 64))), 0);
+    assert_eq!(shared.ledger.charged() - world.engine().nr_stock(), before - u64::from(AWAY.len));
+    let state = |page| world.engine().state(Machine::vpn(page));
+    assert!(AWAY.pages().all(|page| state(page) == PageState::None));
+    assert!(HOLES.pages().all(|page| matches!(state(page), PageState::System { .. })));
+    check::all(&shared, world.engine());
+}
