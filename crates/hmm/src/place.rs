@@ -91,6 +91,12 @@ impl<'f> Place<'f> {
         who != NOBODY && who != self.number
     }
 
+    /// Whether this handler follows a thread, which may overtake it as soon as it is woken: then there is another message before
+    /// the handler is asleep.
+    pub(crate) const fn follows(&self) -> bool {
+        self.followed.is_some()
+    }
+
     /// Before messages are read: takes over what another one has handed over.
     pub(crate) fn attend(&mut self) {
         if self.followed.is_none() && self.is_follower() {

@@ -318,7 +318,7 @@ impl Runtime {
                 if nr_faults == 0 {
                     self.engine.read_ahead();
                 }
-            } else {
+            } else if nr_faults == 0 || !place.follows() {
                 let leaves_messages = !may_be_held_up && place.leaves_messages();
                 self.sleeping.fetch_add(1, Ordering::Relaxed);
                 waiter.sleep(leaves_messages, may_be_held_up.then_some(&WATCH_TICK));
