@@ -10,6 +10,23 @@ use hmm::runtime::Runtime;
 
 use crate::MANAGED;
 use crate::mailbox::MAILBOX;
+use crate::next::Next;
+
+type Vmsplice = unsafe extern "C" fn(c_int, *const libc::iovec, usize, c_uint) -> isize;
+
+// SAFETY: the type is that of vmsplice(2).
+static VMSPLICE: Next<Vmsplice> = unsafe { Next::new(c"vmsplice", no_vmsplice) };
+
+unsafe extern "C" fn no_vmsplice(fd: c_int, parts: *const libc::iovec, nr: usize, flags: c_uint) -> isize {
+    // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
+    let len: c_long = unsafe { libc::syscall(libc::SYS_vmsplice, fd, parts, nr, flags) };
+    isize::try_from(len).unwrap_or(-1)
+}
+
+/// Looks the function up, while there is only one thread.
+pub(crate) fn install() {
+    VMSPLICE.get();
+}
 
 /// The program wants the kernel to refer to pages.
 static WANTED: AtomicBool = AtomicBool::new(false);
@@ -32,16 +49,15 @@ pub(crate) fn serve(runtime: &Runtime) {
     }
 }
 
-/// See `vmsplice(2)`.
+/// See `vmsplice(2)`. libc's own: a thread that waits there can be cancelled.
 ///
 /// # Safety
 /// As of `vmsplice(2)`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vmsplice(fd: c_int, parts: *const libc::iovec, nr: usize, flags: c_uint) -> isize {
     announce();
-    // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
-    let len: c_long = unsafe { libc::syscall(libc::SYS_vmsplice, fd, parts, nr, flags) };
-    isize::try_from(len).unwrap_or(-1)
+    // SAFETY: the caller's arguments.
+    unsafe { VMSPLICE.get()(fd, parts, nr, flags) }
 }
 
 /// See `setsockopt(2)`. Without `SO_ZEROCOPY` on its socket nothing is sent as it is.

@@ -44,8 +44,8 @@ static KEY: AtomicU32 = AtomicU32::new(NO_KEY);
 /// What is asked for, the latest first.
 static ASKED: AtomicPtr<Ask> = AtomicPtr::new(std::ptr::null_mut());
 
-type Routine = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
-type IntRoutine = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
+type Routine = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
+type IntRoutine = unsafe extern "C" fn(*mut c_void) -> c_int;
 type Create =
     unsafe extern "C" fn(*mut libc::pthread_t, *const libc::pthread_attr_t, Routine, *mut c_void) -> c_int;
 type IntCreate = unsafe extern "C" fn(*mut libc::pthread_t, IntRoutine, *mut c_void) -> c_int;
@@ -224,40 +224,50 @@ fn keep_mutexes() {
 }
 
 /// What a thread begins with.
-struct Begin<R> {
-    routine: R,
+struct Begin {
+    routine: Routine,
     argument: *mut c_void,
 }
 
-impl<R: Copy> Begin<R> {
-    fn new(routine: R, argument: *mut c_void) -> *mut Self {
+impl Begin {
+    fn new(routine: Routine, argument: *mut c_void) -> *mut Self {
         Box::into_raw(Box::new(Self { routine, argument }))
     }
-
-    /// # Safety
-    /// `this` is of [`new`](Self::new), and is not used again.
-    unsafe fn take(this: *mut Self) -> (R, *mut c_void) {
-        // SAFETY: the caller's promise.
-        let this = unsafe { Box::from_raw(this) };
-        (this.routine, this.argument)
-    }
 }
 
-/// The thread can end in `routine`, or be unwound through us: there is nothing to be dropped.
-unsafe extern "C-unwind" fn begin(argument: *mut c_void) -> *mut c_void {
-    // SAFETY: `pthread_create` passes it.
-    let (routine, argument) = unsafe { Begin::<Routine>::take(argument.cast()) };
-    keep();
-    // SAFETY: as the program wants it.
-    unsafe { routine(argument) }
+/// What is called next: two words, which come back in registers.
+#[repr(C)]
+struct Call {
+    routine: Routine,
+    argument: *mut c_void,
 }
 
-unsafe extern "C-unwind" fn begin_int(argument: *mut c_void) -> c_int {
-    // SAFETY: `thrd_create` passes it.
-    let (routine, argument) = unsafe { Begin::<IntRoutine>::take(argument.cast()) };
+/// On a new thread, before it begins.
+///
+/// # Safety
+/// `begin` is of [`Begin::new`], and is not used again.
+unsafe extern "C" fn prepare(begin: *mut Begin) -> Call {
+    // SAFETY: the caller's promise.
+    let Begin { routine, argument } = *unsafe { Box::from_raw(begin) };
     keep();
-    // SAFETY: as the program wants it.
-    unsafe { routine(argument) }
+    Call { routine, argument }
+}
+
+/// Where a thread begins. While it is at what the program wants it to do there is no frame of ours: it may end from anywhere in it
+/// (`pthread_exit`, `pthread_cancel`), for which libc unwinds the stack, and through a frame of Rust's there is no way.
+///
+/// # Safety
+/// As of [`prepare`].
+#[unsafe(naked)]
+unsafe extern "C" fn begin(argument: *mut c_void) -> *mut c_void {
+    std::arch::naked_asm!(
+        "sub rsp, 8",
+        "call {prepare}",
+        "add rsp, 8",
+        "mov rdi, rdx",
+        "jmp rax",
+        prepare = sym prepare,
+    )
 }
 
 /// See `pthread_create(3)`.
@@ -276,7 +286,7 @@ pub unsafe extern "C" fn pthread_create(
     let status = unsafe { CREATE.get()(thread, attributes, begin, first.cast()) };
     if status != 0 {
         // SAFETY: there is no thread that takes it.
-        let _freed = unsafe { Begin::take(first) };
+        drop(unsafe { Box::from_raw(first) });
     }
     status
 }
@@ -291,12 +301,15 @@ pub unsafe extern "C" fn thrd_create(
     routine: IntRoutine,
     argument: *mut c_void,
 ) -> c_int {
-    let first = Begin::new(routine, argument);
+    // SAFETY: nobody calls it but `begin`, by a jump.
+    let first = Begin::new(unsafe { std::mem::transmute::<IntRoutine, Routine>(routine) }, argument);
+    // SAFETY: `begin` returns what the routine does, in the register that both types are returned in.
+    let begin = unsafe { std::mem::transmute::<Routine, IntRoutine>(begin) };
     // SAFETY: the caller's promise; the thread begins with what it expects.
-    let status = unsafe { INT_CREATE.get()(thread, begin_int, first.cast()) };
+    let status = unsafe { INT_CREATE.get()(thread, begin, first.cast()) };
     if status != 0 {
         // SAFETY: there is no thread that takes it.
-        let _freed = unsafe { Begin::take(first) };
+        drop(unsafe { Box::from_raw(first) });
     }
     status
 }

@@ -1,7 +1,9 @@
-//! What the kernel touches when a thread has ended is there, by `c/lastword.c`; and threads that end are not left alone.
+//! What the kernel touches when a thread has ended is there, by `c/lastword.c`; threads that end are not left alone; and they may end
+//! from wherever they are, by `c/leaving.c`.
 
 use crate::calls::check;
-use hmm_programs::MIB;
+use hmm_programs::skip::has_programs;
+use hmm_programs::{Hmm, Job, MIB, can_run};
 
 fn told(act: &str, number: &str, mib: &str) {
     check("lastword", &[act, number, mib], 16 * MIB);
@@ -30,4 +32,30 @@ fn a_process_that_leaves_a_mutex_locked_is_told_of() {
 #[test]
 fn many_threads_end_at_once() {
     told("crowd", "500", "32");
+}
+
+/// libc unwinds their stacks: a frame of ours in them would end the process.
+#[test]
+fn threads_end_from_where_they_are() {
+    for way in ["exit", "thrd_exit", "pause", "open", "openat", "vmsplice", "close", "at any time"] {
+        check("leaving", &[way, "20", "24"], 16 * MIB);
+    }
+}
+
+/// An interpreter that ends leaves threads behind, which end by themselves when they come to wait for it (`pthread_exit`).
+#[test]
+fn an_interpreter_leaves_threads_behind() {
+    if !can_run() || !has_programs(&["/usr/bin/python3"]) {
+        return;
+    }
+    let work = "import threading, time
+b = bytearray(48 << 20)
+def touch():
+  while True:
+    for i in range(0, len(b), 4096): b[i] = 1
+for _ in range(3): threading.Thread(target=touch, daemon=True).start()
+time.sleep(0.3)
+";
+    let managed = Job::new("/usr/bin/python3").args(["-c", work]).under(&Hmm::ram(32 * MIB));
+    assert!(managed.status.success(), "{managed:?}");
 }
