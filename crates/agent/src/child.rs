@@ -35,7 +35,7 @@ use crate::books::{self, SharedBooks};
 use crate::fork::{self, CHILD_END, PATIENCE};
 use crate::mailbox::MAILBOX;
 use crate::{
-    announce, control, descriptors, devices, dmirror, files, inherit, namespace, relocate, reserve,
+    announce, control, descriptors, devices, dmirror, files, inherit, namespace, relocate, reserve, rights,
     thread_end, threads, withhold,
 };
 
@@ -107,6 +107,7 @@ fn start_with(procfs: &Procfs) {
     announce::reset();
     relocate::reset();
     withhold::reset();
+    rights::reset();
     MAILBOX.reset();
     let started = threads::spawn(false, main);
     while started.is_ok() && START.load(Ordering::Acquire) == STARTING {

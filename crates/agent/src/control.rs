@@ -19,7 +19,7 @@ use crate::announce::Open;
 use crate::books::{RunPolicy, SharedBooks};
 use crate::mailbox::{EVERYTHING, MAILBOX};
 use crate::why::Why;
-use crate::{devices, dmirror, files, fork, references, relocate, thread_end, threads, withhold};
+use crate::{devices, dmirror, files, fork, references, relocate, rights, thread_end, threads, withhold};
 
 /// How often the control thread looks for new memory without being asked, while there is some.
 const TICK_SHORT: Duration = Duration::from_millis(10);
@@ -67,6 +67,7 @@ pub(crate) fn setup() -> Option<(Control, &'static Slot)> {
 pub(crate) fn start(control: Control, slot: &'static Slot) -> Result<(), String> {
     let _ = SETUP.set((control, slot));
     MAILBOX.reset();
+    rights::reset();
     if heap::range().is_none() {
         return Err("no addresses left for its own memory: raise the limit (ulimit -v)".into());
     }
@@ -248,6 +249,7 @@ pub(crate) fn look_after(runtime: &'static Runtime) {
             MAILBOX.sleep(known, if last == Answer::Later { TICK_CHANGING } else { tick });
         }
         fork::serve_request(runtime, &mut open);
+        rights::serve(runtime);
         known = MAILBOX.asked();
         // Behind that: who has announced a change is counted there, and is not left waiting for a tick.
         open.serve(runtime);

@@ -63,6 +63,8 @@ pub(crate) fn install() {
     MEMALIGN.get();
     crate::dmirror::install();
     crate::thread_end::install();
+    crate::references::install();
+    crate::rights::install();
 }
 
 /// Tells the control thread of new memory, and waits until it is managed.

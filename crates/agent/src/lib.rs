@@ -44,6 +44,7 @@ mod references;
 mod refusal;
 mod relocate;
 mod reserve;
+mod rights;
 mod root;
 mod thread_end;
 mod threads;

@@ -20,6 +20,11 @@ pub(crate) fn reset() {
     NR_RUNNING.store(0, Ordering::Relaxed);
 }
 
+/// How many there are.
+pub(crate) fn nr() -> usize {
+    NR_RUNNING.load(Ordering::Relaxed)
+}
+
 /// Whether the program has one thread. False also where that cannot be read. For the program's threads.
 pub(crate) fn is_program_alone() -> bool {
     let threads = Procfs::open().ok().and_then(|procfs| tasks::threads(&procfs));

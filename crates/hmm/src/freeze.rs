@@ -5,6 +5,7 @@
 //! thread that waits for a page may hold a lock that the forking one needs. Whether it was at work when the memory was
 //! copied, the child sees from the `busy` flag of its copy: then its engine is no use, and the fork has to be repeated.
 
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use hmm_uapi::AddrRange;
 use hmm_uapi::sys::{Scope, futex_wait, futex_wake};
 use hmm_uapi::uffd::{CopyMode, Event, EventBuffer, FaultAccess, MAX_EVENTS, Userfaultfd};
 
-use crate::runtime::{Pending, Retries, Runtime, Touch};
+use crate::runtime::{Pending, RETRY_PAUSE_NS, Retries, Runtime, Touch, pause};
 
 /// Set while the thread that froze the others works on the engine.
 static BUSY: AtomicBool = AtomicBool::new(false);
@@ -42,6 +43,37 @@ impl Runtime {
             let _ = futex_wait(&self.freezing, Scope::Private, 1, None);
         }
         self.parked.fetch_sub(1, Ordering::SeqCst);
+        let errand = *self.errand.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(errand) = errand {
+            errand();
+            self.nr_errands.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Has all threads of the runtime do something once, and the calling one, which is none of them, last. Others than
+    /// `nr_threads` may only be about to begin: those are waited for. False if they do not come to a rest; then nobody has done it.
+    #[must_use = "it may not have been done"]
+    pub fn everywhere(&self, nr_threads: usize, errand: fn()) -> bool {
+        let start = self.clock.now();
+        while self.nr_running() < nr_threads {
+            if self.clock.now().duration_since(start) > PATIENCE {
+                return false;
+            }
+            pause(RETRY_PAUSE_NS);
+        }
+        if !self.freeze() {
+            return false;
+        }
+        let set = |errand| *self.errand.lock().unwrap_or_else(PoisonError::into_inner) = errand;
+        set(Some(errand));
+        self.nr_errands.store(self.parked.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.thaw();
+        while self.nr_errands.load(Ordering::SeqCst) > 0 {
+            pause(RETRY_PAUSE_NS);
+        }
+        set(None);
+        errand();
+        true
     }
 
     /// Waits until all other threads of the runtime stand still. False when they do not; then they go on.

@@ -89,6 +89,9 @@ pub struct Runtime {
     pub(crate) parked: AtomicU32,
     /// 1 while they shall; they sleep on it.
     pub(crate) freezing: AtomicU32,
+    /// What they do before they go on, and how many still have to.
+    pub(crate) errand: Mutex<Option<fn()>>,
+    pub(crate) nr_errands: AtomicU32,
 }
 
 /// A fault as it was read.
@@ -180,6 +183,8 @@ impl Runtime {
             running: AtomicU32::new(0),
             parked: AtomicU32::new(0),
             freezing: AtomicU32::new(0),
+            errand: Mutex::new(None),
+            nr_errands: AtomicU32::new(0),
         })
     }
 

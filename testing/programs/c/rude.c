@@ -4,7 +4,10 @@
  * it prints is the same alone and under hmm.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
@@ -12,7 +15,9 @@
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -96,13 +101,84 @@ static void leave_to_a_daemon(void)
 	CHECK(read(ends[0], &byte, 1) == 1 && byte == 'd', byte);
 }
 
+/* Lines that say what a thread may do. */
+static void rights_of(const char *tid, char *rights)
+{
+	static const char *names[] = { "Uid:", "Gid:", "Groups:", "CapPrm:", "CapEff:" };
+	char path[64], line[4096];
+
+	snprintf(path, sizeof path, "/proc/self/task/%s/status", tid);
+	FILE *status = fopen(path, "r");
+	CHECK(status, 0);
+	*rights = 0;
+	while (fgets(line, sizeof line, status))
+		for (int i = 0; i < 5; i++)
+			if (!strncmp(line, names[i], strlen(names[i])))
+				strcat(rights, line);
+	fclose(status);
+}
+
+/* Whether all threads of the process, those of others in it among them, may do the same. Gives how many there are. */
+static int same_rights(void)
+{
+	static char own[16384], rights[16384];
+	DIR *tasks = opendir("/proc/self/task");
+	int nr = 0;
+
+	CHECK(tasks, 0);
+	snprintf(rights, sizeof rights, "%d", getpid());
+	rights_of(rights, own);
+	for (struct dirent *task; (task = readdir(tasks));) {
+		if (task->d_name[0] == '.')
+			continue;
+		rights_of(task->d_name, rights);
+		CHECK(!strcmp(own, rights), nr);
+		nr++;
+	}
+	closedir(tasks);
+	return nr;
+}
+
 /* The kernel makes such a process one that is not dumpable: some of its files in procfs are root's then. */
 static void change_user(void)
 {
-	CHECK(!setgid(NOBODY) && !setuid(NOBODY), 0);
+	gid_t groups[] = { NOBODY, NOBODY + 1 };
+
+	/* For a moment, as file servers do. */
+	CHECK(!setegid(NOBODY) && !seteuid(NOBODY) && !seteuid(0) && !setegid(0), 0);
+	same_rights();
+	CHECK(!setgroups(2, groups) && !setgid(NOBODY) && !setuid(NOBODY), 0);
+	same_rights();
+	CHECK(setuid(0) && getuid() == NOBODY, 0);
 	CHECK(prctl(PR_GET_DUMPABLE) == 0, 0);
 	fork_twice();
+	same_rights();
 	CHECK(prctl(PR_GET_DUMPABLE) == 0, 0);
+}
+
+extern int capset(void *header, void *data);
+
+static void have_capabilities(uint32_t which)
+{
+	uint32_t header[] = { _LINUX_CAPABILITY_VERSION_3, 0 }, data[] = { which, which, 0, 0, 0, 0 };
+
+	CHECK(!capset(header, data), 0);
+}
+
+/* As servers do that need one right more than their user has. */
+static void keep_capabilities(void)
+{
+	gid_t group = NOBODY;
+
+	CHECK(!prctl(PR_SET_KEEPCAPS, 1) && !setresuid(NOBODY, NOBODY, NOBODY), 0);
+	same_rights();
+	have_capabilities(1u << CAP_SETGID | 1u << CAP_NET_BIND_SERVICE);
+	CHECK(!setgroups(1, &group) && !setresgid(group, group, group), 0);
+	same_rights();
+	have_capabilities(1u << CAP_NET_BIND_SERVICE);
+	same_rights();
+	fork_twice();
+	same_rights();
 }
 
 static void change_root(void)
@@ -284,6 +360,7 @@ static const struct {
 	{ "close everything", close_everything },
 	{ "leave to a daemon", leave_to_a_daemon },
 	{ "change user", change_user },
+	{ "keep capabilities", keep_capabilities },
 	{ "change root", change_root },
 	{ "change pids", change_pids },
 	{ "confine", confine },

@@ -45,11 +45,19 @@ fn a_daemon_goes_on() {
     succeeds("leave to a daemon");
 }
 
-/// The children of what has become another user, and is not dumpable, are managed.
+/// The children of what has become another user, and is not dumpable, are managed; and so are the agent's threads that user's.
 #[test]
 fn another_user() {
     if is_root() {
         succeeds("change user");
+    }
+}
+
+/// The agent's threads give up what the program's do, and no more.
+#[test]
+fn another_user_with_some_rights() {
+    if is_root() {
+        succeeds("keep capabilities");
     }
 }
 
