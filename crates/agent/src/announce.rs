@@ -25,6 +25,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use hmm::core::addr::PageRange;
 use hmm::core::notifier::{Cause, Changing};
 use hmm::runtime::Runtime;
+use hmm::uapi::sys::SignalsBlocked;
 
 use crate::MANAGED;
 use crate::control::runtime;
@@ -115,6 +116,7 @@ fn announced<R>(start: usize, len: usize, (cause, prot): (Cause, c_int), change:
     if len == 0 || !is_watched() || !MAILBOX.is_attended() {
         return change();
     }
+    let _blocked = SignalsBlocked::new();
     let slot = Question::take(&SLOTS, |slot| &slot.question);
     slot.start.store(start as u64, Ordering::Relaxed);
     slot.end.store(start.saturating_add(len) as u64, Ordering::Relaxed);

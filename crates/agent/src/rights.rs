@@ -24,6 +24,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hmm::runtime::Runtime;
+use hmm::uapi::sys::SignalsBlocked;
 use hmm::uapi::{Errno, any_syscall};
 use libc::{gid_t, uid_t};
 use rustix::process::{Gid, Uid};
@@ -162,6 +163,7 @@ fn follow(result: c_int) -> c_int {
         return result;
     }
     let rights = Rights::own();
+    let _blocked = SignalsBlocked::new();
     let slot = Question::take(&SLOTS, |slot| &slot.question);
     // SAFETY: the question is taken, see `Own`.
     let own = unsafe { &*OWN.0.get() };
