@@ -160,7 +160,6 @@ mod arch {
         | raw::CLONE_FS
         | raw::CLONE_SIGHAND
         | raw::CLONE_THREAD
-        | raw::CLONE_SYSVSEM
         | raw::CLONE_SETTLS
         | raw::CLONE_CHILD_CLEARTID;
 

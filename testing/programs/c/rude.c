@@ -9,6 +9,7 @@
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/kcmp.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
@@ -179,6 +180,18 @@ static void keep_capabilities(void)
 	same_rights();
 	fork_twice();
 	same_rights();
+}
+
+/* What threads share with each other and with children: semaphores that are undone at the end (SEM_UNDO), which nobody has here. */
+static void compare(void)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(syscall(SYS_kcmp, getpid(), getppid(), KCMP_SYSVSEM, 0, 0));
+	CHECK(waitpid(pid, &status, 0) == pid && status == 0, status);
+	fork_twice();
 }
 
 static void change_root(void)
@@ -361,6 +374,7 @@ static const struct {
 	{ "leave to a daemon", leave_to_a_daemon },
 	{ "change user", change_user },
 	{ "keep capabilities", keep_capabilities },
+	{ "compare", compare },
 	{ "change root", change_root },
 	{ "change pids", change_pids },
 	{ "confine", confine },

@@ -2,8 +2,8 @@
 //! nothing tells of them; those that run for a second or two may be missed.
 //!
 //! What is managed has a thread of the agent's, by whose name it is known. What has none at two looks in turn, with a second or
-//! more between them, is a stray: a program that starts takes far less time. Once it is told, with the reason as far as that can
-//! be seen.
+//! more between them, is a stray if it is seen why; else after some more looks, because on a machine with too much to do a program
+//! may take seconds to start. Once it is told, with the reason as far as that can be seen.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -16,6 +16,9 @@ use super::elf::Image;
 
 /// Between two looks, at the least.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Looks at which a program has no agent, if it is seen why, and if not.
+const LOOKS: u32 = 2;
+const PATIENT_LOOKS: u32 = 10;
 /// A look takes at most this part of the time.
 const SHARE: u32 = 50;
 /// So many are told of by name.
@@ -34,6 +37,16 @@ pub(super) enum Why {
     /// The agent is there, and does nothing.
     Loaded,
     Unknown,
+}
+
+impl Why {
+    /// Looks after which that is certain: what has what it needs may be about to start.
+    const fn nr_looks(self) -> u32 {
+        match self {
+            Self::Static | Self::Environment | Self::Root => LOOKS,
+            Self::Loaded | Self::Unknown => PATIENT_LOOKS,
+        }
+    }
 }
 
 impl fmt::Display for Why {
@@ -65,8 +78,8 @@ impl fmt::Display for Stray {
 /// All that were found.
 #[derive(Debug, Default)]
 pub(super) struct Strays {
-    /// Without a thread of ours at the last look.
-    suspects: Vec<ProcessId>,
+    /// Without a thread of ours at the last look, and at so many in turn.
+    suspects: Vec<(ProcessId, u32)>,
     known: Vec<ProcessId>,
     told: Vec<Stray>,
     /// Those that hold no place in the control page, which counts the others itself.
@@ -99,24 +112,28 @@ impl Strays {
     }
 
     fn look_at(&mut self, pids: &[u32]) {
-        let without: Vec<_> = pids
-            .iter()
-            .filter(|pid| !has_agent(**pid))
-            .filter_map(|pid| ProcessId::of_pid(*pid).ok())
-            .collect();
-        for (process, name) in &without {
-            if self.suspects.contains(process) && !self.known.contains(process) {
-                let (pid, why) = (process.pid(), why(process.pid()));
-                self.known.push(*process);
+        let without = pids.iter().filter(|pid| !has_agent(**pid));
+        let mut suspects = Vec::new();
+        for (process, name) in without.filter_map(|pid| ProcessId::of_pid(*pid).ok()) {
+            let nr_before =
+                self.suspects.iter().find(|(known, _)| *known == process).map_or(0, |(_, nr)| *nr);
+            let nr_looks = nr_before + 1;
+            suspects.push((process, nr_looks));
+            if nr_looks < LOOKS || self.known.contains(&process) {
+                continue;
+            }
+            let (pid, why) = (process.pid(), why(process.pid()));
+            if nr_looks >= why.nr_looks() {
+                self.known.push(process);
                 self.nr_uncounted += u64::from(why != Why::Loaded);
                 if self.told.len() < MAX_TOLD {
                     self.told.push(Stray { name: name.as_str().to_owned(), pid, why });
                 }
             }
         }
-        self.suspects = without.into_iter().map(|(process, _)| process).collect();
+        self.suspects = suspects;
         // Pids go, and come again with other start times: what is gone cannot be seen any more.
-        self.known.retain(|process| self.suspects.contains(process));
+        self.known.retain(|process| self.suspects.iter().any(|(suspect, _)| suspect == process));
     }
 }
 
@@ -184,6 +201,21 @@ mod tests {
         }
         let [stray] = strays.told() else { panic!("{strays:?}") };
         assert_eq!((stray.name.as_str(), stray.why), ("sleep", Why::Environment));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// It has what it needs: perhaps it only has not come to it.
+    #[test]
+    fn what_may_be_about_to_start_is_told_later() {
+        let mut child = Command::new("sleep").arg("60").env(CONTROL_ENV, "1").spawn().unwrap();
+        let mut strays = Strays::default();
+        for nr_looks in 1..=PATIENT_LOOKS {
+            std::thread::sleep(Duration::from_millis(50));
+            strays.look_at(&[child.id()]);
+            assert_eq!(strays.nr_uncounted(), u64::from(nr_looks == PATIENT_LOOKS), "{nr_looks}");
+        }
+        assert_eq!(strays.told().first().map(|stray| stray.why), Some(Why::Unknown));
         child.kill().unwrap();
         child.wait().unwrap();
     }

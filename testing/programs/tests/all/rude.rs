@@ -61,6 +61,12 @@ fn another_user_with_some_rights() {
     }
 }
 
+/// The agent's threads make nothing that the kernel tells a process with threads by.
+#[test]
+fn a_process_with_one_thread() {
+    succeeds("compare");
+}
+
 /// The children of what has no `/proc` any more are managed.
 #[test]
 fn a_root_without_procfs() {
