@@ -25,6 +25,7 @@ use std::time::Duration;
 use hmm::core::addr::PageRange;
 use hmm::runtime::Runtime;
 use hmm::uapi::Errno;
+use hmm::uapi::process_vm::read_own;
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
 
 use crate::MANAGED;
@@ -100,7 +101,7 @@ fn post(ranges: [PageRange; 2]) -> NonNull<Ask> {
 /// Waits until the pages stay when they are home, and brings them home.
 ///
 /// # Safety
-/// It was posted, and is nobody else's. The pages can be read.
+/// It was posted, and is nobody else's.
 unsafe fn finish(posted: NonNull<Ask>) {
     // SAFETY: it lives until the end of this function.
     let ask = unsafe { posted.as_ref() };
@@ -110,10 +111,8 @@ unsafe fn finish(posted: NonNull<Ask>) {
         }
     }
     for page in ask.ranges.iter().flat_map(|range| range.iter()) {
-        let addr = usize::try_from(page.addr()).unwrap_or(usize::MAX);
-        let first = std::ptr::with_exposed_provenance::<u8>(addr);
-        // SAFETY: the caller's promise.
-        unsafe { first.read_volatile() };
+        // The program may have unmapped it, or have told the kernel nonsense, which that bears.
+        let _ = read_own(page.addr(), &mut [0]);
     }
     if ask.done.load(Ordering::Acquire) == 1 {
         // SAFETY: it was leaked by `post`, and the control thread is done with it.
@@ -152,7 +151,7 @@ pub(crate) fn keep() {
     if key == NO_KEY || !MANAGED.load(Ordering::Relaxed) {
         return;
     }
-    let ask = post([word(), bytes(head_at().expose_provenance(), size_of::<Head>())]);
+    let ask = post([word(), bytes(head_at(), HEAD_WORDS * size_of::<usize>())]);
     // SAFETY: the key was made; the destructor expects such a value.
     unsafe { libc::pthread_setspecific(key, ask.as_ptr().cast()) };
 }
@@ -172,21 +171,22 @@ fn word() -> PageRange {
     bytes(at, size_of::<c_int>())
 }
 
-/// `struct robust_list_head` of the kernel's.
-#[repr(C)]
-struct Head {
-    next: usize,
-    /// From a link to its mutex's word.
-    offset: isize,
-    pending: usize,
-}
+/// `struct robust_list_head` of the kernel's: where the list begins, how far a mutex's word is from a link, and what is being locked.
+const HEAD_WORDS: usize = 3;
 
-/// Where the thread's list begins.
-fn head_at() -> *const Head {
-    let (mut head, mut len) = (std::ptr::null::<Head>(), 0usize);
+/// Where the thread's list begins; 0 if there is none.
+fn head_at() -> usize {
+    let (mut head, mut len) = (0usize, 0usize);
     // SAFETY: writes an address and a length to the places given.
     unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &mut head, &mut len) };
-    if len == size_of::<Head>() { head } else { std::ptr::null() }
+    if len == HEAD_WORDS * size_of::<usize>() { head } else { 0 }
+}
+
+/// Words at an address of the program's choice: what the kernel reads it may have been told wrongly.
+fn words<const NR: usize>(at: usize) -> Option<[usize; NR]> {
+    let mut words = [[0; size_of::<usize>()]; NR];
+    read_own(at as u64, words.as_flattened_mut()).ok()?;
+    Some(words.map(usize::from_ne_bytes))
 }
 
 /// Destructor of a thread's value: on that thread, after all that it does, but for other destructors.
@@ -198,7 +198,7 @@ unsafe extern "C" fn at_end(value: *mut c_void) {
         unsafe { libc::pthread_setspecific(KEY.load(Ordering::Relaxed), value) };
         return;
     }
-    // SAFETY: it is this thread's; what the kernel will read can be read.
+    // SAFETY: it is this thread's.
     unsafe { finish(ask) };
     keep_mutexes();
 }
@@ -206,20 +206,19 @@ unsafe extern "C" fn at_end(value: *mut c_void) {
 /// Has the pages of what the thread has left locked stay: who wants them next has to be told that it has ended.
 fn keep_mutexes() {
     let at = head_at();
-    // SAFETY: libc's list of this thread's.
-    let Some(head) = (unsafe { at.as_ref() }) else { return };
+    let Some([first, offset, _]) = words::<HEAD_WORDS>(at) else { return };
     // The lowest bit is a flag.
-    let mut link = head.next & !1;
+    let mut link = first & !1;
     for _ in 0..MAX_MUTEXES {
-        if link == at.addr() || link == 0 {
+        let word = link.wrapping_add(offset);
+        if link == at || read_own(word as u64, &mut [0; size_of::<c_int>()]).is_err() {
             return;
         }
-        let word = link.wrapping_add_signed(head.offset);
+        let Some([next]) = words(link) else { return };
         let ask = post([bytes(link, size_of::<usize>()), bytes(word, size_of::<c_int>())]);
-        // SAFETY: just posted; the kernel reads them next.
+        // SAFETY: just posted.
         unsafe { finish(ask) };
-        // SAFETY: a link of the list.
-        link = unsafe { std::ptr::with_exposed_provenance::<usize>(link).read() } & !1;
+        link = next & !1;
     }
 }
 

@@ -4,6 +4,7 @@
  *     lastword join ROUNDS MIB        the word that pthread_join waits for
  *     lastword mutex ROUNDS MIB       mutexes that a thread has left locked
  *     lastword process ROUNDS MIB     the same of a process that is killed, whose mutex is shared
+ *     lastword nonsense ROUNDS MIB    a thread whose list of mutexes is none, which the kernel bears
  *     lastword crowd THREADS MIB      many threads that end at once
  */
 #define _GNU_SOURCE
@@ -14,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <threads.h>
 #include <time.h>
@@ -174,11 +176,38 @@ static void inherit_from_a_process(size_t round)
 	CHECK(!close(ends[0]) && !close(ends[1]) && !munmap(mutex, PAGE), round);
 }
 
+/* What the kernel is told: a head; where it has links, how far a word is from them, and what is being locked. */
+static void *tell_nonsense(void *argument)
+{
+	static uintptr_t heads[][3] = {
+		{ 0, 0, 0 }, { 8, 0, 0 }, { UINTPTR_MAX, 0, 0 }, { 0xabcdef0123456788, 16, 0 }, { 0, UINTPTR_MAX / 2, 0 }
+	};
+	static uintptr_t no_heads[] = { 0, 16, UINTPTR_MAX, 0xabcdef0123456788 };
+	size_t round = (size_t)argument, nr_heads = sizeof heads / sizeof *heads;
+	size_t which = round % (nr_heads + sizeof no_heads / sizeof *no_heads);
+
+	for (size_t i = 0; i < nr_heads; i++)
+		if (!heads[i][0])
+			heads[i][0] = (uintptr_t)heads[(i + 1) % nr_heads];
+	void *head = which < nr_heads ? (void *)heads[which] : (void *)no_heads[which - nr_heads];
+	CHECK(!syscall(SYS_set_robust_list, head, 3 * sizeof(uintptr_t)), which);
+	return NULL;
+}
+
+static void leave_nonsense(size_t round)
+{
+	pthread_t thread;
+
+	CHECK(!pthread_create(&thread, NULL, tell_nonsense, (void *)round), round);
+	CHECK(!pthread_join(thread, NULL), round);
+}
+
 int main(int argc, char **argv)
 {
 	CHECK(argc == 4, argc);
 	int is_process = !strcmp(argv[1], "process");
 	void (*act)(size_t) = !strcmp(argv[1], "join") ? join
+		: !strcmp(argv[1], "nonsense") ? leave_nonsense
 		: is_process ? inherit_from_a_process : inherit_from_a_thread;
 	size_t nr_rounds = strtoul(argv[2], NULL, 0);
 	pthread_t thread;

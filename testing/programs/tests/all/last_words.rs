@@ -27,6 +27,12 @@ fn a_process_that_leaves_a_mutex_locked_is_told_of() {
     told("process", "5", "48");
 }
 
+/// Where the list of a thread's mutexes is none the kernel looks no further, and so does the agent.
+#[test]
+fn a_list_of_mutexes_that_is_none_is_borne() {
+    told("nonsense", "900", "48");
+}
+
 /// Each gives its stack back, which is an event, and faults; the kernel gives faults first, and serves none while there is an
 /// event.
 #[test]
