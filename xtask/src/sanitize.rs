@@ -12,7 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::cargo::cargo;
 
 /// Packages whose tests run under a sanitizer.
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 14] = [
+    "hmm-codec",
     "hmm-conformance",
     "hmm-core",
     "hmm-device",

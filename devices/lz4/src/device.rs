@@ -3,16 +3,16 @@
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
+use hmm_codec::content::{Fingerprint, fill_same, same_filled};
+use hmm_codec::lanes::Lanes;
+use hmm_codec::lz4::{Encoder, decompress, decompress_front};
 use hmm_device::{
     Access, Caps, Device, DeviceError, DevicePfn, Fetch, MemKind, PAGE_SIZE, Store, Transfer, Usage,
 };
 
 use crate::budget::Budget;
 use crate::classes::MAX_SLOT_BYTES;
-use crate::codec::{Encoder, decompress, decompress_front};
 use crate::config::{Lz4Config, Lz4Error};
-use crate::content::{Fingerprint, fill_same, same_filled};
-use crate::lanes::Lanes;
 use crate::pool::{Mapped, Pool, PoolMemory};
 use crate::slabs::Slabs;
 use crate::stats::Lz4Stats;

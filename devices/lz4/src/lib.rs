@@ -72,11 +72,9 @@
 mod budget;
 mod classes;
 mod config;
-mod content;
 mod device;
 mod entry;
 mod frames;
-mod lanes;
 mod pool;
 mod slabs;
 mod stats;
@@ -87,7 +85,7 @@ mod word;
 #[cfg(test)]
 mod test_pool;
 
-pub mod codec;
+pub use hmm_codec::lz4 as codec;
 
 pub use config::{Lz4Config, Lz4Error};
 pub use device::Lz4;

@@ -7,20 +7,29 @@ const LANES: usize = 8;
 
 /// Some of a kind of working memory.
 #[derive(Debug)]
-pub(crate) struct Lanes<T>(Box<[Mutex<T>]>);
+pub struct Lanes<T>(Box<[Mutex<T>]>);
 
 impl<T> Lanes<T> {
-    pub(crate) fn new(mut make: impl FnMut() -> T) -> Self {
+    /// Makes all of them.
+    pub fn new(mut make: impl FnMut() -> T) -> Self {
         Self((0..LANES).map(|_| Mutex::new(make())).collect())
     }
 
+    /// Makes all of them, or none.
+    ///
+    /// # Errors
+    /// The first one's that cannot be made.
+    pub fn try_new<E>(mut make: impl FnMut() -> Result<T, E>) -> Result<Self, E> {
+        (0..LANES).map(|_| make().map(Mutex::new)).collect::<Result<_, _>>().map(Self)
+    }
+
     /// Bytes that all lanes take.
-    pub(crate) const fn total_bytes() -> usize {
+    pub const fn total_bytes() -> usize {
         LANES * size_of::<Mutex<T>>()
     }
 
     /// A lane that nobody else uses now; waits for one only when all are in use.
-    pub(crate) fn enter(&self) -> MutexGuard<'_, T> {
+    pub fn enter(&self) -> MutexGuard<'_, T> {
         // Threads have stacks of their own: most begin at lanes of their own.
         let here = std::ptr::from_ref(&self).addr() >> 16;
         let first = here.wrapping_mul(0x9E37_79B9) >> 16;
@@ -46,6 +55,8 @@ mod tests {
         let mut seen: Vec<i32> = guards.iter().map(|guard| **guard).collect();
         seen.sort_unstable();
         assert_eq!(seen, (1..=8).collect::<Vec<_>>());
+        let fails = Lanes::<()>::try_new(|| Err(7));
+        assert_eq!(fails.expect_err("the first one's"), 7);
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| *lanes.enter());
             drop(guards);

@@ -9,29 +9,29 @@ use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 /// added to fixed constants, and for one seed in some millions two neighbouring words can be swapped without a change of
 /// the hash, in 64 bits or 128. A sort does just that.
 #[derive(Debug)]
-pub(crate) struct Fingerprint(RapidSecrets);
+pub struct Fingerprint(RapidSecrets);
 
 impl Fingerprint {
     /// A hash function that differs for each seed.
-    pub(crate) const fn new(seed: u64) -> Self {
+    pub const fn new(seed: u64) -> Self {
         Self(RapidSecrets::seed(seed))
     }
 
     /// The fingerprint of a page.
-    pub(crate) fn of(&self, page: &[u8]) -> u64 {
+    pub fn of(&self, page: &[u8]) -> u64 {
         rapidhash_v3_seeded(page, &self.0)
     }
 }
 
 /// The word that the page consists of, if it is the same from start to end.
-pub(crate) fn same_filled(page: &[u8]) -> Option<u64> {
+pub fn same_filled(page: &[u8]) -> Option<u64> {
     let word = page.first_chunk::<8>()?;
     // Equal to itself one word further: a comparison that ends at the first difference.
     (page[8..] == page[..page.len() - 8]).then(|| u64::from_ne_bytes(*word))
 }
 
 /// Fills a page with one word.
-pub(crate) fn fill_same(page: &mut [u8], word: u64) {
+pub fn fill_same(page: &mut [u8], word: u64) {
     let bytes = word.to_ne_bytes();
     if bytes == [bytes[0]; 8] {
         page.fill(bytes[0]);
