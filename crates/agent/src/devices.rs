@@ -88,10 +88,12 @@ pub(crate) fn empty_files_if_little(engine: &Engine<Mm>, meanwhile: &mut dyn FnM
 
 fn open_backing(number: u8, spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Vec<AddrRange>), Why> {
     match &spec.backing {
-        Backing::File { dir, capacity_bytes } => {
+        Backing::File { dir, capacity_bytes, compress } => {
             // Requests are made one by one: a ring would have threads of its own in the program.
-            let config =
-                FileConfig::new(dir, *capacity_bytes).without_io_uring().with_patience(patience(spec));
+            let config = FileConfig::new(dir, *capacity_bytes)
+                .without_io_uring()
+                .with_compression(*compress)
+                .with_patience(patience(spec));
             let device = Arc::new(FileDevice::create(&config).map_err(Why::all)?);
             FILES.lock().unwrap_or_else(PoisonError::into_inner).push((number, device.clone()));
             let ranges = device.own_ranges().to_vec();

@@ -64,6 +64,9 @@ A SIZE is a number of bytes, or a number with K, M, G or T (powers of 1024), lik
 Devices:
   lz4[:cap=SIZE]   compressed RAM. It takes at most SIZE in each process, beside --ram
                    [default: half of the machine's RAM]
+  file:path=DIRECTORY[,cap=SIZE][,compress=no]
+                   a file without a name in that directory, of at most SIZE in each process, compressed unless told
+                   [default: half of what is free there]
 
 Exit status: the program's, and its signal if one ended it; 125 when hmm itself fails, 126 when the program cannot be
 executed or not under hmm (statically linked, setuid, for another machine), 127 when it is not found.

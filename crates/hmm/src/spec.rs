@@ -151,6 +151,16 @@ pub enum SpecError {
         /// What was given.
         value: String,
     },
+    /// The option's value is neither yes nor no.
+    #[error("device {device}, option {option}: '{value}' is neither yes nor no")]
+    YesOrNo {
+        /// The device.
+        device: &'static str,
+        /// The option.
+        option: &'static str,
+        /// What was given.
+        value: String,
+    },
     /// The device cannot be so small or so large.
     #[error(
         "device {device}: a capacity of {} is out of range: choose one from {} to {}",
@@ -199,6 +209,8 @@ pub enum Backing {
         dir: PathBuf,
         /// The largest that it may become, in bytes, in each process.
         capacity_bytes: u64,
+        /// Whether pages are compressed in it.
+        compress: bool,
     },
 }
 
@@ -269,13 +281,15 @@ impl DeviceSpec {
     }
 
     fn parse_file(options: &str) -> Result<Self, SpecError> {
-        let mut options = Options::new("file", "path=DIRECTORY, cap=SIZE, patience=SECONDS", options)?;
+        let mut options =
+            Options::new("file", "path=DIRECTORY, cap=SIZE, compress=yes|no, patience=SECONDS", options)?;
         let dir = absolute(Path::new(options.take("path").ok_or(SpecError::NoPath)?))?;
         let capacity_bytes = match options.size("cap")? {
             Some(bytes) => bytes,
             None => half_of_what_is_free(&dir)?,
         };
-        let spec = Self::with_rest(Backing::File { dir: dir.clone(), capacity_bytes }, options)?;
+        let compress = options.yes_or_no("compress")?.unwrap_or(true);
+        let spec = Self::with_rest(Backing::File { dir: dir.clone(), capacity_bytes, compress }, options)?;
         let text = spec.to_string();
         let why = match text.len() {
             _ if text.contains('\n') => "the path has a line break",
@@ -340,6 +354,15 @@ impl<'a> Options<'a> {
         count.map(Some)
     }
 
+    fn yes_or_no(&mut self, option: &'static str) -> Result<Option<bool>, SpecError> {
+        let answer = self.take(option).map(|value| match value {
+            "yes" => Ok(true),
+            "no" => Ok(false),
+            _ => Err(SpecError::YesOrNo { device: self.device, option, value: value.to_owned() }),
+        });
+        answer.transpose()
+    }
+
     /// What is left nobody knows.
     fn end(self) -> Result<(), SpecError> {
         match self.options.first() {
@@ -374,8 +397,9 @@ impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.backing {
             Backing::Lz4 { capacity_bytes } => write!(f, "lz4:cap={capacity_bytes}")?,
-            Backing::File { dir, capacity_bytes } => {
-                write!(f, "file:path={},cap={capacity_bytes}", dir.display())?;
+            Backing::File { dir, capacity_bytes, compress } => {
+                let compress = if *compress { "" } else { ",compress=no" };
+                write!(f, "file:path={},cap={capacity_bytes}{compress}", dir.display())?;
             }
         }
         if let Some(seconds) = self.patience_s {
@@ -474,12 +498,17 @@ mod tests {
         }
         let spec = DeviceSpec::parse("file:path=/tmp,cap=1G,io-errors=5,lost-after=3", 0).unwrap();
         assert_eq!(spec.to_string(), "file:path=/tmp,cap=1073741824,lost-after=3,io-errors=5");
+        let spec =
+            |compress| DeviceSpec::parse(&format!("file:path=/tmp,cap=1G,compress={compress}"), 0).unwrap();
+        assert_eq!(spec("yes").to_string(), "file:path=/tmp,cap=1073741824");
+        assert_eq!(spec("no").to_string(), "file:path=/tmp,cap=1073741824,compress=no");
+        assert_eq!(DeviceSpec::parse(&spec("no").to_string(), 0), Ok(spec("no")));
     }
 
     #[test]
     fn a_file_lies_in_a_directory_that_does_not_change() {
         let spec = DeviceSpec::parse("file:cap=2M,path=some/where", 0).unwrap();
-        let Backing::File { dir, capacity_bytes } = spec.backing else { panic!("another device") };
+        let Backing::File { dir, capacity_bytes, .. } = spec.backing else { panic!("another device") };
         assert_eq!((dir, capacity_bytes), (std::env::current_dir().unwrap().join("some/where"), 2 * MIB));
         let spec = DeviceSpec::parse("file:path=/tmp", 0).unwrap();
         assert!(FILE_BYTES.contains(&spec.capacity_bytes()), "what is free, in part: {spec}");
@@ -499,6 +528,7 @@ mod tests {
         assert!(
             text("file:path=/tmp,size=1G").contains("no option 'size=1G': it knows path=DIRECTORY, cap=SIZE")
         );
+        assert!(text("file:path=/tmp,compress=lz4").contains("option compress: 'lz4' is neither yes nor no"));
         assert!(text("file:path=/no/where").contains("option path: /no/where: No such file"));
         assert!(
             text("file:path=/tmp,cap=17T")

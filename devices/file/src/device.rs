@@ -4,20 +4,24 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hmm_device::{Caps, Device, DeviceError, DevicePfn, Fetch, MemKind, PAGE_SIZE, Store, Transfer, Usage};
-use hmm_uapi::AddrRange;
-use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
+use hmm_codec::content::{Fingerprint, same_filled};
+use hmm_codec::lanes::Lanes;
+use hmm_device::{Caps, Device, DeviceError, DevicePfn, Fetch, MemKind, Store, Transfer, Usage};
+use hmm_uapi::{AddrRange, Errno};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::rand::GetRandomFlags;
 
-use crate::frames::Frames;
+use crate::BLOCK_BYTES;
+use crate::entry::Content;
+use crate::lane::Lane;
 use crate::open::{FileError, Opened, open};
 use crate::ring::Rings;
-use crate::transfer::{BATCH, Buffer, Requests};
+use crate::store::Lucks;
+use crate::table::Table;
+use crate::transfer::{Outcome, Requests};
 
-const BATCH_BYTES: usize = BATCH * PAGE_SIZE;
-/// Frame numbers have 32 bits.
-const MAX_FRAMES: u64 = 1 << 32;
+/// Block numbers have 32 bits.
+const MAX_BLOCKS: u64 = 1 << 32;
 
 /// Where the file is, and how large it may become.
 #[derive(Clone, Debug)]
@@ -26,6 +30,7 @@ pub struct FileConfig {
     capacity_bytes: u64,
     io_uring: bool,
     direct: bool,
+    compress: bool,
     patience: Option<Duration>,
 }
 
@@ -35,7 +40,14 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 impl FileConfig {
     /// A file of at most so many bytes in that directory. What is no multiple of 4096 is cut off.
     pub fn new(dir: impl Into<PathBuf>, capacity_bytes: u64) -> Self {
-        Self { dir: dir.into(), capacity_bytes, io_uring: true, direct: true, patience: Some(PATIENCE) }
+        Self {
+            dir: dir.into(),
+            capacity_bytes,
+            io_uring: true,
+            direct: true,
+            compress: true,
+            patience: Some(PATIENCE),
+        }
     }
 
     /// Through the page cache: the kernel keeps a part of what is away in RAM, and reads ahead.
@@ -45,8 +57,19 @@ impl FileConfig {
         self
     }
 
-    const fn nr_frames(&self) -> u64 {
-        self.capacity_bytes / PAGE_SIZE as u64
+    const fn nr_blocks(&self) -> u64 {
+        self.capacity_bytes / BLOCK_BYTES as u64
+    }
+
+    /// Whether pages are compressed: they are unless it is said.
+    #[must_use]
+    pub const fn with_compression(mut self, compress: bool) -> Self {
+        self.compress = compress;
+        self
+    }
+
+    pub(crate) const fn compresses(&self) -> bool {
+        self.compress
     }
 
     /// For how long a request is waited for: 30 s unless it is said. `None`: for ever.
@@ -68,44 +91,52 @@ impl FileConfig {
 /// Pages in a file. It [is](AsFd) the descriptor of the file. See the [crate] for what is in it and what can go wrong.
 #[derive(Debug)]
 pub struct FileDevice {
-    config: FileConfig,
+    pub(crate) config: FileConfig,
     file: Opened,
     rings: Option<Rings>,
-    frames: Mutex<Frames>,
-    secrets: RapidSecrets,
-    /// A batch and a page: somewhere in it a batch begins at a page's border.
-    bounce: Mutex<Box<[u8]>>,
+    table: Mutex<Table>,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) lanes: Lanes<Lane>,
+    pub(crate) lucks: Lucks,
+    nr_frames: u64,
+    own_ranges: Vec<AddrRange>,
 }
 
 impl FileDevice {
-    /// Makes the file, and a table with 8 bytes for each frame, of which only what is used is touched.
+    /// Makes the file, and a table with 256 bytes for each block of it (16 for each frame), of which only what is used is
+    /// touched.
     ///
     /// # Errors
     /// See [`FileError`].
     pub fn create(config: &FileConfig) -> Result<Self, FileError> {
-        let nr_frames = config.nr_frames();
-        if !(1..=MAX_FRAMES).contains(&nr_frames) {
+        let nr_blocks = config.nr_blocks();
+        if !(1..=MAX_BLOCKS).contains(&nr_blocks) {
             return Err(FileError::Capacity(config.capacity_bytes));
         }
-        Self::on(config, open(&config.dir, nr_frames * PAGE_SIZE as u64, config.direct)?)
+        Self::on(config, open(&config.dir, nr_blocks * BLOCK_BYTES as u64, config.direct)?)
     }
 
     fn on(config: &FileConfig, file: Opened) -> Result<Self, FileError> {
-        // It fits where there are addresses of 64 bits.
-        let frames = Frames::new(usize::try_from(config.nr_frames()).unwrap_or(usize::MAX));
+        let no_room = |errno: Errno| FileError::Table(errno.into());
+        let table = Table::new(config.nr_blocks()).map_err(no_room)?;
+        let mut own_ranges: Vec<AddrRange> = table.ranges().collect();
+        let lanes = Lanes::try_new(|| Lane::new().inspect(|lane| own_ranges.extend(lane.ranges())));
         Ok(Self {
             config: config.clone(),
             file,
             rings: config.io_uring.then(Rings::new).flatten(),
-            frames: Mutex::new(frames.map_err(|errno| FileError::Table(errno.into()))?),
-            secrets: RapidSecrets::seed(seed()),
-            bounce: Mutex::new(vec![0; BATCH_BYTES + PAGE_SIZE].into_boxed_slice()),
+            nr_frames: table.nr_frames() as u64,
+            table: Mutex::new(table),
+            fingerprint: Fingerprint::new(seed()),
+            lanes: lanes.map_err(no_room)?,
+            lucks: Lucks::default(),
+            own_ranges,
         })
     }
 
-    /// Where its tables are, which are no part of the allocator's memory: they must not be managed.
-    pub fn own_ranges(&self) -> [AddrRange; 3] {
-        self.frames().ranges()
+    /// Where its tables and its working memory are, which are no part of the allocator's memory: they must not be managed.
+    pub fn own_ranges(&self) -> &[AddrRange] {
+        &self.own_ranges
     }
 
     /// On a file that is there, through the page cache.
@@ -131,7 +162,7 @@ impl FileDevice {
     /// # Errors
     /// See [`FileError`]; also when the file cannot be accessed as the first one is.
     pub fn another_file(&self) -> Result<OwnedFd, FileError> {
-        let bytes = self.config.nr_frames() * PAGE_SIZE as u64;
+        let bytes = self.config.nr_blocks() * BLOCK_BYTES as u64;
         let opened = open(&self.config.dir, bytes, self.file.direct)?;
         if opened.direct == self.file.direct {
             Ok(opened.fd)
@@ -148,20 +179,31 @@ impl FileDevice {
         &self.file
     }
 
-    fn frames(&self) -> MutexGuard<'_, Frames> {
-        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    #[cfg(test)]
+    pub(crate) const fn file_mut(&mut self) -> &mut Opened {
+        &mut self.file
     }
 
-    /// A checksum, never 0. Two different pages have the same one with a probability of about 2^-57.
-    fn sum(&self, page: &[u8]) -> u64 {
-        rapidhash_v3_seeded(page, &self.secrets).max(1)
+    /// Where in the file a frame's bytes are, with those that were compressed with them; none where it takes no room.
+    #[cfg(test)]
+    pub(crate) fn place_of(&self, frame: DevicePfn) -> std::ops::Range<u64> {
+        match self.table().get(frame).0 {
+            Content::Part(unit, _) if unit.is_raw() => unit.offset()..unit.offset() + BLOCK_BYTES as u64,
+            Content::Part(unit, _) => unit.offset()..unit.offset() + u64::from(unit.len),
+            Content::Same | Content::Empty => 0..0,
+        }
     }
 
-    /// Transfers a batch; says how many pages, from the front, and why not the next.
-    fn transfer(&self, frames: &[DevicePfn], buffer: Buffer<'_>) -> (usize, Option<DeviceError>) {
-        let mut requests = Requests::new(frames, buffer);
-        if let Some(rings) = &self.rings {
-            rings.try_all(self.file.fd.as_fd(), &mut requests);
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries requests out, up to the first that fails.
+    pub(crate) fn transfer(&self, requests: &mut Requests<'_>) -> Outcome {
+        if let Some(rings) = &self.rings
+            && requests.len() > 0
+        {
+            rings.try_all(self.file.fd.as_fd(), requests);
         }
         for request in requests.iter_mut() {
             request.finish(self.file.fd.as_fd());
@@ -173,69 +215,9 @@ impl FileDevice {
         requests.outcome()
     }
 
-    fn is_usable(&self, bytes: &[u8]) -> bool {
-        !self.file.direct || bytes.as_ptr().addr().is_multiple_of(PAGE_SIZE)
-    }
-
-    fn write(&self, frames: &[DevicePfn], bytes: &[u8]) -> (usize, Option<DeviceError>) {
-        if self.is_usable(bytes) {
-            return self.transfer(frames, Buffer::Write(bytes));
-        }
-        self.with_bounce(bytes.len(), |bounce| {
-            bounce.copy_from_slice(bytes);
-            self.transfer(frames, Buffer::Write(bounce))
-        })
-    }
-
-    fn read(&self, frames: &[DevicePfn], bytes: &mut [u8]) -> (usize, Option<DeviceError>) {
-        if self.is_usable(bytes) {
-            return self.transfer(frames, Buffer::Read(bytes));
-        }
-        self.with_bounce(bytes.len(), |bounce| {
-            let outcome = self.transfer(frames, Buffer::Read(bounce));
-            bytes.copy_from_slice(bounce);
-            outcome
-        })
-    }
-
-    /// Lends memory that begins at a page's border, up to a batch of it.
-    fn with_bounce<T>(&self, len: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
-        let mut bounce = self.bounce.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = bounce.as_ptr().align_offset(PAGE_SIZE);
-        work(&mut bounce[start..start + len])
-    }
-
-    fn store_batch(&self, frames: &[DevicePfn], bytes: &[u8]) -> (usize, Option<DeviceError>) {
-        let (done, stop) = self.write(frames, bytes);
-        let mut table = self.frames();
-        for (pfn, page) in frames[..done].iter().zip(bytes.chunks_exact(PAGE_SIZE)) {
-            table.set_sum(*pfn, self.sum(page));
-        }
-        (done, stop)
-    }
-
-    fn fetch_batch(&self, frames: &[DevicePfn], bytes: &mut [u8]) -> (usize, Option<DeviceError>) {
-        let mut sums = [0; BATCH];
-        let mut nr_known = 0;
-        let mut stop = None;
-        let table = self.frames();
-        for (sum, pfn) in sums.iter_mut().zip(frames) {
-            match table.sum(*pfn) {
-                Ok(known) => *sum = known,
-                Err(why) => {
-                    stop = Some(why);
-                    break;
-                }
-            }
-            nr_known += 1;
-        }
-        drop(table);
-        let (nr_read, failed) = self.read(&frames[..nr_known], &mut bytes[..nr_known * PAGE_SIZE]);
-        let pages = bytes.chunks_exact(PAGE_SIZE).zip(&sums).take(nr_read);
-        match pages.map(|(page, sum)| self.sum(page) == *sum).position(|is_right| !is_right) {
-            Some(wrong) => (wrong, Some(DeviceError::Corrupt)),
-            None => (nr_read, failed.or(stop)),
-        }
+    /// Whether the file can be transferred from and to the caller's memory as it is.
+    pub(crate) fn is_usable(&self, bytes: &[u8]) -> bool {
+        !self.file.direct || bytes.as_ptr().addr().is_multiple_of(BLOCK_BYTES)
     }
 }
 
@@ -243,22 +225,6 @@ impl AsFd for FileDevice {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.fd.as_fd()
     }
-}
-
-/// Carries a run out batch by batch, until one stops.
-fn in_batches(
-    frames: &[DevicePfn],
-    mut batch: impl FnMut(usize, &[DevicePfn]) -> (usize, Option<DeviceError>),
-) -> Transfer {
-    let mut done = 0;
-    for part in frames.chunks(BATCH) {
-        let (moved, stop) = batch(done, part);
-        done += moved;
-        if let Some(why) = stop {
-            return Transfer::stopped(done, why);
-        }
-    }
-    Transfer::complete(done)
 }
 
 /// Random, so that nobody can choose pages that have the same checksum.
@@ -273,7 +239,7 @@ impl Device for FileDevice {
     fn caps(&self) -> Caps {
         Caps {
             kind: MemKind::Private,
-            capacity_pages: self.frames().capacity() as u64,
+            capacity_pages: self.nr_frames,
             preferred_run_pages: 32,
             store_page_ns: 2_000,
             fetch_page_ns: 6_000,
@@ -282,47 +248,33 @@ impl Device for FileDevice {
     }
 
     fn usage(&self) -> Usage {
-        let table = self.frames();
-        let bytes = |nr_frames: usize| (nr_frames * PAGE_SIZE) as u64;
-        Usage {
-            frames: table.nr_taken() as u64,
-            used_bytes: bytes(table.nr_taken()),
-            capacity_bytes: bytes(table.capacity()),
-        }
+        self.table().usage()
     }
 
     fn alloc(&self, frames: &mut [DevicePfn]) -> usize {
-        self.frames().take(frames)
+        self.table().alloc(frames)
     }
 
     fn store(&self, run: Store<'_>) -> Transfer {
-        // No further than the first that must not be stored to.
-        let nr_empty = self.frames().empty(run.frames);
-        let transfer = in_batches(&run.frames[..nr_empty], |done, frames| {
-            let first = done * PAGE_SIZE;
-            self.store_batch(frames, &run.bytes[first..first + frames.len() * PAGE_SIZE])
-        });
-        if transfer.stop.is_none() && nr_empty < run.frames.len() {
-            return Transfer::stopped(nr_empty, DeviceError::Unsupported);
-        }
-        transfer
+        self.store_run(&run)
     }
 
     fn fetch(&self, run: Fetch<'_>) -> Transfer {
-        in_batches(run.frames, |done, frames| {
-            let first = done * PAGE_SIZE;
-            self.fetch_batch(frames, &mut run.bytes[first..first + frames.len() * PAGE_SIZE])
-        })
+        self.fetch_run(run)
     }
 
     fn free(&self, frames: &[DevicePfn]) {
-        let mut table = self.frames();
+        let mut table = self.table();
         frames.iter().for_each(|pfn| table.free(*pfn));
     }
 
     fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {
-        let known = self.frames().sum(frame);
-        known == Ok(self.sum(bytes))
+        let (content, tag) = self.table().get(frame);
+        match content {
+            Content::Empty => false,
+            Content::Same => same_filled(bytes) == Some(tag),
+            Content::Part(..) => self.fingerprint.of(bytes) == tag,
+        }
     }
 
     fn patience(&self) -> Option<Duration> {

@@ -1,11 +1,83 @@
 //! Requests to the file, and how one is carried to its end whatever the kernel does half way.
 
-use hmm_device::{DeviceError, DevicePfn, PAGE_SIZE};
+use hmm_device::DeviceError;
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 
-/// Pages, and so requests, that are given to the kernel at a time.
+/// Requests that are given to the kernel at a time.
 pub(crate) const BATCH: usize = 64;
+
+/// Whose memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The caller's, whose pages they are.
+    #[default]
+    Caller,
+    /// The lane's.
+    Lane,
+}
+
+/// What a request transfers: bytes side by side in the file, and in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Where in the file.
+    pub(crate) offset: u64,
+    pub(crate) side: Side,
+    /// Where in that memory.
+    pub(crate) at: usize,
+    pub(crate) len: usize,
+}
+
+/// A part of a piece; by default of nothing, which is always transferred.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    /// Which piece.
+    piece: usize,
+    /// Where it ends in that.
+    end: usize,
+}
+
+impl Stretch {
+    /// Of no piece: never transferred.
+    pub(crate) const NONE: Self = Self { piece: BATCH, end: 1 };
+}
+
+/// The pieces of a batch. Those of one side come in the order in which they are in its memory.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    pieces: [Piece; BATCH],
+    len: usize,
+}
+
+impl Pieces {
+    pub(crate) const fn new() -> Self {
+        Self { pieces: [Piece { offset: 0, side: Side::Caller, at: 0, len: 0 }; BATCH], len: 0 }
+    }
+
+    /// Where the last one ends in the file, if it is of that side.
+    pub(crate) fn end(&self, side: Side) -> Option<u64> {
+        let last = self.pieces[..self.len].last().filter(|last| last.side == side)?;
+        Some(last.offset + last.len as u64)
+    }
+
+    /// Adds one, to the last if they are side by side in the file and in memory. `None`: there are as many as can be.
+    pub(crate) fn push(&mut self, piece: Piece) -> Option<Stretch> {
+        if self.end(piece.side) == Some(piece.offset)
+            && let Some(last) = self.pieces[..self.len].last_mut()
+            && last.at + last.len == piece.at
+        {
+            last.len += piece.len;
+            return Some(Stretch { piece: self.len - 1, end: last.len });
+        }
+        *self.pieces.get_mut(self.len)? = piece;
+        self.len += 1;
+        Some(Stretch { piece: self.len - 1, end: piece.len })
+    }
+
+    pub(crate) fn as_slice(&self) -> &[Piece] {
+        &self.pieces[..self.len]
+    }
+}
 
 /// One way or the other.
 #[derive(Debug)]
@@ -16,20 +88,7 @@ pub(crate) enum Buffer<'a> {
     Write(&'a [u8]),
 }
 
-impl<'a> Buffer<'a> {
-    fn split_at(self, len: usize) -> (Self, Self) {
-        match self {
-            Self::Read(bytes) => {
-                let (front, back) = bytes.split_at_mut(len);
-                (Self::Read(front), Self::Read(back))
-            }
-            Self::Write(bytes) => {
-                let (front, back) = bytes.split_at(len);
-                (Self::Write(front), Self::Write(back))
-            }
-        }
-    }
-
+impl Buffer<'_> {
     pub(crate) const fn len(&self) -> usize {
         match self {
             Self::Read(bytes) => bytes.len(),
@@ -38,7 +97,7 @@ impl<'a> Buffer<'a> {
     }
 }
 
-/// Neighbouring frames.
+/// A piece on its way.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
     pub(crate) offset: u64,
@@ -74,7 +133,24 @@ impl Request<'_> {
     }
 }
 
-/// The requests for a batch of frames.
+/// Memory of one side of which parts are cut off from the front.
+struct Rest<'a> {
+    bytes: &'a mut [u8],
+    /// Bytes that were in front of it.
+    before: usize,
+}
+
+impl<'a> Rest<'a> {
+    fn cut(&mut self, piece: &Piece) -> &'a mut [u8] {
+        let bytes = std::mem::take(&mut self.bytes);
+        let (_, bytes) = bytes.split_at_mut(piece.at - self.before);
+        let (part, rest) = bytes.split_at_mut(piece.len);
+        (self.bytes, self.before) = (rest, piece.at + piece.len);
+        part
+    }
+}
+
+/// The requests for a batch.
 #[derive(Debug)]
 pub(crate) struct Requests<'a> {
     requests: [Option<Request<'a>>; BATCH],
@@ -82,21 +158,33 @@ pub(crate) struct Requests<'a> {
 }
 
 impl<'a> Requests<'a> {
-    /// One for each run of frames that follow each other. At most [`BATCH`] frames, with a page of the buffer each.
-    pub(crate) fn new(frames: &[DevicePfn], mut buffer: Buffer<'a>) -> Self {
-        let mut this = Self { requests: [const { None }; BATCH], len: 0 };
-        let mut frames = frames;
-        while let Some(DevicePfn(first)) = frames.first().copied()
-            && this.len < BATCH
-        {
-            let follows =
-                |(index, pfn): (usize, &DevicePfn)| u64::from(pfn.0) == u64::from(first) + index as u64;
-            let nr_pages = frames.iter().enumerate().take_while(|place| follows(*place)).count();
-            let (part, rest) = buffer.split_at(nr_pages * PAGE_SIZE);
-            let offset = u64::from(first) * PAGE_SIZE as u64;
-            this.requests[this.len] = Some(Request { offset, buffer: part, done: 0, error: None });
-            this.len += 1;
-            (buffer, frames) = (rest, &frames[nr_pages..]);
+    /// From the file into the memory of both sides.
+    pub(crate) fn read(pieces: &Pieces, caller: &'a mut [u8], lane: &'a mut [u8]) -> Self {
+        let mut caller = Rest { bytes: caller, before: 0 };
+        let mut lane = Rest { bytes: lane, before: 0 };
+        Self::new(pieces, |piece| {
+            Buffer::Read(match piece.side {
+                Side::Caller => caller.cut(piece),
+                Side::Lane => lane.cut(piece),
+            })
+        })
+    }
+
+    /// From the memory of both sides into the file.
+    pub(crate) fn write(pieces: &Pieces, caller: &'a [u8], lane: &'a [u8]) -> Self {
+        Self::new(pieces, |piece| {
+            let bytes = match piece.side {
+                Side::Caller => caller,
+                Side::Lane => lane,
+            };
+            Buffer::Write(&bytes[piece.at..piece.at + piece.len])
+        })
+    }
+
+    fn new(pieces: &Pieces, mut buffer: impl FnMut(&Piece) -> Buffer<'a>) -> Self {
+        let mut this = Self { requests: [const { None }; BATCH], len: pieces.len };
+        for (request, piece) in this.requests.iter_mut().zip(pieces.as_slice()) {
+            *request = Some(Request { offset: piece.offset, buffer: buffer(piece), done: 0, error: None });
         }
         this
     }
@@ -113,16 +201,34 @@ impl<'a> Requests<'a> {
         self.requests.iter_mut().flatten()
     }
 
-    /// How many pages, from the front, are transferred, and why the next is not.
-    pub(crate) fn outcome(&self) -> (usize, Option<DeviceError>) {
-        let mut nr_pages = 0;
-        for request in self.requests.iter().flatten() {
-            nr_pages += request.done / PAGE_SIZE;
+    pub(crate) fn outcome(&self) -> Outcome {
+        let mut outcome = Outcome { done: [0; BATCH], stop: DeviceError::Io };
+        for (done, request) in outcome.done.iter_mut().zip(self.requests.iter().flatten()) {
+            *done = request.done;
             if let Some(error) = request.error {
-                return (nr_pages, Some(meaning(error)));
+                outcome.stop = meaning(error);
+                // What is behind it does not count.
+                break;
             }
         }
-        (nr_pages, None)
+        outcome
+    }
+}
+
+/// What became of the pieces of a batch.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    done: [usize; BATCH],
+    /// Why the first that is not whole is not.
+    stop: DeviceError,
+}
+
+impl Outcome {
+    /// # Errors
+    /// Why it was not transferred.
+    pub(crate) fn of(&self, stretch: Stretch) -> Result<(), DeviceError> {
+        let done = self.done.get(stretch.piece).copied().unwrap_or(0);
+        if done >= stretch.end { Ok(()) } else { Err(self.stop) }
     }
 }
 
@@ -141,45 +247,91 @@ fn meaning(error: Errno) -> DeviceError {
 mod tests {
     use super::*;
 
-    fn frames(numbers: &[u32]) -> Vec<DevicePfn> {
-        numbers.iter().copied().map(DevicePfn).collect()
+    const PAGE: usize = 4096;
+
+    fn pieces(blocks: &[(usize, Side, usize)]) -> (Pieces, Vec<Stretch>) {
+        let mut pieces = Pieces::new();
+        let stretches = blocks.iter().map(|(block, side, page)| {
+            let (offset, at) = ((block * PAGE) as u64, page * PAGE);
+            pieces.push(Piece { offset, side: *side, at, len: PAGE }).expect("there is room")
+        });
+        let stretches = stretches.collect();
+        (pieces, stretches)
     }
 
     #[test]
     fn neighbours_are_one_request() {
-        let bytes = [0; 6 * PAGE_SIZE];
-        let mut requests = Requests::new(&frames(&[3, 4, 5, 9, 8, 9]), Buffer::Write(&bytes));
-        let seen: Vec<_> = requests
-            .iter_mut()
-            .map(|it| (it.offset / PAGE_SIZE as u64, it.buffer.len() / PAGE_SIZE))
+        use Side::{Caller, Lane};
+        let (pieces, stretches) = pieces(&[
+            (3, Caller, 0),
+            (4, Caller, 1),
+            (5, Lane, 0),
+            (6, Lane, 1),
+            (7, Lane, 3),
+            (6, Caller, 2),
+            (8, Caller, 4),
+        ]);
+        let seen: Vec<_> = pieces
+            .as_slice()
+            .iter()
+            .map(|it| (it.offset / PAGE as u64, it.side, it.at / PAGE, it.len / PAGE))
             .collect();
-        assert_eq!(seen, [(3, 3), (9, 1), (8, 2)]);
-        assert_eq!(
-            Requests::new(&frames(&[u32::MAX, 0]), Buffer::Write(&bytes)).len(),
-            2,
-            "no wrapping around"
-        );
+        let expected =
+            [(3, Caller, 0, 2), (5, Lane, 0, 2), (7, Lane, 3, 1), (6, Caller, 2, 1), (8, Caller, 4, 1)];
+        assert_eq!(seen, expected);
+        assert_eq!(stretches[1], Stretch { piece: 0, end: 2 * PAGE });
+        let (mut caller, mut lane) = (vec![0; 5 * PAGE], vec![0; 4 * PAGE]);
+        (0..5).for_each(|page| caller[page * PAGE] = page.to_le_bytes()[0]);
+        (0..4).for_each(|page| lane[page * PAGE] = 100 + page.to_le_bytes()[0]);
+        let first = |request: &mut Request<'_>| match &request.buffer {
+            Buffer::Read(bytes) => bytes[0],
+            Buffer::Write(bytes) => bytes[0],
+        };
+        let firsts: Vec<u8> = Requests::write(&pieces, &caller, &lane).iter_mut().map(first).collect();
+        assert_eq!(firsts, [0, 100, 103, 2, 4]);
+        let mut requests = Requests::read(&pieces, &mut caller, &mut lane);
+        assert_eq!((requests.iter_mut().map(first).collect::<Vec<_>>(), requests.len()), (firsts, 5));
+    }
+
+    #[test]
+    fn there_are_no_more_requests_than_fit() {
+        let mut pieces = Pieces::new();
+        let piece =
+            |number: usize| Piece { offset: (number * 8 * PAGE) as u64, len: PAGE, ..Piece::default() };
+        assert!((0..BATCH).all(|number| pieces.push(piece(number)).is_some()));
+        assert_eq!(pieces.push(piece(BATCH)), None);
+        let next = Piece { offset: piece(BATCH - 1).offset + PAGE as u64, at: PAGE, ..piece(0) };
+        assert!(pieces.push(next).is_some(), "the last can still grow");
     }
 
     #[test]
     fn pages_count_up_to_the_first_that_failed() {
-        let bytes = [0; 6 * PAGE_SIZE];
-        let mut requests = Requests::new(&frames(&[0, 1, 2, 7, 8, 20]), Buffer::Write(&bytes));
-        for (request, moved) in requests.iter_mut().zip([3 * PAGE_SIZE, PAGE_SIZE + 17, PAGE_SIZE]) {
+        let blocks = [0, 1, 2, 7, 8, 20].map(|block| (block, Side::Caller, block));
+        let (pieces, stretches) = pieces(&blocks);
+        let bytes = vec![0; 21 * PAGE];
+        let mut requests = Requests::write(&pieces, &bytes, &[]);
+        for (request, moved) in requests.iter_mut().zip([3 * PAGE, PAGE + 17, PAGE]) {
             request.note(Ok(moved));
         }
         requests.iter_mut().nth(1).expect("there are three").note(Err(Errno::NOSPC));
-        assert_eq!(requests.outcome(), (4, Some(DeviceError::OutOfMemory)));
+        let outcome = requests.outcome();
+        let full = Err(DeviceError::OutOfMemory);
+        assert_eq!(
+            stretches.iter().map(|it| outcome.of(*it)).collect::<Vec<_>>(),
+            [Ok(()), Ok(()), Ok(()), Ok(()), full, full]
+        );
     }
 
     #[test]
     fn an_interruption_is_no_error() {
-        let mut requests = Requests::new(&frames(&[0]), Buffer::Write(&[0; PAGE_SIZE]));
+        let (pieces, stretches) = pieces(&[(0, Side::Caller, 0)]);
+        let bytes = [0; PAGE];
+        let mut requests = Requests::write(&pieces, &bytes, &[]);
         for request in requests.iter_mut() {
             request.note(Err(Errno::INTR));
             assert_eq!((request.done, request.error), (0, None));
             request.note(Ok(0));
         }
-        assert_eq!(requests.outcome(), (0, Some(DeviceError::Corrupt)), "the file has ended");
+        assert_eq!(requests.outcome().of(stretches[0]), Err(DeviceError::Corrupt), "the file has ended");
     }
 }

@@ -1,23 +1,37 @@
-//! A slice of numbers that are 0 until they are written to, and take no memory until then.
+//! A slice of numbers that are 0 until they are written to, begins at a page's border, and takes no memory until then.
 //!
 //! Not from the allocator, because there are allocators that write the zeroes: a table is made for the whole capacity.
 
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
 use hmm_uapi::{AddrRange, Errno, Mapping};
 
-/// See the module.
-#[derive(Debug)]
-pub(crate) struct Zeroed {
-    mapping: Mapping,
-    len: usize,
+/// What any bytes are one of, zeroes included, at any address in a page that is a multiple of its size.
+pub(crate) trait Number: Copy + private::Sealed {}
+impl Number for u8 {}
+impl Number for u64 {}
+
+mod private {
+    pub(crate) trait Sealed {}
+    impl Sealed for u8 {}
+    impl Sealed for u64 {}
 }
 
-impl Zeroed {
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Zeroed<T: Number> {
+    mapping: Mapping,
+    len: usize,
+    numbers: PhantomData<T>,
+}
+
+impl<T: Number> Zeroed<T> {
     pub(crate) fn new(len: usize) -> Result<Self, Errno> {
         let bytes =
-            len.max(1).checked_mul(size_of::<u64>()).and_then(|bytes| bytes.checked_next_multiple_of(4096));
-        Ok(Self { mapping: Mapping::anonymous(bytes.ok_or(Errno::NOMEM)?)?, len })
+            len.max(1).checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_next_multiple_of(4096));
+        let mapping = Mapping::anonymous(bytes.ok_or(Errno::NOMEM)?)?;
+        Ok(Self { mapping, len, numbers: PhantomData })
     }
 
     /// Where it is.
@@ -26,10 +40,10 @@ impl Zeroed {
     }
 }
 
-impl Deref for Zeroed {
-    type Target = [u64];
+impl<T: Number> Deref for Zeroed<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[u64] {
+    fn deref(&self) -> &[T] {
         // SAFETY:
         // 1. the mapping is ours, readable, aligned to pages, has at least `len` numbers, and lives as long as `self`.
         // 2. it begins with zeroes, and any bytes are numbers.
@@ -38,8 +52,8 @@ impl Deref for Zeroed {
     }
 }
 
-impl DerefMut for Zeroed {
-    fn deref_mut(&mut self) -> &mut [u64] {
+impl<T: Number> DerefMut for Zeroed<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as above; the mapping is writable, and `self` is borrowed alone.
         unsafe { std::slice::from_raw_parts_mut(self.mapping.as_ptr().cast(), self.len) }
     }
@@ -51,10 +65,11 @@ mod tests {
 
     #[test]
     fn a_large_one_costs_nothing() {
-        let mut numbers = Zeroed::new(1 << 32).expect("32 GiB of addresses");
+        let mut numbers = Zeroed::<u64>::new(1 << 32).expect("32 GiB of addresses");
         numbers[1 << 31] = 7;
         assert_eq!((numbers[0], numbers[1 << 31], numbers.last()), (0, 7, Some(&0)));
         assert_eq!(numbers.range().len(), 8 << 32);
-        assert!(Zeroed::new(usize::MAX).is_err());
+        assert!(Zeroed::<u64>::new(usize::MAX).is_err());
+        assert_eq!(Zeroed::<u8>::new(5).expect("a page").range().len(), 4096);
     }
 }

@@ -12,7 +12,7 @@ const ALLOWED: [(&str, &[&str]); 21] = [
     ("hmm-codec", &["hmm-device"]),
     ("hmm-core", &["hmm-device"]),
     ("hmm-dmirror", &["hmm-core", "hmm-device", "hmm-uapi"]),
-    ("hmm-file", &["hmm-device", "hmm-uapi"]),
+    ("hmm-file", &["hmm-codec", "hmm-device", "hmm-uapi"]),
     ("hmm-lz4", &["hmm-codec", "hmm-device", "hmm-uapi"]),
     ("hmm", &["hmm-core", "hmm-device", "hmm-lz4", "hmm-uapi"]),
     ("hmm-agent", &["hmm", "hmm-core", "hmm-device", "hmm-dmirror", "hmm-file", "hmm-lz4", "hmm-uapi"]),
