@@ -116,7 +116,7 @@ fn announced<R>(start: usize, len: usize, (cause, prot): (Cause, c_int), change:
     if len == 0 || !is_watched() || !MAILBOX.is_attended() {
         return change();
     }
-    let _blocked = SignalsBlocked::new();
+    let _blocked = SignalsBlocked::but_for_faults();
     let slot = Question::take(&SLOTS, |slot| &slot.question);
     slot.start.store(start as u64, Ordering::Relaxed);
     slot.end.store(start.saturating_add(len) as u64, Ordering::Relaxed);

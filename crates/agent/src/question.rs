@@ -36,7 +36,7 @@ impl Question {
         Self(AtomicU32::new(FREE))
     }
 
-    /// Waits for a place whose question is free, and takes it. Who takes one blocks signals until it is free again: a handler that
+    /// Waits for a place whose question is free, and takes it. Who takes one blocks signals until it is free again (but for faults of its own): a handler that
     /// does not return would leave it taken, and one that asks as well might wait for the thread that it interrupts.
     pub(crate) fn take<T>(places: &'static [T], question: impl Fn(&T) -> &Self) -> &'static T {
         let is_free = |place: &&T| {

@@ -308,7 +308,7 @@ fn ask(
     grows: bool,
     is_ours: bool,
 ) -> Option<(Pieces, bool)> {
-    let _blocked = SignalsBlocked::new();
+    let _blocked = SignalsBlocked::but_for_faults();
     let slot = Question::take(&SLOTS, |slot| &slot.question);
     let words = [
         (&slot.start, start),

@@ -163,7 +163,7 @@ fn follow(result: c_int) -> c_int {
         return result;
     }
     let rights = Rights::own();
-    let _blocked = SignalsBlocked::new();
+    let _blocked = SignalsBlocked::but_for_faults();
     let slot = Question::take(&SLOTS, |slot| &slot.question);
     // SAFETY: the question is taken, see `Own`.
     let own = unsafe { &*OWN.0.get() };

@@ -42,7 +42,7 @@ pub(crate) fn tell(start: usize, len: usize, advice: c_int) {
     if !concerns_us {
         return;
     }
-    let _blocked = SignalsBlocked::new();
+    let _blocked = SignalsBlocked::but_for_faults();
     let slot = Question::take(&SLOTS, |slot| &slot.question);
     slot.start.store(start as u64, Ordering::Relaxed);
     slot.end.store(start.saturating_add(len) as u64, Ordering::Relaxed);

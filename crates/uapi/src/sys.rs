@@ -96,6 +96,13 @@ impl SignalsBlocked {
         Self { before: set_signal_mask(u64::MAX), not_send: std::marker::PhantomData }
     }
 
+    /// The same, but for those that an access of the thread's own can raise: with one of these blocked the kernel ends the process.
+    pub fn but_for_faults() -> Self {
+        let raised = [raw::SIGBUS, raw::SIGSEGV, raw::SIGILL, raw::SIGFPE, raw::SIGTRAP];
+        let mask = raised.into_iter().fold(u64::MAX, |mask, signal| mask & !(1 << (signal - 1)));
+        Self { before: set_signal_mask(mask), not_send: std::marker::PhantomData }
+    }
+
     /// Leaves the signals blocked for good.
     pub const fn keep(self) {
         let _ = std::mem::ManuallyDrop::new(self);

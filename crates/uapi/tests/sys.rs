@@ -15,23 +15,30 @@ mod tests {
 
     use crate::common::*;
 
-    fn blocked() -> [bool; 2] {
+    fn blocked() -> [bool; 3] {
         // SAFETY: an empty set is valid.
         let mut set = unsafe { std::mem::zeroed() };
         // SAFETY: reads the mask into the set.
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut set) };
-        // SAFETY: both are signals, and the set is valid.
-        [libc::SIGINT, libc::SIGUSR1].map(|signal| unsafe { libc::sigismember(&raw const set, signal) == 1 })
+        let is_blocked = |signal| {
+            // SAFETY: it is a signal, and the set is valid.
+            unsafe { libc::sigismember(&raw const set, signal) == 1 }
+        };
+        [libc::SIGINT, libc::SIGUSR1, libc::SIGBUS].map(is_blocked)
     }
 
     #[test]
     fn signals_are_blocked_for_a_while() {
         let before = blocked();
         let guard = SignalsBlocked::new();
-        assert_eq!(blocked(), [true, true]);
+        assert_eq!(blocked(), [true, true, true]);
         drop(guard);
         assert_eq!(blocked(), before);
-        assert_eq!(before, [false, false]);
+        assert_eq!(before, [false, false, false]);
+        let guard = SignalsBlocked::but_for_faults();
+        assert_eq!(blocked(), [true, true, false]);
+        drop(guard);
+        assert_eq!(blocked(), before);
     }
 
     #[test]
@@ -40,7 +47,7 @@ mod tests {
             SignalsBlocked::new().keep();
             blocked()
         });
-        assert_eq!(after.join().unwrap(), [true, true]);
+        assert_eq!(after.join().unwrap(), [true, true, true]);
     }
 
     #[test]
