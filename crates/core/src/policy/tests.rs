@@ -130,6 +130,24 @@ fn what_cannot_leave_does_not_keep_others_under_twice() {
     assert_eq!(nr_left(20, 20..64), 20);
 }
 
+/// What stays for a while is tried again, though the rest stays for ever.
+#[test]
+fn what_could_not_leave_is_tried_again_under_twice() {
+    let policy = Twice::new();
+    let mut notes = [Note::default(); 2];
+    (0..2).for_each(|number| policy.came(BlockId(number as u64), &mut notes[number]));
+    assert_eq!(policy.next().map(|victim| victim.block), Some(BlockId(0)));
+    policy.left(&mut notes[0]);
+    policy.came(BlockId(0), &mut notes[0]);
+    let mut tries = [0; 2];
+    for _ in 0..20 {
+        let number = usize::try_from(policy.next().unwrap().block.0).unwrap();
+        tries[number] += 1;
+        policy.came(BlockId(number as u64), &mut notes[number]);
+    }
+    assert_eq!(tries, [10, 10]);
+}
+
 #[test]
 fn pages_come_with_a_fault_as_its_stream_goes() {
     let brings = Brings { around: 16, window: 64 };

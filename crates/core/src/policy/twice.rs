@@ -101,9 +101,10 @@ impl Policy for Twice {
     fn next(&self) -> Option<Victim> {
         let mut queues = self.lock();
         let queue = queues.turn();
+        let nr_blocks = queues.len();
         let block = queues.get(queue).pop()?;
-        // As many as there are: each was tried.
-        queues.nr_stayed = (queues.nr_stayed + 1).min(queues.len() + 1);
+        // When each was tried it begins anew: what could not leave then may by now.
+        queues.nr_stayed = (queues.nr_stayed + 1) % nr_blocks;
         Some(Victim { block, queue })
     }
 
