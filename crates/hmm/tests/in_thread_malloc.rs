@@ -1,5 +1,6 @@
 //! A program whose allocator touches memory that is away while it holds its lock. Whoever serves that must not allocate.
 
+#![cfg(not(thread_sanitizer))]
 #![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
 
 mod common;

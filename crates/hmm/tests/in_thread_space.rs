@@ -1,4 +1,6 @@
 //! The tests of the library, with threads that serve their own faults.
 
+#![cfg(not(thread_sanitizer))]
+
 #[path = "space.rs"]
 mod space;

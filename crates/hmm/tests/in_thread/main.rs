@@ -1,5 +1,6 @@
 //! Threads that serve their own faults, on the real kernel.
 
+#![cfg(not(thread_sanitizer))]
 #![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
 
 #[path = "../common/mod.rs"]
