@@ -25,7 +25,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use hmm::core::addr::PageRange;
 use hmm::core::notifier::{Cause, Changing};
 use hmm::runtime::Runtime;
-use hmm::uapi::sys::SignalsBlocked;
 
 use crate::MANAGED;
 use crate::control::runtime;
@@ -116,7 +115,6 @@ fn announced<R>(start: usize, len: usize, (cause, prot): (Cause, c_int), change:
     if len == 0 || !is_watched() || !MAILBOX.is_attended() {
         return change();
     }
-    let _blocked = SignalsBlocked::but_for_faults();
     let slot = Question::take(&SLOTS, |slot| &slot.question);
     slot.start.store(start as u64, Ordering::Relaxed);
     slot.end.store(start.saturating_add(len) as u64, Ordering::Relaxed);

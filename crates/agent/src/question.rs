@@ -13,9 +13,10 @@
 //! Neither side allocates or locks, and threads ask from signal handlers, too. What is asked and answered lies beside the
 //! question, in the place that has it.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use hmm::uapi::sys::{Scope, futex_wait, futex_wake};
+use hmm::uapi::sys::{Scope, SignalsBlocked, futex_wait, futex_wake};
 
 use crate::mailbox::MAILBOX;
 
@@ -36,16 +37,18 @@ impl Question {
         Self(AtomicU32::new(FREE))
     }
 
-    /// Waits for a place whose question is free, and takes it. Who takes one blocks signals until it is free again (but for faults of its own): a handler that
-    /// does not return would leave it taken, and one that asks as well might wait for the thread that it interrupts.
-    pub(crate) fn take<T>(places: &'static [T], question: impl Fn(&T) -> &Self) -> &'static T {
+    /// Waits for a place whose question is free, and takes it. As long as what is returned lives no signal comes, but for faults of the
+    /// thread's own: a handler that does not return would leave the place taken, and one that asks as well might wait for the thread that
+    /// it interrupts.
+    pub(crate) fn take<T>(places: &'static [T], question: impl Fn(&T) -> &Self) -> Taken<T> {
+        let blocked = SignalsBlocked::but_for_faults();
         let is_free = |place: &&T| {
             let state = &question(place).0;
             state.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok()
         };
         loop {
             match places.iter().find(is_free) {
-                Some(place) => return place,
+                Some(place) => return Taken { place, _blocked: blocked },
                 None => std::thread::yield_now(),
             }
         }
@@ -86,5 +89,20 @@ impl Question {
     /// Another thread may take it. Also in the child of a fork, whose only thread asks nothing.
     pub(crate) fn free(&self) {
         self.0.store(FREE, Ordering::Release);
+    }
+}
+
+/// A place whose question is this thread's. To drop it does not free the question.
+#[must_use = "without it signals come"]
+pub(crate) struct Taken<T: 'static> {
+    place: &'static T,
+    _blocked: SignalsBlocked,
+}
+
+impl<T> Deref for Taken<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.place
     }
 }

@@ -24,7 +24,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hmm::adopt::is_manageable;
 use hmm::core::addr::PageRange;
 use hmm::runtime::Runtime;
-use hmm::uapi::sys::SignalsBlocked;
 use hmm::uapi::tasks::has_locked_memory;
 use hmm::uapi::{AddrRange, Errno};
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
@@ -308,7 +307,6 @@ fn ask(
     grows: bool,
     is_ours: bool,
 ) -> Option<(Pieces, bool)> {
-    let _blocked = SignalsBlocked::but_for_faults();
     let slot = Question::take(&SLOTS, |slot| &slot.question);
     let words = [
         (&slot.start, start),

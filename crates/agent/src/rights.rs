@@ -24,7 +24,6 @@ use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hmm::runtime::Runtime;
-use hmm::uapi::sys::SignalsBlocked;
 use hmm::uapi::{Errno, any_syscall};
 use libc::{gid_t, uid_t};
 use rustix::process::{Gid, Uid};
@@ -114,8 +113,9 @@ fn set_groups(groups: &[gid_t]) {
     }
 }
 
-/// What the process may do now.
+/// What the process may do now, and what the agent's threads may, which began as the thread that started them.
 struct Change {
+    own: Rights,
     rights: Rights,
     groups: [gid_t; MAX_GROUPS.unsigned_abs() as usize],
     nr_groups: usize,
@@ -126,12 +126,14 @@ struct Slot {
     change: UnsafeCell<Change>,
 }
 
-// SAFETY: the change is written by who has taken the question, and read from when it is asked until it is answered.
+// SAFETY: the change is its who has taken the question; from when that is asked until it is answered it is the control thread's to write
+// to, when all others of the agent's have read it. Before there are threads it is the only one's.
 unsafe impl Sync for Slot {}
 
 static SLOTS: [Slot; 1] = [Slot {
     question: Question::new(),
     change: UnsafeCell::new(Change {
+        own: Rights::NONE,
         rights: Rights::NONE,
         groups: [0; MAX_GROUPS.unsigned_abs() as usize],
         nr_groups: 0,
@@ -141,20 +143,13 @@ static SLOTS: [Slot; 1] = [Slot {
 /// Whether one of the agent's threads could not follow.
 static LEFT_BEHIND: AtomicBool = AtomicBool::new(false);
 
-/// What the agent's threads may do: they began as the thread that started them.
-struct Own(UnsafeCell<Rights>);
-
-// SAFETY: written while the process has one thread, and then by the control thread between question and answer, when nobody else has
-// the question; who reads it has taken the question.
-unsafe impl Sync for Own {}
-
-static OWN: Own = Own(UnsafeCell::new(Rights::NONE));
-
 /// Before the agent has threads; also in the child of a fork, whose only thread has asked nothing.
 pub(crate) fn reset() {
-    // SAFETY: the process has one thread, see `Own`.
-    unsafe { *OWN.0.get() = Rights::own() };
-    SLOTS.iter().for_each(|slot| slot.question.free());
+    for slot in &SLOTS {
+        // SAFETY: the process has one thread, see `Slot`.
+        unsafe { &mut *slot.change.get() }.own = Rights::own();
+        slot.question.free();
+    }
 }
 
 /// Behind a function that may have changed what the process may do: the agent's threads follow if it has given something up.
@@ -163,13 +158,10 @@ fn follow(result: c_int) -> c_int {
         return result;
     }
     let rights = Rights::own();
-    let _blocked = SignalsBlocked::but_for_faults();
     let slot = Question::take(&SLOTS, |slot| &slot.question);
-    // SAFETY: the question is taken, see `Own`.
-    let own = unsafe { &*OWN.0.get() };
-    if own.is_more_than(&rights) {
-        // SAFETY: the question is taken, and not asked, see `Slot`.
-        let change = unsafe { &mut *slot.change.get() };
+    // SAFETY: the question is taken, and not asked, see `Slot`.
+    let change = unsafe { &mut *slot.change.get() };
+    if change.own.is_more_than(&rights) {
         change.rights = rights;
         // SAFETY: the list has room for as many as there can be.
         let nr = unsafe { libc::getgroups(MAX_GROUPS, change.groups.as_mut_ptr()) };
@@ -188,10 +180,9 @@ pub(crate) fn serve(runtime: &Runtime) {
             // SAFETY: ends the process.
             unsafe { libc::abort() }
         }
-        // SAFETY: it was asked for, and is not answered yet, see `Slot`.
-        let rights = unsafe { &*slot.change.get() }.rights;
-        // SAFETY: as above, see `Own`.
-        unsafe { *OWN.0.get() = rights };
+        // SAFETY: it is not answered yet, and all others have read it, see `Slot`.
+        let change = unsafe { &mut *slot.change.get() };
+        change.own = change.rights;
         slot.question.answer();
     }
 }

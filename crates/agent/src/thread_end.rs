@@ -222,7 +222,8 @@ fn keep_mutexes() {
     }
 }
 
-/// What a thread begins with.
+/// What a thread begins with: two words, which come back in registers.
+#[repr(C)]
 struct Begin {
     routine: Routine,
     argument: *mut c_void,
@@ -234,22 +235,14 @@ impl Begin {
     }
 }
 
-/// What is called next: two words, which come back in registers.
-#[repr(C)]
-struct Call {
-    routine: Routine,
-    argument: *mut c_void,
-}
-
 /// On a new thread, before it begins.
 ///
 /// # Safety
 /// `begin` is of [`Begin::new`], and is not used again.
-unsafe extern "C" fn prepare(begin: *mut Begin) -> Call {
-    // SAFETY: the caller's promise.
-    let Begin { routine, argument } = *unsafe { Box::from_raw(begin) };
+unsafe extern "C" fn prepare(begin: *mut Begin) -> Begin {
     keep();
-    Call { routine, argument }
+    // SAFETY: the caller's promise.
+    *unsafe { Box::from_raw(begin) }
 }
 
 /// Where a thread begins. While it is at what the program wants it to do there is no frame of ours: it may end from anywhere in it

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hmm::core::addr::PageRange;
 use hmm::runtime::Runtime;
 use hmm::uapi::AddrRange;
-use hmm::uapi::sys::SignalsBlocked;
 
 use crate::MANAGED;
 use crate::control::{discover, has_budget, runtime};
@@ -42,7 +41,6 @@ pub(crate) fn tell(start: usize, len: usize, advice: c_int) {
     if !concerns_us {
         return;
     }
-    let _blocked = SignalsBlocked::but_for_faults();
     let slot = Question::take(&SLOTS, |slot| &slot.question);
     slot.start.store(start as u64, Ordering::Relaxed);
     slot.end.store(start.saturating_add(len) as u64, Ordering::Relaxed);

@@ -31,6 +31,7 @@ pub enum Reclaimed {
 }
 
 /// What came of moving runs of a block's pages out.
+#[derive(Default)]
 pub(crate) struct Swept {
     /// Where no page is left.
     clean: PageSet,
@@ -278,9 +279,11 @@ impl<K: Kernel> Engine<K> {
         let block = self.table.block(id);
         let mut states = block.lock();
         states.queued = false;
-        let runs = (states.nr_system() > 0).then(|| unpinned_runs(&states, part.clone()));
-        let swept = self.sweep(id, runs.into_iter().flatten(), bay);
-        let scan = if states.nr_system() > 0 { self.kernel.scan_bay(bay) } else { BayScan::default() };
+        let (swept, scan) = if states.nr_system() > 0 {
+            (self.sweep(id, unpinned_runs(&states, part), bay), self.kernel.scan_bay(bay))
+        } else {
+            (Swept::default(), BayScan::default())
+        };
         let staged = self.account_moved(&mut states, &scan, &swept, bay);
         let stop = swept.stop;
         self.staging.load(bay, staged, scan.huge, id.page(0));
@@ -327,7 +330,7 @@ impl<K: Kernel> Engine<K> {
         runs: impl Iterator<Item = std::ops::Range<usize>>,
         bay: Bay,
     ) -> Swept {
-        let mut swept = Swept { clean: PageSet::EMPTY, stop: None };
+        let mut swept = Swept::default();
         for run in runs {
             let range = PageRange { start: id.page(run.start), end: id.page(run.end) };
             match self.kernel.move_out(range, bay) {

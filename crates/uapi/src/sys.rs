@@ -93,13 +93,17 @@ pub struct SignalsBlocked {
 impl SignalsBlocked {
     /// Blocks all signals of the calling thread, those that libc keeps to itself included.
     pub fn new() -> Self {
-        Self { before: set_signal_mask(u64::MAX), not_send: std::marker::PhantomData }
+        Self::with_mask(u64::MAX)
     }
 
     /// The same, but for those that an access of the thread's own can raise: with one of these blocked the kernel ends the process.
     pub fn but_for_faults() -> Self {
         let raised = [raw::SIGBUS, raw::SIGSEGV, raw::SIGILL, raw::SIGFPE, raw::SIGTRAP];
         let mask = raised.into_iter().fold(u64::MAX, |mask, signal| mask & !(1 << (signal - 1)));
+        Self::with_mask(mask)
+    }
+
+    fn with_mask(mask: u64) -> Self {
         Self { before: set_signal_mask(mask), not_send: std::marker::PhantomData }
     }
 
