@@ -37,6 +37,8 @@ pub(crate) enum Step {
     Ended(Outcome),
     /// Nothing was done for lack of memory.
     NeedMemory,
+    /// The page was brought, and there was no memory for the copy that it has to be.
+    NeedSecond,
     /// Nothing was done: there is memory for much less than the stream wants.
     Scarce,
     /// The state has changed meanwhile: look again.
@@ -78,8 +80,8 @@ impl<K: Kernel> Engine<K> {
                 Step::Scarce => {
                     thrift.found_little(self.reclaim_for(Some(page)) == Reclaimed::Progress);
                 }
-                Step::NeedMemory => {
-                    if thrift.found_none() {
+                need @ (Step::NeedMemory | Step::NeedSecond) => {
+                    if thrift.found_none(matches!(need, Step::NeedSecond)) {
                         self.stats().direct_reclaim.fetch_add(1, Ordering::Relaxed);
                         self.ask_others();
                     }

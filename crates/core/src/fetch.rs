@@ -105,7 +105,7 @@ impl<K: Kernel> Engine<K> {
             Some(Held::Tier(_)) | None => brings.window,
         };
         // The page is the first of those that come with it; what is in front of it comes next, where that is wanted.
-        let window = if hit.stride == Stride::UP && wish != Wish::Alone {
+        let window = if hit.stride == Stride::UP && !matches!(wish, Wish::Alone | Wish::Copied) {
             self.config.demand_pages(window)
         } else {
             1
@@ -135,6 +135,9 @@ impl<K: Kernel> Engine<K> {
     ) -> Result<Fetch, Step> {
         let run = self.run_on_device(states, (page, stride), device, window.min(FETCH_PAGES));
         let want = usize::try_from(run.nr_pages()).unwrap_or(1);
+        if wish == Wish::Copied && self.free_pages() < 2 {
+            return Err(Step::NeedMemory);
+        }
         let (slots, left) = self.take_slots_of(want).ok_or(Step::NeedMemory)?;
         // Reclaim has not come as far as it will: what it makes free lies side by side.
         let is_scarce = want >= SCARCE_PAGES
@@ -201,7 +204,7 @@ impl<K: Kernel> Engine<K> {
         let step = match reached {
             Ok(end) if end > fetch.first => Step::Ended(Outcome::Done),
             Ok(_) => Step::Again,
-            Err(Stop::NoMemory) => Step::NeedMemory,
+            Err(Stop::NoMemory) => Step::NeedSecond,
             Err(stop) => Step::Ended(self.stopped(fetch.first, stop)),
         };
         drop(states);

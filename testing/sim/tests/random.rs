@@ -134,10 +134,12 @@ fn nothing_more_is_lost_when_calls_of_devices_do_not_return() {
 
 /// Worlds in which something was wrong once: slots without memory that counted as stock (8002556), a fault of a read-only mapping
 /// that took all memory to copy from (8001362), two calls of a device by one thread, of three that are borne (8000994); blocks that
-/// could not leave, and of which others waited to be tried (10005315, 12007771); memory in the hands of who was interrupted (10002598).
+/// could not leave, and of which others waited to be tried (10005315, 12007771); memory in the hands of who was interrupted (10002598);
+/// pages of read-only mappings that were brought over and over with no memory for the copy (13000780, 13001528).
 #[test]
 fn what_was_lost_before_is_not_lost() {
-    for seed in [8_001_362, 8_001_946, 8_002_556, 10_002_598, 10_005_315, 12_007_771] {
+    let lost = [8_001_362, 8_001_946, 8_002_556, 10_002_598, 10_005_315, 12_007_771, 13_000_780, 13_001_528];
+    for seed in lost {
         let setup = answering(Setup::from_seed(seed));
         run(&setup, &ops_of(&setup, NR_OPS));
     }
