@@ -200,14 +200,16 @@ pub(crate) fn run(args: &Args, worker: &WorkerArgs, mut on_tick: impl FnMut(u64)
 }
 
 fn judge_ending(outcome: &mut Outcome, status: ExitStatus, is_done: bool, stderr: &str, may_lose: bool) {
-    let hung = !outcome.findings.is_empty();
-    outcome.findings.extend(stderr.lines().filter_map(|line| line.strip_prefix(FINDING)).map(str::to_owned));
+    let (findings, said): (Vec<_>, Vec<_>) = stderr.lines().partition(|line| line.starts_with(FINDING));
+    outcome.findings.extend(findings.iter().filter_map(|line| line.strip_prefix(FINDING)).map(str::to_owned));
     let is_lost = may_lose && (status.code() == Some(LOST) || status.signal().is_some_and(ends_what_lost));
     let is_well = status.success() && is_done;
     if outcome.findings.is_empty() && !is_well && !is_lost {
-        outcome.findings.push(format!("the worker ended by {status}: {}", stderr.trim()));
-    } else if hung {
-        outcome.findings.push(format!("it had said: {}", stderr.trim()));
+        outcome.findings.push(format!("the worker ended by {status}"));
+    }
+    // A child that hmm had to end, perhaps.
+    if !outcome.findings.is_empty() && !said.is_empty() {
+        outcome.findings.push(format!("it had said: {}", said.join("\n")));
     }
 }
 

@@ -7,6 +7,7 @@ use std::ffi::c_int;
 
 use super::finding::{Finding, found};
 use super::place::{Errno, PAGE, Place, area, unmanaged};
+use super::trail::{self, Deed, Step};
 use super::{life, signals};
 
 /// What may be done to a page.
@@ -135,8 +136,15 @@ impl Arena {
             .count()
     }
 
+    /// What is done is remembered, for the case that a signal comes of it.
+    pub(crate) fn did(&self, deed: Deed, first: usize, nr_pages: usize, to: usize) {
+        let (first, to) = (self.first_page + first, self.first_page + to);
+        trail::leave(Step { deed, first, nr_pages, to });
+    }
+
     /// Something fresh is mapped there.
     pub(crate) fn mapped(&mut self, first: usize, nr_pages: usize, prot: Prot) {
+        self.did(Deed::Map, first, nr_pages, 0);
         self.nr_calls += 1;
         self.pages[first..first + nr_pages].fill(Some(Page::fresh(prot, self.nr_calls)));
         self.wanted.pages(first, nr_pages).clear();
@@ -144,12 +152,14 @@ impl Arena {
 
     /// A mapping has grown: fresh pages that are like its others.
     pub(crate) fn grown(&mut self, first: usize, nr_pages: usize, like: Page) {
+        self.did(Deed::Grow, first, nr_pages, 0);
         self.pages[first..first + nr_pages].fill(Some(Page { lazy: false, guard: false, ..like }));
         self.wanted.pages(first, nr_pages).clear();
     }
 
     /// What is there is gone.
     pub(crate) fn unmapped(&mut self, first: usize, nr_pages: usize) {
+        self.did(Deed::Unmap, first, nr_pages, 0);
         self.pages[first..first + nr_pages].fill(None);
     }
 
@@ -168,6 +178,7 @@ impl Arena {
 
     /// Pages are somewhere else now, and not where they were; what they were beside stays as it was.
     pub(crate) fn moved(&mut self, from: usize, to: usize, nr_pages: usize) {
+        self.did(Deed::Move, from, nr_pages, to);
         self.wanted.pages(to, nr_pages).copy_from(self.wanted.pages(from, nr_pages));
         self.pages.copy_within(from..from + nr_pages, to);
     }
@@ -200,6 +211,7 @@ impl Arena {
         if signals::may_lose() {
             for page in 0..self.pages.len() {
                 if signals::take_lost(self.first_page + page) {
+                    self.did(Deed::Replace, page, 1, 0);
                     self.mapped(page, 1, Prot::Write);
                     any = true;
                 }
@@ -208,8 +220,15 @@ impl Arena {
         any
     }
 
-    /// Looks at all that can be read of some pages.
+    /// Looks at all that can be read of some pages. What was lost by that is settled, also where it makes no difference: what is
+    /// done to the page next would count as done before it was lost.
     pub(crate) fn check(&mut self, first: usize, nr_pages: usize, what: &str) -> Result<(), Finding> {
+        let looked = self.look(first, nr_pages, what);
+        self.settle();
+        looked
+    }
+
+    fn look(&mut self, first: usize, nr_pages: usize, what: &str) -> Result<(), Finding> {
         for page in first..first + nr_pages {
             let Some(state) = self.pages[page].filter(Page::is_readable) else { continue };
             life::sign();
@@ -269,6 +288,16 @@ mod tests {
         assert!(arena.check(0, 8, "now").unwrap_err().0.contains("page 1 of span 0+8"));
         arena.wanted().set_word(600, 7);
         arena.check(0, 8, "now").unwrap();
+    }
+
+    #[test]
+    fn what_was_lost_and_then_unmapped_is_not_there() {
+        let mut arena = arena((1 << 17) + 16);
+        signals::lose((1 << 17) + 16 + 3);
+        arena.check(0, 8, "zeroes, before and after").unwrap();
+        arena.unmapped(0, 8);
+        arena.settle();
+        assert_eq!(arena.page(3), None);
     }
 
     #[test]

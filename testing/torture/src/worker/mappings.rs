@@ -8,6 +8,7 @@ use super::finding::{Finding, found};
 use super::place::{Errno, PAGE, Place};
 use super::signals;
 use super::thread::Thread;
+use super::trail::Deed;
 
 /// Pages of a thread that may be locked at a time: they stay resident.
 const MAX_LOCKED: usize = 64;
@@ -110,6 +111,7 @@ pub(super) fn protect(thread: &mut Thread<'_>) -> Result<(), Finding> {
     };
     let nr_mapped = thread.arena.run(first, nr_pages, |_| true);
     let wanted = if nr_mapped < nr_pages { Err(libc::ENOMEM) } else { Ok(()) };
+    thread.arena.did(Deed::Change, first, nr_pages, 0);
     expect(place.protect(prot.flags()), wanted, format_args!("mprotect {first}+{nr_pages} {prot:?}"))?;
     (first..first + nr_mapped).for_each(|page| thread.arena.change(page, |page| page.prot = prot));
     Ok(())
@@ -141,6 +143,7 @@ pub(super) fn lock(thread: &mut Thread<'_>) -> Result<(), Finding> {
 /// Advice that changes no byte, whatever the kernel makes of it.
 pub(super) fn hint(thread: &mut Thread<'_>) -> Result<(), Finding> {
     let (first, nr_pages, place) = span(thread);
+    thread.arena.did(Deed::Change, first, nr_pages, 0);
     let _may_be_refused = place.advise(thread.chance.one_of(&HINTS));
     if thread.chance.one_in(2) { thread.arena.check(first, nr_pages, "after advice") } else { Ok(()) }
 }
@@ -172,6 +175,7 @@ pub(super) fn at_fork(thread: &mut Thread<'_>) -> Result<(), Finding> {
         (&[libc::MADV_DOFORK, libc::MADV_KEEPONFORK], AtFork::Copy),
         (&[libc::MADV_DOFORK, libc::MADV_KEEPONFORK], AtFork::Copy),
     ]);
+    thread.arena.did(Deed::Change, first, nr_pages, 0);
     for advice in advice {
         let result = thread.arena.memory().pages(first, nr_pages).advise(*advice);
         expect(result, Ok(()), format_args!("advice {advice} to {first}+{nr_pages}"))?;

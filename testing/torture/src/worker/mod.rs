@@ -21,6 +21,7 @@ mod place;
 mod remap;
 mod signals;
 mod thread;
+mod trail;
 
 use std::process::ExitCode;
 use std::sync::RwLock;

@@ -4,6 +4,7 @@ use super::arena::{AtFork, Page, Prot};
 use super::finding::{Finding, found};
 use super::place::{Errno, Place};
 use super::thread::Thread;
+use super::trail::Deed;
 
 /// Some pages that are alike, and were mapped by one call: what is one mapping to the program.
 fn alike(thread: &mut Thread<'_>) -> Option<(usize, usize, Page)> {
@@ -81,6 +82,7 @@ pub(super) fn wander(thread: &mut Thread<'_>) -> Result<(), Finding> {
         return Ok(());
     }
     let place = thread.arena.memory().pages(first, nr_pages);
+    thread.arena.did(Deed::Wander, first, nr_pages, 0);
     let away = match place.remap(Place::anywhere(place.len()), libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP)
     {
         Ok(away) => away,
