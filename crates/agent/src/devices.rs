@@ -12,7 +12,7 @@ use hmm::mm::Mm;
 use hmm::spec::{Backing, DeviceSpec};
 use hmm::uapi::mapping::Advice;
 use hmm::uapi::{AddrRange, Mapping};
-use hmm_file::{FileConfig, FileDevice, PATIENCE};
+use hmm_file::{By, FileConfig, FileDevice, PATIENCE};
 
 use crate::why::Why;
 
@@ -89,9 +89,9 @@ pub(crate) fn empty_files_if_little(engine: &Engine<Mm>, meanwhile: &mut dyn FnM
 fn open_backing(number: u8, spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Vec<AddrRange>), Why> {
     match &spec.backing {
         Backing::File { dir, capacity_bytes, compress } => {
-            // Requests are made one by one: a ring would have threads of its own in the program.
+            // A ring would have threads of its own in the program.
             let config = FileConfig::new(dir, *capacity_bytes)
-                .without_io_uring()
+                .with_requests(By::Aio)
                 .with_compression(*compress)
                 .with_patience(patience(spec));
             let device = Arc::new(FileDevice::create(&config).map_err(Why::all)?);

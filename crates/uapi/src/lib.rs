@@ -18,6 +18,7 @@ mod ioc;
 mod range;
 mod syscall;
 
+pub mod aio;
 pub mod mapping;
 pub mod maps;
 pub mod pagemap;

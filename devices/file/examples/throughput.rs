@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use hmm_device::{Access, Device, DevicePfn, Fetch, PAGE_SIZE, Store};
-use hmm_file::{FileConfig, FileDevice};
+use hmm_file::{By, FileConfig, FileDevice};
 
 const PAGES: usize = 64 << 10;
 /// Pages of a store, and of a fetch: what leaves together, and what a fault brings at most.
@@ -111,9 +111,11 @@ fn main() {
         memory.clear();
         for access in [Access::Stream, Access::Random] {
             for (compress, nr_threads) in [(false, 1), (true, 1), (false, 2), (true, 2)] {
-                let config = FileConfig::new(&dir, 1 << 30).without_io_uring().with_compression(compress);
-                print!("{name}, {access:?}, compressed {compress:5}, {nr_threads} threads:");
-                measure(&config, &bytes[..BYTES], access, nr_threads);
+                for by in [By::Single, By::Aio, By::Uring] {
+                    let config = FileConfig::new(&dir, 1 << 30).with_requests(by).with_compression(compress);
+                    print!("{name}, {access:?}, compressed {compress:5}, by {by:?}, {nr_threads} threads:");
+                    measure(&config, &bytes[..BYTES], access, nr_threads);
+                }
             }
         }
     }

@@ -15,20 +15,30 @@ use crate::BLOCK_BYTES;
 use crate::entry::Content;
 use crate::lane::Lane;
 use crate::open::{FileError, Opened, open};
-use crate::ring::Rings;
+use crate::queue::Queue;
 use crate::store::Lucks;
 use crate::table::Table;
-use crate::transfer::{Outcome, Requests};
 
 /// Block numbers have 32 bits.
 const MAX_BLOCKS: u64 = 1 << 32;
+
+/// How the requests of a call are made. Where the kernel does not do it so, they are made [one by one](Self::Single).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// All at once, by an io_uring (`io_uring_setup(2)`): it may have threads of its own in the process.
+    Uring,
+    /// All at once, by `io_submit(2)`, which has none. Around the page cache only.
+    Aio,
+    /// One after the other, by `pread` and `pwrite`.
+    Single,
+}
 
 /// Where the file is, and how large it may become.
 #[derive(Clone, Debug)]
 pub struct FileConfig {
     dir: PathBuf,
     capacity_bytes: u64,
-    io_uring: bool,
+    requests: By,
     direct: bool,
     compress: bool,
     patience: Option<Duration>,
@@ -43,7 +53,7 @@ impl FileConfig {
         Self {
             dir: dir.into(),
             capacity_bytes,
-            io_uring: true,
+            requests: By::Uring,
             direct: true,
             compress: true,
             patience: Some(PATIENCE),
@@ -80,10 +90,10 @@ impl FileConfig {
         self
     }
 
-    /// By `pread` and `pwrite` alone.
+    /// How requests are made: by io_uring unless it is said, where there is one.
     #[must_use]
-    pub fn without_io_uring(mut self) -> Self {
-        self.io_uring = false;
+    pub const fn with_requests(mut self, by: By) -> Self {
+        self.requests = by;
         self
     }
 }
@@ -93,7 +103,6 @@ impl FileConfig {
 pub struct FileDevice {
     pub(crate) config: FileConfig,
     file: Opened,
-    rings: Option<Rings>,
     table: Mutex<Table>,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) lanes: Lanes<Lane>,
@@ -120,11 +129,16 @@ impl FileDevice {
         let no_room = |errno: Errno| FileError::Table(errno.into());
         let table = Table::new(config.nr_blocks()).map_err(no_room)?;
         let mut own_ranges: Vec<AddrRange> = table.ranges().collect();
-        let lanes = Lanes::try_new(|| Lane::new().inspect(|lane| own_ranges.extend(lane.ranges())));
+        let direct = file.direct;
+        let queue = || match config.requests {
+            By::Uring => Queue::uring(),
+            By::Aio if direct => Queue::aio(),
+            By::Aio | By::Single => Queue::None,
+        };
+        let lanes = Lanes::try_new(|| Lane::new(queue()).inspect(|lane| own_ranges.extend(lane.ranges())));
         Ok(Self {
             config: config.clone(),
             file,
-            rings: config.io_uring.then(Rings::new).flatten(),
             nr_frames: table.nr_frames() as u64,
             table: Mutex::new(table),
             fingerprint: Fingerprint::new(seed()),
@@ -145,9 +159,13 @@ impl FileDevice {
         Self::on(config, Opened { fd, direct: false }).expect("addresses")
     }
 
-    /// Whether requests are made by io_uring.
-    pub const fn has_io_uring(&self) -> bool {
-        self.rings.is_some()
+    /// How requests are made.
+    pub fn requests(&self) -> By {
+        match self.lanes.enter().queue {
+            Queue::Uring { .. } => By::Uring,
+            Queue::Aio(_) => By::Aio,
+            Queue::None => By::Single,
+        }
     }
 
     /// Whether the file is accessed around the page cache.
@@ -198,21 +216,8 @@ impl FileDevice {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Carries requests out, up to the first that fails.
-    pub(crate) fn transfer(&self, requests: &mut Requests<'_>) -> Outcome {
-        if let Some(rings) = &self.rings
-            && requests.len() > 0
-        {
-            rings.try_all(self.file.fd.as_fd(), requests);
-        }
-        for request in requests.iter_mut() {
-            request.finish(self.file.fd.as_fd());
-            if request.error.is_some() {
-                // What is behind it does not count.
-                break;
-            }
-        }
-        requests.outcome()
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.fd.as_fd()
     }
 
     /// Whether the file can be transferred from and to the caller's memory as it is.
@@ -223,7 +228,7 @@ impl FileDevice {
 
 impl AsFd for FileDevice {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.fd.as_fd()
+        self.fd()
     }
 }
 

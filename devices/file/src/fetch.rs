@@ -1,4 +1,5 @@
-//! The way home: each unit is read once, neighbours in the file by one request, and what comes is compared before it counts.
+//! The way home: each unit is read once, neighbours in the file by one request, and what comes is compared before it counts. What
+//! has come is decompressed while the rest is under way.
 //!
 //! A batch is planned from a copy of the table's entries, so that nothing is locked while the disk works. A frame whose
 //! entry has changed meanwhile (it was freed and its blocks are somebody else's: see `patience` in
@@ -19,8 +20,9 @@ use hmm_device::{DeviceError, DevicePfn, Fetch, PAGE_SIZE, Transfer};
 use crate::BLOCK_BYTES;
 use crate::device::FileDevice;
 use crate::entry::{Content, Unit};
+use crate::flight::{Flight, fly};
 use crate::lane::{LANE_BLOCKS, Lane};
-use crate::transfer::{Outcome, Piece, Pieces, Requests, Side, Stretch};
+use crate::transfer::{Buffer, Piece, Pieces, Requests, Rest, Side, Stretch};
 
 /// Frames in a batch: what a fault brings at most, so that it is one request.
 const BATCH_FRAMES: usize = 128;
@@ -34,8 +36,8 @@ struct Segment {
     nr_pages: usize,
     /// What of the transfer brings it.
     stretch: Stretch,
-    /// Where its unit is, if that is in the lane.
-    in_lane: Option<usize>,
+    /// Where its unit is read to.
+    side: Side,
 }
 
 /// What there is to be done for a batch.
@@ -51,8 +53,13 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) const fn new() -> Self {
-        let segment =
-            Segment { content: Content::Empty, first: 0, nr_pages: 0, stretch: Stretch::NONE, in_lane: None };
+        let segment = Segment {
+            content: Content::Empty,
+            first: 0,
+            nr_pages: 0,
+            stretch: Stretch::NONE,
+            side: Side::Lane,
+        };
         Self {
             entries: [(Content::Empty, 0); BATCH_FRAMES],
             segments: [segment; BATCH_FRAMES],
@@ -67,16 +74,16 @@ impl Plan {
         let mut first = 0;
         while first < nr_pages {
             let content = self.entries[first].0;
-            let mut segment =
-                Segment { content, first, nr_pages: 1, stretch: Stretch::default(), in_lane: None };
+            let stretch = Stretch::default();
+            let mut segment = Segment { content, first, nr_pages: 1, stretch, side: Side::Lane };
             if let Content::Part(unit, part) = content {
                 let entries = &self.entries[first..nr_pages];
                 let follows =
                     |(step, entry): &(u8, &(Content, u64))| entry.0 == Content::Part(unit, part + step);
                 segment.nr_pages =
                     if unit.is_raw() { 1 } else { (0..).zip(entries).take_while(follows).count() };
-                let Some((stretch, in_lane)) = self.read(unit, first, pieces, is_usable) else { break };
-                (segment.stretch, segment.in_lane) = (stretch, in_lane);
+                let Some((stretch, side)) = self.read(unit, first, pieces, is_usable) else { break };
+                (segment.stretch, segment.side) = (stretch, side);
             }
             self.segments[self.nr_segments] = segment;
             self.nr_segments += 1;
@@ -92,18 +99,17 @@ impl Plan {
         page: usize,
         pieces: &mut Pieces,
         is_usable: bool,
-    ) -> Option<(Stretch, Option<usize>)> {
+    ) -> Option<(Stretch, Side)> {
         let last = self.segments[..self.nr_segments].last();
-        if let Some(Segment { content: Content::Part(same, _), stretch, in_lane, .. }) = last
+        if let Some(Segment { content: Content::Part(same, _), stretch, side: Side::Lane, .. }) = last
             && *same == unit
-            && in_lane.is_some()
         {
-            return Some((*stretch, *in_lane));
+            return Some((*stretch, Side::Lane));
         }
         let (offset, len) = (unit.offset(), unit.nr_blocks() * BLOCK_BYTES);
         if unit.is_raw() && is_usable && pieces.end(Side::Lane) != Some(offset) {
             let piece = Piece { offset, side: Side::Caller, at: page * PAGE_SIZE, len };
-            return Some((pieces.push(piece)?, None));
+            return Some((pieces.push(piece)?, Side::Caller));
         }
         if self.lane_len + len > LANE_BLOCKS * BLOCK_BYTES {
             return None;
@@ -111,7 +117,34 @@ impl Plan {
         let at = self.lane_len;
         let stretch = pieces.push(Piece { offset, side: Side::Lane, at, len })?;
         self.lane_len += len;
-        Some((stretch, Some(at)))
+        Some((stretch, Side::Lane))
+    }
+
+    fn segments(&self) -> &[Segment] {
+        &self.segments[..self.nr_segments]
+    }
+
+    /// Divides the memory of both sides: what requests read to, and what the pages of segments are made in that no request reads
+    /// there.
+    fn divide<'b>(
+        &self,
+        pieces: &Pieces,
+        bytes: &'b mut [u8],
+        blocks: &'b mut [u8],
+    ) -> (Requests<'b>, [Option<&'b mut [u8]>; BATCH_FRAMES]) {
+        let (mut bytes, mut blocks) = (Rest::of(bytes), Rest::of(blocks));
+        let (mut requests, mut targets) = (Requests::new(), [const { None }; BATCH_FRAMES]);
+        for (segment, target) in self.segments().iter().zip(&mut targets) {
+            let next = pieces.as_slice().get(requests.len());
+            if let Some(piece) = next.filter(|_| segment.stretch.is_of(requests.len())) {
+                let side = if piece.side == Side::Caller { &mut bytes } else { &mut blocks };
+                requests.push(piece.offset, Buffer::Read(side.cut(piece.at, piece.len)));
+            }
+            if segment.side == Side::Lane {
+                *target = Some(bytes.cut(segment.first * PAGE_SIZE, segment.nr_pages * PAGE_SIZE));
+            }
+        }
+        (requests, targets)
     }
 }
 
@@ -144,13 +177,17 @@ impl FileDevice {
         if nr_known == 0 {
             return Err((0, DeviceError::Unsupported));
         }
-        let mut pieces = Pieces::new();
+        let mut pieces = Pieces::of_at_most(lane.queue.read_bytes());
         let nr_planned = lane.plan.make(nr_known, &mut pieces, self.is_usable(bytes));
-        let outcome = self.transfer(&mut Requests::read(&pieces, bytes, &mut lane.blocks));
-        for number in 0..lane.plan.nr_segments {
-            self.deliver(lane, number, &outcome, bytes)?;
-        }
-        Ok(nr_planned)
+        let Lane { blocks, pages, plan, queue, .. } = lane;
+        let (requests, mut targets) = plan.divide(&pieces, bytes, blocks);
+        fly(self.fd(), queue, requests, |flight| {
+            for (segment, target) in plan.segments().iter().zip(&mut targets) {
+                let entries = &plan.entries[segment.first..segment.first + segment.nr_pages];
+                self.deliver(segment, entries, flight, target.as_deref_mut(), pages)?;
+            }
+            Ok(nr_planned)
+        })
     }
 
     /// Copies what the table has, up to the first frame that was not stored to. Returns of how many frames.
@@ -163,35 +200,33 @@ impl FileDevice {
         known.take_while(|content| *content != Content::Empty).count()
     }
 
-    /// Makes the pages of a segment.
+    /// Makes the pages of a segment, in their place unless they are read there.
     ///
     /// # Errors
     /// The first page that could not be made, in the batch, and why.
     fn deliver(
         &self,
-        lane: &mut Lane,
-        number: usize,
-        outcome: &Outcome,
-        bytes: &mut [u8],
+        segment: &Segment,
+        entries: &[(Content, u64)],
+        flight: &mut Flight<'_, '_>,
+        target: Option<&mut [u8]>,
+        pages: &mut [u8],
     ) -> Result<(), (usize, DeviceError)> {
-        let Lane { blocks, pages, plan, .. } = lane;
-        let segment = &plan.segments[number];
-        let end = segment.first + segment.nr_pages;
-        let bytes = &mut bytes[segment.first * PAGE_SIZE..end * PAGE_SIZE];
-        let entries = &plan.entries[segment.first..end];
-        let (unit, part) = match segment.content {
-            Content::Part(unit, part) => (unit, usize::from(part)),
-            Content::Same | Content::Empty => {
-                fill_same(bytes, entries[0].1);
-                return Ok(());
-            }
+        let Content::Part(unit, part) = segment.content else {
+            target.into_iter().for_each(|target| fill_same(target, entries[0].1));
+            return Ok(());
         };
-        outcome.of(segment.stretch).map_err(|why| (segment.first, why))?;
-        if let Some(at) = segment.in_lane {
-            unpack(unit, part, &blocks[at..at + unit.nr_blocks() * BLOCK_BYTES], pages, bytes);
-        }
-        let pages = bytes.chunks_exact(PAGE_SIZE).zip(entries);
-        match pages.map(|(page, (_, tag))| self.fingerprint.of(page) == *tag).position(|is_right| !is_right) {
+        flight.wait(segment.stretch).map_err(|why| (segment.first, why))?;
+        let stored = flight.bytes(segment.stretch, unit.nr_blocks() * BLOCK_BYTES);
+        let made = match target {
+            Some(target) => {
+                unpack(unit, usize::from(part), stored, pages, target);
+                &*target
+            }
+            None => stored,
+        };
+        let made = made.chunks_exact(PAGE_SIZE).zip(entries);
+        match made.map(|(page, (_, tag))| self.fingerprint.of(page) == *tag).position(|is_right| !is_right) {
             Some(wrong) => Err((segment.first + wrong, DeviceError::Corrupt)),
             None => Ok(()),
         }

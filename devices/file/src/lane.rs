@@ -6,6 +6,7 @@ use hmm_uapi::{AddrRange, Errno};
 use crate::BLOCK_BYTES;
 use crate::entry::MAX_UNIT_PAGES;
 use crate::fetch::Plan;
+use crate::queue::Queue;
 use crate::transfer::BATCH;
 use crate::zeroed::Zeroed;
 
@@ -21,17 +22,19 @@ pub(crate) struct Lane {
     /// The pages of one unit, of which not all are wanted.
     pub(crate) pages: Zeroed<u8>,
     pub(crate) plan: Plan,
+    pub(crate) queue: Queue,
 }
 
 impl Lane {
     /// # Errors
     /// There are no addresses left.
-    pub(crate) fn new() -> Result<Self, Errno> {
+    pub(crate) fn new(queue: Queue) -> Result<Self, Errno> {
         Ok(Self {
             encoder: Encoder::new(),
             blocks: Zeroed::new(LANE_BLOCKS * BLOCK_BYTES)?,
             pages: Zeroed::new(MAX_UNIT_PAGES * BLOCK_BYTES)?,
             plan: Plan::new(),
+            queue,
         })
     }
 

@@ -18,9 +18,10 @@ use hmm_device::{Access, DeviceError, DevicePfn, PAGE_SIZE, Store, Transfer};
 use crate::BLOCK_BYTES;
 use crate::device::FileDevice;
 use crate::entry::{MAX_UNIT_PAGES, Unit};
+use crate::flight::fly;
 use crate::lane::Lane;
 use crate::table::Load;
-use crate::transfer::{BATCH, Outcome, Piece, Pieces, Requests, Side, Stretch};
+use crate::transfer::{BATCH, Piece, Pieces, Requests, Side, Stretch};
 
 /// Blocks of a unit of pages that do not shrink to a half.
 const WIDE_BLOCKS: usize = 4;
@@ -174,9 +175,7 @@ impl FileDevice {
             return (0, Some(if is_single { full } else { Stop::Scattered }));
         }
         let loads = &batch.loads[..placed];
-        let (stretches, outcome) = self.write(lane, &batch, loads, bytes);
-        let written = stretches[..placed].iter().map(|stretch| outcome.of(*stretch));
-        let failed = written.enumerate().find_map(|(load, outcome)| Some((load, outcome.err()?)));
+        let failed = self.write(lane, &batch, loads, bytes);
         let nr_written = failed.map_or(placed, |(load, _)| load);
         let mut table = self.table();
         for load in &loads[..nr_written] {
@@ -228,17 +227,17 @@ impl FileDevice {
         Err(in_vain)
     }
 
-    /// Writes loads that have a place. Returns what brings each.
+    /// Writes loads that have a place. Returns the first that could not be written, and why.
     fn write(
         &self,
         lane: &mut Lane,
         batch: &Batch,
         loads: &[Load],
         bytes: &[u8],
-    ) -> ([Stretch; BATCH], Outcome) {
+    ) -> Option<(usize, DeviceError)> {
         // Where nothing was compressed, what the caller has is written as it is.
         let side = if batch.is_raw && self.is_usable(bytes) { Side::Caller } else { Side::Lane };
-        let mut pieces = Pieces::new();
+        let mut pieces = Pieces::of_at_most(usize::MAX);
         let mut stretches = [Stretch::default(); BATCH];
         for (stretch, load) in stretches.iter_mut().zip(loads) {
             let Some(unit) = load.unit else { continue };
@@ -250,8 +249,12 @@ impl FileDevice {
             let len = unit.nr_blocks() * BLOCK_BYTES;
             *stretch = pieces.push(Piece { offset: unit.offset(), side, at, len }).unwrap_or(Stretch::NONE);
         }
-        let outcome = self.transfer(&mut Requests::write(&pieces, bytes, &lane.blocks));
-        (stretches, outcome)
+        let requests = Requests::write(&pieces, bytes, &lane.blocks);
+        fly(self.fd(), &mut lane.queue, requests, |flight| {
+            let mut written =
+                stretches[..loads.len()].iter().map(|stretch| flight.wait(*stretch)).enumerate();
+            written.find_map(|(load, outcome)| Some((load, outcome.err()?)))
+        })
     }
 }
 

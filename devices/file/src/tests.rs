@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hmm_device::{Access, Device, DeviceError, DevicePfn, Fetch, PAGE_SIZE, Store, Transfer};
 use rustix::fd::AsFd;
 
-use crate::{FileConfig, FileDevice, FileError};
+use crate::{By, FileConfig, FileDevice, FileError};
 
 mod model;
 
@@ -26,31 +26,36 @@ fn made(config: &FileConfig) -> FileDevice {
     FileDevice::create(config).expect("there is a disk")
 }
 
-/// In every way: by io_uring and direct I/O, without the one, without the other; and without compression.
-fn configs(nr_blocks: u64) -> [FileConfig; 4] {
+/// In every way: by io_uring, by `io_submit`, and one by one; through the page cache, and without compression.
+fn configs(nr_blocks: u64) -> [FileConfig; 5] {
     let config = config(nr_blocks);
     [
         config.clone(),
-        config.clone().without_io_uring(),
+        config.clone().with_requests(By::Aio),
+        config.clone().with_requests(By::Single),
         config.clone().through_page_cache(),
-        config.without_io_uring().with_compression(false),
+        config.with_requests(By::Aio).with_compression(false),
     ]
 }
 
 hmm_conformance::suite!(conforms, || super::made(&super::configs(1024)[0]));
-hmm_conformance::suite!(conforms_without_io_uring, || super::made(&super::configs(1024)[1]));
-hmm_conformance::suite!(conforms_through_the_page_cache, || super::made(&super::configs(1024)[2]));
-hmm_conformance::suite!(conforms_without_compression, || super::made(&super::configs(1024)[3]));
+hmm_conformance::suite!(conforms_by_io_submit, || super::made(&super::configs(1024)[1]));
+hmm_conformance::suite!(conforms_one_by_one, || super::made(&super::configs(1024)[2]));
+hmm_conformance::suite!(conforms_through_the_page_cache, || super::made(&super::configs(1024)[3]));
+hmm_conformance::suite!(conforms_without_compression, || super::made(&super::configs(1024)[4]));
 
 #[test]
 fn each_is_what_it_is_called() {
     let device = made(&config(16));
     assert!(device.is_direct(), "no O_DIRECT in {}", disk().display());
-    if !device.has_io_uring() {
+    if device.requests() != By::Uring {
         println!("SKIPPED: io_uring is forbidden here: /proc/sys/kernel/io_uring_disabled");
     }
-    assert!(!made(&config(16).without_io_uring()).has_io_uring());
-    assert!(!made(&config(16).through_page_cache()).is_direct());
+    for by in [By::Aio, By::Single] {
+        assert_eq!(made(&config(16).with_requests(by)).requests(), by);
+    }
+    let through_page_cache = made(&config(16).with_requests(By::Aio).through_page_cache());
+    assert_eq!((through_page_cache.is_direct(), through_page_cache.requests()), (false, By::Single));
 }
 
 /// Bytes that compress well, if they are not noise.
@@ -316,7 +321,7 @@ fn a_file_that_was_truncated_does_not_read_as_zeroes() {
 
 #[test]
 fn a_truncated_unit_does_not_read_as_zeroes() {
-    for config in &configs(64)[..3] {
+    for config in &configs(64)[..4] {
         let device = made(config);
         let frames = stored(&device, &pages(0..32), Access::Stream);
         let second = device.place_of(frames[0]).start + 4096;

@@ -32,12 +32,22 @@ pub(crate) struct Piece {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stretch {
     /// Which piece.
-    piece: usize,
+    pub(crate) piece: usize,
     /// Where it ends in that.
     end: usize,
 }
 
 impl Stretch {
+    /// Whether it is of nothing.
+    pub(crate) const fn is_empty(self) -> bool {
+        self.end == 0
+    }
+
+    /// Whether it is a part of that piece.
+    pub(crate) const fn is_of(self, piece: usize) -> bool {
+        self.piece == piece && !self.is_empty()
+    }
+
     /// Of no piece: never transferred.
     pub(crate) const NONE: Self = Self { piece: BATCH, end: 1 };
 }
@@ -47,11 +57,14 @@ impl Stretch {
 pub(crate) struct Pieces {
     pieces: [Piece; BATCH],
     len: usize,
+    /// Bytes to which a piece may grow.
+    most: usize,
 }
 
 impl Pieces {
-    pub(crate) const fn new() -> Self {
-        Self { pieces: [Piece { offset: 0, side: Side::Caller, at: 0, len: 0 }; BATCH], len: 0 }
+    /// None; each may grow to so many bytes.
+    pub(crate) const fn of_at_most(most: usize) -> Self {
+        Self { pieces: [Piece { offset: 0, side: Side::Caller, at: 0, len: 0 }; BATCH], len: 0, most }
     }
 
     /// Where the last one ends in the file, if it is of that side.
@@ -65,6 +78,7 @@ impl Pieces {
         if self.end(piece.side) == Some(piece.offset)
             && let Some(last) = self.pieces[..self.len].last_mut()
             && last.at + last.len == piece.at
+            && last.len + piece.len <= self.most
         {
             last.len += piece.len;
             return Some(Stretch { piece: self.len - 1, end: last.len });
@@ -106,6 +120,8 @@ pub(crate) struct Request<'a> {
     pub(crate) done: usize,
     /// What the kernel said instead of going on.
     pub(crate) error: Option<Errno>,
+    /// The kernel has it.
+    pub(crate) is_out: bool,
 }
 
 impl Request<'_> {
@@ -121,6 +137,14 @@ impl Request<'_> {
         }
     }
 
+    /// Whether a stretch of it is transferred.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub(crate) fn outcome(&self, stretch: Stretch) -> Result<(), DeviceError> {
+        if self.done >= stretch.end { Ok(()) } else { Err(self.error.map_or(DeviceError::Io, meaning)) }
+    }
+
     /// Takes notice of what the kernel says of a transfer of what is left.
     pub(crate) fn note(&mut self, moved: Result<usize, Errno>) {
         match moved {
@@ -134,18 +158,23 @@ impl Request<'_> {
 }
 
 /// Memory of one side of which parts are cut off from the front.
-struct Rest<'a> {
+pub(crate) struct Rest<'a> {
     bytes: &'a mut [u8],
     /// Bytes that were in front of it.
     before: usize,
 }
 
 impl<'a> Rest<'a> {
-    fn cut(&mut self, piece: &Piece) -> &'a mut [u8] {
+    pub(crate) const fn of(bytes: &'a mut [u8]) -> Self {
+        Self { bytes, before: 0 }
+    }
+
+    /// So many bytes at a place that is behind what was cut off before.
+    pub(crate) fn cut(&mut self, at: usize, len: usize) -> &'a mut [u8] {
         let bytes = std::mem::take(&mut self.bytes);
-        let (_, bytes) = bytes.split_at_mut(piece.at - self.before);
-        let (part, rest) = bytes.split_at_mut(piece.len);
-        (self.bytes, self.before) = (rest, piece.at + piece.len);
+        let (_, bytes) = bytes.split_at_mut(at - self.before);
+        let (part, rest) = bytes.split_at_mut(len);
+        (self.bytes, self.before) = (rest, at + len);
         part
     }
 }
@@ -158,35 +187,29 @@ pub(crate) struct Requests<'a> {
 }
 
 impl<'a> Requests<'a> {
-    /// From the file into the memory of both sides.
-    pub(crate) fn read(pieces: &Pieces, caller: &'a mut [u8], lane: &'a mut [u8]) -> Self {
-        let mut caller = Rest { bytes: caller, before: 0 };
-        let mut lane = Rest { bytes: lane, before: 0 };
-        Self::new(pieces, |piece| {
-            Buffer::Read(match piece.side {
-                Side::Caller => caller.cut(piece),
-                Side::Lane => lane.cut(piece),
-            })
-        })
+    pub(crate) const fn new() -> Self {
+        Self { requests: [const { None }; BATCH], len: 0 }
     }
 
     /// From the memory of both sides into the file.
     pub(crate) fn write(pieces: &Pieces, caller: &'a [u8], lane: &'a [u8]) -> Self {
-        Self::new(pieces, |piece| {
+        let mut this = Self::new();
+        for piece in pieces.as_slice() {
             let bytes = match piece.side {
                 Side::Caller => caller,
                 Side::Lane => lane,
             };
-            Buffer::Write(&bytes[piece.at..piece.at + piece.len])
-        })
-    }
-
-    fn new(pieces: &Pieces, mut buffer: impl FnMut(&Piece) -> Buffer<'a>) -> Self {
-        let mut this = Self { requests: [const { None }; BATCH], len: pieces.len };
-        for (request, piece) in this.requests.iter_mut().zip(pieces.as_slice()) {
-            *request = Some(Request { offset: piece.offset, buffer: buffer(piece), done: 0, error: None });
+            this.push(piece.offset, Buffer::Write(&bytes[piece.at..piece.at + piece.len]));
         }
         this
+    }
+
+    /// Adds one: there are as many as there can be [`Pieces`].
+    pub(crate) fn push(&mut self, offset: u64, buffer: Buffer<'a>) {
+        if let Some(request) = self.requests.get_mut(self.len) {
+            *request = Some(Request { offset, buffer, done: 0, error: None, is_out: false });
+            self.len += 1;
+        }
     }
 
     pub(crate) const fn len(&self) -> usize {
@@ -201,34 +224,23 @@ impl<'a> Requests<'a> {
         self.requests.iter_mut().flatten()
     }
 
-    pub(crate) fn outcome(&self) -> Outcome {
-        let mut outcome = Outcome { done: [0; BATCH], stop: DeviceError::Io };
-        for (done, request) in outcome.done.iter_mut().zip(self.requests.iter().flatten()) {
-            *done = request.done;
-            if let Some(error) = request.error {
-                outcome.stop = meaning(error);
-                // What is behind it does not count.
-                break;
-            }
+    /// The kernel says that it has ended one.
+    pub(crate) fn ended(&mut self, number: u64, moved: Result<usize, Errno>) {
+        if let Some(request) = usize::try_from(number).ok().and_then(|number| self.get(number)) {
+            request.is_out = false;
+            request.note(moved);
         }
-        outcome
     }
-}
 
-/// What became of the pieces of a batch.
-#[derive(Debug)]
-pub(crate) struct Outcome {
-    done: [usize; BATCH],
-    /// Why the first that is not whole is not.
-    stop: DeviceError,
-}
-
-impl Outcome {
-    /// # Errors
-    /// Why it was not transferred.
-    pub(crate) fn of(&self, stretch: Stretch) -> Result<(), DeviceError> {
-        let done = self.done.get(stretch.piece).copied().unwrap_or(0);
-        if done >= stretch.end { Ok(()) } else { Err(self.stop) }
+    /// The last bytes of a stretch, so many. Nothing, if they are the kernel's.
+    pub(crate) fn bytes(&self, stretch: Stretch, len: usize) -> &[u8] {
+        let request = self.requests.get(stretch.piece).and_then(Option::as_ref);
+        let bytes = match request.filter(|request| !request.is_out).map(|request| &request.buffer) {
+            Some(Buffer::Read(bytes)) => bytes,
+            Some(Buffer::Write(bytes)) => *bytes,
+            None => return &[],
+        };
+        &bytes[stretch.end - len..stretch.end]
     }
 }
 
@@ -250,7 +262,7 @@ mod tests {
     const PAGE: usize = 4096;
 
     fn pieces(blocks: &[(usize, Side, usize)]) -> (Pieces, Vec<Stretch>) {
-        let mut pieces = Pieces::new();
+        let mut pieces = Pieces::of_at_most(usize::MAX);
         let stretches = blocks.iter().map(|(block, side, page)| {
             let (offset, at) = ((block * PAGE) as u64, page * PAGE);
             pieces.push(Piece { offset, side: *side, at, len: PAGE }).expect("there is room")
@@ -289,13 +301,23 @@ mod tests {
         };
         let firsts: Vec<u8> = Requests::write(&pieces, &caller, &lane).iter_mut().map(first).collect();
         assert_eq!(firsts, [0, 100, 103, 2, 4]);
-        let mut requests = Requests::read(&pieces, &mut caller, &mut lane);
-        assert_eq!((requests.iter_mut().map(first).collect::<Vec<_>>(), requests.len()), (firsts, 5));
+        let mut rest = Rest::of(&mut caller);
+        let cut = |at: usize| rest.cut(at * PAGE, PAGE)[0];
+        assert_eq!([0, 1, 4].map(cut), [0, 1, 4]);
+        let mut small = Pieces::of_at_most(2 * PAGE);
+        let block = |number: usize| Piece {
+            offset: (number * PAGE) as u64,
+            at: number * PAGE,
+            len: PAGE,
+            ..Piece::default()
+        };
+        (0..5).for_each(|number| _ = small.push(block(number)));
+        assert_eq!(small.as_slice().iter().map(|piece| piece.len / PAGE).collect::<Vec<_>>(), [2, 2, 1]);
     }
 
     #[test]
     fn there_are_no_more_requests_than_fit() {
-        let mut pieces = Pieces::new();
+        let mut pieces = Pieces::of_at_most(usize::MAX);
         let piece =
             |number: usize| Piece { offset: (number * 8 * PAGE) as u64, len: PAGE, ..Piece::default() };
         assert!((0..BATCH).all(|number| pieces.push(piece(number)).is_some()));
@@ -305,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_count_up_to_the_first_that_failed() {
+    fn pages_count_up_to_where_it_failed() {
         let blocks = [0, 1, 2, 7, 8, 20].map(|block| (block, Side::Caller, block));
         let (pieces, stretches) = pieces(&blocks);
         let bytes = vec![0; 21 * PAGE];
@@ -314,11 +336,11 @@ mod tests {
             request.note(Ok(moved));
         }
         requests.iter_mut().nth(1).expect("there are three").note(Err(Errno::NOSPC));
-        let outcome = requests.outcome();
         let full = Err(DeviceError::OutOfMemory);
+        let mut of = |it: &Stretch| requests.get(it.piece).expect("there is one").outcome(*it);
         assert_eq!(
-            stretches.iter().map(|it| outcome.of(*it)).collect::<Vec<_>>(),
-            [Ok(()), Ok(()), Ok(()), Ok(()), full, full]
+            stretches.iter().map(&mut of).collect::<Vec<_>>(),
+            [Ok(()), Ok(()), Ok(()), Ok(()), full, Ok(())]
         );
     }
 
@@ -332,6 +354,7 @@ mod tests {
             assert_eq!((request.done, request.error), (0, None));
             request.note(Ok(0));
         }
-        assert_eq!(requests.outcome().of(stretches[0]), Err(DeviceError::Corrupt), "the file has ended");
+        let outcome = requests.get(0).expect("there is one").outcome(stretches[0]);
+        assert_eq!(outcome, Err(DeviceError::Corrupt), "the file has ended");
     }
 }

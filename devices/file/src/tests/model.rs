@@ -174,7 +174,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_is_lost_whatever_is_done(way in 0..4_usize, actions in proptest::collection::vec(action(), 1..60)) {
+    fn nothing_is_lost_whatever_is_done(way in 0..5_usize, actions in proptest::collection::vec(action(), 1..60)) {
         let mut model = Model::new(&configs(BLOCKS)[way]);
         for action in &actions {
             model.act(action);
