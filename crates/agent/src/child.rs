@@ -35,8 +35,8 @@ use crate::books::{self, SharedBooks};
 use crate::fork::{self, CHILD_END, PATIENCE};
 use crate::mailbox::MAILBOX;
 use crate::{
-    announce, control, descriptors, devices, dmirror, files, inherit, namespace, relocate, reserve, rights,
-    thread_end, threads, withhold,
+    announce, control, descriptors, devices, dmirror, files, inherit, lock_all, namespace, relocate, reserve,
+    rights, thread_end, threads, withhold,
 };
 
 /// What the child says over its end.
@@ -107,6 +107,7 @@ fn start_with(procfs: &Procfs) {
     announce::reset();
     relocate::reset();
     withhold::reset();
+    lock_all::reset();
     rights::reset();
     MAILBOX.reset();
     let started = threads::spawn(false, main);

@@ -6,14 +6,14 @@
 //! which ours are. All this for programs that call libc's `syscall`, as libraries for filters do; where a filter comes over our
 //! threads otherwise, and forbids the verbs, the process is ended and told ([`hmm::runtime::Policy::forbidden`]).
 
-use std::ffi::c_long;
+use std::ffi::{c_int, c_long};
 use std::sync::atomic::Ordering;
 
 use hmm::uapi::{Errno, any_syscall};
 
 use crate::errno::failed;
 use crate::mailbox::MAILBOX;
-use crate::{MANAGED, control, threads};
+use crate::{MANAGED, control, lock_all, threads};
 
 const SET_MODE_FILTER: usize = 1;
 const TSYNC: usize = 1 << 0;
@@ -43,11 +43,23 @@ pub unsafe extern "C" fn syscall(
             (false, false) => return control::tid().into(),
         }
     }
+    if usize::try_from(libc::SYS_mlockall) == Ok(nr) {
+        return lock_all::mlockall(flags_of(a)).into();
+    }
     // SAFETY: the caller's promise.
     match unsafe { any_syscall(nr, [a, flags, c, d, e, f]) } {
         Ok(value) => value.cast_signed() as c_long,
         Err(errno) => failed::<c_long>(errno),
     }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "the kernel looks at no more of it"
+)]
+const fn flags_of(argument: usize) -> c_int {
+    argument as c_int
 }
 
 fn is_managed() -> bool {

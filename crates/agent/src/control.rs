@@ -19,7 +19,9 @@ use crate::announce::Open;
 use crate::books::{RunPolicy, SharedBooks};
 use crate::mailbox::{EVERYTHING, MAILBOX};
 use crate::why::Why;
-use crate::{devices, dmirror, files, fork, references, relocate, rights, thread_end, threads, withhold};
+use crate::{
+    devices, dmirror, files, fork, lock_all, references, relocate, rights, thread_end, threads, withhold,
+};
 
 /// How often the control thread looks for new memory without being asked, while there is some.
 const TICK_SHORT: Duration = Duration::from_millis(10);
@@ -208,6 +210,7 @@ pub(crate) enum Answer {
 pub(crate) fn answer(runtime: &Runtime) -> Answer {
     let any_moves = relocate::serve(runtime);
     withhold::serve(runtime);
+    lock_all::serve(runtime);
     references::serve(runtime);
     let any_pins = thread_end::serve(runtime);
     let (asked, range) = MAILBOX.take();

@@ -34,6 +34,7 @@ mod fork;
 mod inherit;
 mod interpose;
 mod libc_forks;
+mod lock_all;
 mod mailbox;
 mod mappings;
 mod namespace;

@@ -58,6 +58,11 @@ impl PageSet {
         Self(std::array::from_fn(|word| self.0[word] | other.0[word]))
     }
 
+    /// The pages that are in this set and not in the other.
+    pub fn without(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] & !other.0[word]))
+    }
+
     /// How many pages are in it.
     pub fn len(&self) -> usize {
         self.0.iter().map(|word| word.count_ones() as usize).sum()

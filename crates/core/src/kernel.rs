@@ -53,6 +53,16 @@ impl Progress {
     }
 }
 
+/// What came of moving pages out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use = "pages that are not among `pages` are where they were"]
+pub struct MovedOut {
+    /// Those that were there and are no longer, by their places in the block.
+    pub pages: PageSet,
+    /// Why others are left, the last reason.
+    pub stop: Option<Stop>,
+}
+
 /// What a bay was found to hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BayScan {
@@ -115,9 +125,10 @@ pub enum Refusal {
 /// What the engine needs of the kernel, and of the process it works in.
 pub trait Kernel: Send + Sync {
     /// Moves the pages of `src` (inside one block) to the slots of `bay` at the same places in it, in one call as far as
-    /// possible. Holes are skipped. A page that cannot be moved is skipped, too: `stop` tells the last reason, and
-    /// [`scan_bay`](Kernel::scan_bay) what was moved. After [`Stop::Changing`] part of the pages may have moved.
-    fn move_out(&self, src: PageRange, bay: Bay) -> Option<Stop>;
+    /// possible. Holes are skipped. A page that cannot be moved is skipped, too. After [`Stop::Changing`] part of the pages may
+    /// have moved. [`scan_bay`](Kernel::scan_bay) tells what is there then: pages of which nobody knew, too, and in empty slots
+    /// zeroes that somebody else has made by reading them.
+    fn move_out(&self, src: PageRange, bay: Bay) -> MovedOut;
 
     /// Moves pages from slots to the program, and wakes who waits for them.
     fn move_home(&self, src: Slot, dst: PageRange) -> Progress;

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::addr::{BLOCK_PAGES, Bay, BlockId, PageRange, Vpn};
+use crate::addr::{BLOCK_PAGES, Bay, BlockId, PageRange, SlotRun, Vpn};
 use crate::bits::PageSet;
 use crate::engine::{Engine, HomeBy};
 use crate::fetch::DEMAND_PAGES;
@@ -33,6 +33,8 @@ pub enum Reclaimed {
 /// What came of moving runs of a block's pages out.
 #[derive(Default)]
 pub(crate) struct Swept {
+    /// Pages that were there and are no longer.
+    moved: PageSet,
     /// Where no page is left.
     clean: PageSet,
     /// Why others were left, the last reason.
@@ -333,7 +335,9 @@ impl<K: Kernel> Engine<K> {
         let mut swept = Swept::default();
         for run in runs {
             let range = PageRange { start: id.page(run.start), end: id.page(run.end) };
-            match self.kernel.move_out(range, bay) {
+            let moved = self.kernel.move_out(range, bay);
+            swept.moved = swept.moved.or(&moved.pages);
+            match moved.stop {
                 None => run.for_each(|index| swept.clean.insert(index)),
                 stop => swept.stop = stop,
             }
@@ -349,10 +353,12 @@ impl<K: Kernel> Engine<K> {
         swept: &Swept,
         bay: Bay,
     ) -> PageSet {
+        let strays = self.strays(scan, &swept.moved, bay);
+        let present = scan.present.without(&strays);
         let mut vanished = 0;
         for index in 0..BLOCK_PAGES {
             let state = states.get(index);
-            if scan.present.contains(index) {
+            if present.contains(index) {
                 let copy = if let PageState::System { copy } = state {
                     copy
                 } else {
@@ -368,7 +374,26 @@ impl<K: Kernel> Engine<K> {
             }
         }
         self.uncharge(vanished);
-        scan.present
+        for run in strays.runs() {
+            self.kernel.release(SlotRun { start: bay.slot(run.start), len: run.len() });
+        }
+        present
+    }
+
+    /// Slots that hold a page which did not come from the program: somebody has read our memory (a debugger, `/proc/PID/mem`),
+    /// and where a slot is empty the kernel has made zeroes for that. Taken for the program's they would replace what a device
+    /// has. What is no zeroes is a page that we did not know of.
+    fn strays(&self, scan: &BayScan, moved: &PageSet, bay: Bay) -> PageSet {
+        let mut strays = PageSet::EMPTY;
+        for index in scan.present.without(moved).runs().flatten() {
+            let slot = SlotRun { start: bay.slot(index), len: 1 };
+            self.kernel.with_slots(slot, &mut |bytes| {
+                if bytes.iter().all(|byte| *byte == 0) {
+                    strays.insert(index);
+                }
+            });
+        }
+        strays
     }
 
     /// A page was there that we thought was not: what the program had mapped is the truth.

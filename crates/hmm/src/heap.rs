@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dlmalloc::{Allocator, Dlmalloc};
+use hmm_uapi::mapping::Advice;
 use hmm_uapi::{AddrRange, Mapping};
 
 /// Bytes of addresses to ask for, the first that the system has: enough for the states of a tebibyte of touched memory,
@@ -48,7 +49,13 @@ pub(crate) fn range_if_used() -> Option<AddrRange> {
 }
 
 fn mapping() -> Option<&'static Mapping> {
-    RANGE.get_or_init(|| RESERVES.iter().find_map(|len| Mapping::anonymous(*len).ok())).as_ref()
+    let reserve = |len: &usize| {
+        let mapping = Mapping::anonymous(*len).ok()?;
+        // A core dump would be as large as all that is reserved. If it cannot be left out, it is.
+        let _ = mapping.advise(0, *len, Advice::DontDump);
+        Some(mapping)
+    };
+    RANGE.get_or_init(|| RESERVES.iter().find_map(reserve)).as_ref()
 }
 
 /// Whether the block came from here.

@@ -37,6 +37,7 @@ pub mod hints;
 mod hunger;
 mod in_thread;
 pub mod inherit;
+mod leave;
 pub mod manage;
 mod messages;
 mod migrating;

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use hmm_core::addr::{BLOCK_PAGES, Bay, BlockId, PAGE_SIZE, PageRange, Slot, SlotRun, Vpn};
 use hmm_core::bits::PageSet;
-use hmm_core::kernel::{BayScan, Kernel, Progress, Refusal, Seen, Stop};
+use hmm_core::kernel::{BayScan, Kernel, MovedOut, Progress, Refusal, Seen, Stop};
 use hmm_core::ledger::{Ledger, Share};
 use hmm_core::stats::Stats;
 use hmm_core::trace::Event;
@@ -24,7 +24,6 @@ use hmm_uapi::procfs::Procfs;
 use hmm_uapi::uffd::{Access, CopyMode, Modes, MoveMode, Outcome, Userfaultfd};
 use rustix::io::Errno;
 
-use crate::adopt::is_manageable;
 use crate::divided::by_mappings;
 use crate::extents::Extents;
 use crate::frames::{self, LentFrames};
@@ -36,8 +35,6 @@ const BLOCK_BYTES: usize = BLOCK_PAGES * PAGE_SIZE;
 /// A page that is not a hole. The kernel moves pages about by itself (compaction): such a page is not mapped for a moment,
 /// but neither is it gone.
 pub(crate) const OCCUPIED: Categories = Categories::PRESENT.union(Categories::SWAPPED);
-/// Busy pages in a row after which a block is left alone: after a fork all of its pages are.
-const MAX_BUSY: usize = 16;
 
 /// What the kernel lends us to look at and work on this address space.
 #[derive(Debug)]
@@ -83,6 +80,8 @@ impl Mm {
         staging.commit(0, staging.len())?;
         // Huge pages come here by being moved; ours are small, because they leave one by one.
         staging.advise(0, staging.len(), Advice::NoHugePage)?;
+        // A core dump is the program's.
+        staging.advise(0, staging.len(), Advice::DontDump)?;
         let zeroes = Mapping::anonymous(BLOCK_BYTES)?;
         zeroes.advise(0, BLOCK_BYTES, Advice::NoHugePage)?;
         // Reading maps the zero page everywhere; without, every copy from here would fault inside the ioctl.
@@ -152,7 +151,7 @@ impl Mm {
         unsafe { self.files.uffd.register(range, Modes::WRITE_PROTECT) }
     }
 
-    fn slot_addr(&self, slot: Slot) -> u64 {
+    pub(crate) fn slot_addr(&self, slot: Slot) -> u64 {
         self.staging.range().start + u64::from(slot.0) * PAGE_SIZE as u64
     }
 
@@ -174,51 +173,6 @@ impl Mm {
         progress(outcome)
     }
 
-    /// Moves one extent's part of a block out.
-    fn move_part(&self, part: PageRange, bay: Bay) -> Option<Stop> {
-        let mut stop = None;
-        let mut busy = 0;
-        let mut at = part.start;
-        while at < part.end && busy < MAX_BUSY {
-            let len = (part.end.0 - at.0) * PAGE_SIZE as u64;
-            let dst = self.slot_addr(bay.slot(at.index()));
-            // SAFETY: the range is registered with us, and taking its pages is what its registration allowed (I3: the
-            // engine brings them back at the next touch).
-            let outcome = unsafe { self.files.uffd.r#move(dst, at.addr(), len, MoveMode::ALLOW_SRC_HOLES) };
-            let progress = progress(outcome);
-            at = at.add(progress.done as u64);
-            busy = if progress.done > 0 { 0 } else { busy };
-            match progress.stop {
-                None => return stop,
-                Some(Stop::Busy) => {
-                    stop = Some(Stop::Busy);
-                    busy += 1;
-                    at = at.add(1);
-                }
-                other => return other,
-            }
-        }
-        stop
-    }
-
-    /// The part is not one mapping any more: goes by what the kernel says now.
-    fn move_by_vma(&self, part: PageRange, bay: Bay) -> Option<Stop> {
-        let mut stop = None;
-        let mut at = part.start;
-        while at < part.end {
-            let Ok(Some(vma)) = self.files.maps.next_vma(at.addr()) else { break };
-            let piece =
-                PageRange::of_bytes(vma.start, vma.end).intersect(PageRange { start: at, end: part.end });
-            if piece.is_empty() {
-                break;
-            }
-            at = piece.end;
-            stop =
-                if is_manageable(&vma) { self.move_part(piece, bay) } else { Some(Stop::Unsuited) }.or(stop);
-        }
-        stop
-    }
-
     fn copy_slots(&self, src: Slot, dst: PageRange, mode: CopyMode) -> Progress {
         by_mappings(&self.files.maps, dst, |done, dst| {
             let to = range_of(dst);
@@ -231,7 +185,7 @@ impl Mm {
         self.scan(range_of(id.pages())).present
     }
 
-    fn scan(&self, range: AddrRange) -> BayScan {
+    pub(crate) fn scan(&self, range: AddrRange) -> BayScan {
         let mut found = BayScan::default();
         let mut args = ScanArgs::any(OCCUPIED);
         args.tell = OCCUPIED | Categories::HUGE;
@@ -260,21 +214,8 @@ impl Mm {
 }
 
 impl Kernel for Mm {
-    fn move_out(&self, src: PageRange, bay: Bay) -> Option<Stop> {
-        let mut stop = None;
-        let mut at = src.start;
-        while let Some(part) = self.extents.next_in(at, src.end) {
-            at = part.end;
-            stop = match self.move_part(part, bay) {
-                Some(Stop::Unsuited) => self.move_by_vma(part, bay),
-                other => other,
-            }
-            .or(stop);
-            if stop == Some(Stop::Changing) {
-                break;
-            }
-        }
-        stop
+    fn move_out(&self, src: PageRange, bay: Bay) -> MovedOut {
+        self.take_out(src, bay)
     }
 
     fn move_home(&self, src: Slot, dst: PageRange) -> Progress {
@@ -370,7 +311,7 @@ impl Kernel for Mm {
         // Should one of these fail the memory stays, or the next move into it is refused: nothing is lost by either. Of
         // memory that is still registered the advice would wait for us to read of it.
         let Ok(()) = self.files.uffd.unregister(range).map_err(crate::forbidden::unsuited) else { return };
-        let _ = self.staging.advise(offset, run.len * PAGE_SIZE, Advice::DontNeed);
+        let _ = self.staging.advise(offset, run.len * PAGE_SIZE, Advice::DontNeedLocked);
         let _ = self.register_staging(range);
     }
 

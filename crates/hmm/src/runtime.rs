@@ -22,7 +22,7 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
-use crate::adopt::{Found, discover, fill_unknown};
+use crate::adopt::{Found, discover, fill_unknown, for_parts_outside};
 use crate::clock::Clock;
 use crate::control::OnFull;
 use crate::in_thread::Faults;
@@ -226,6 +226,22 @@ impl Runtime {
         let exclude = self.exclude.lock().unwrap_or_else(PoisonError::into_inner);
         let ours = exclude.iter().copied().chain(crate::heap::range_if_used());
         ours.into_iter().any(|ours| ours.start < range.end && range.start < ours.end)
+    }
+
+    /// The next part of a mapping, from an address on, that is not ours.
+    pub fn next_of_program(&self, from: u64) -> Option<AddrRange> {
+        let exclude: Vec<_> = self.excluded().into_iter().chain(crate::heap::range_if_used()).collect();
+        let mut at = from;
+        while let Ok(Some(vma)) = self.engine.kernel().maps().next_vma(at) {
+            let mut first = None;
+            let rest = AddrRange { start: vma.start.max(at), end: vma.end };
+            for_parts_outside(rest, &exclude, &mut |part| _ = first.get_or_insert(part));
+            if first.is_some() {
+                return first;
+            }
+            at = vma.end;
+        }
+        None
     }
 
     /// What is never managed.

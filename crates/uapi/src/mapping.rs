@@ -21,6 +21,8 @@ use crate::range::AddrRange;
 pub enum Advice {
     /// Drop the pages: they read as zeroes from now on.
     DontNeed,
+    /// The same, also of locked pages: all that a process has may be (`mlockall`). Linux 5.18.
+    DontNeedLocked,
     /// Prefer huge pages.
     HugePage,
     /// No huge pages.
@@ -45,6 +47,7 @@ impl Advice {
     pub(crate) const fn raw(self) -> u32 {
         match self {
             Self::DontNeed => raw::MADV_DONTNEED,
+            Self::DontNeedLocked => raw::MADV_DONTNEED_LOCKED,
             Self::HugePage => raw::MADV_HUGEPAGE,
             Self::NoHugePage => raw::MADV_NOHUGEPAGE,
             Self::Collapse => raw::MADV_COLLAPSE,

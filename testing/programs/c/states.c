@@ -16,6 +16,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
 #define PAGE 4096ul
 #define NR_PAGES 16ul
 #define BYTES (NR_PAGES * PAGE)
@@ -126,6 +130,11 @@ static int op_populate_write(char *at, size_t bytes) { return status(madvise(at,
 static int op_cold(char *at, size_t bytes) { return status(madvise(at, bytes, MADV_COLD)); }
 static int op_pageout(char *at, size_t bytes) { return status(madvise(at, bytes, MADV_PAGEOUT)); }
 static int op_nohugepage(char *at, size_t bytes) { return status(madvise(at, bytes, MADV_NOHUGEPAGE)); }
+static int op_hugepage(char *at, size_t bytes) { return status(madvise(at, bytes, MADV_HUGEPAGE)); }
+static int op_willneed(char *at, size_t bytes) { return status(madvise(at, bytes, MADV_WILLNEED)); }
+static int op_remove(char *at, size_t bytes) { return status(madvise(at, bytes, MADV_REMOVE)); }
+/* Whether there is anything to collapse is the kernel's to say. */
+static int op_collapse(char *at, size_t bytes) { (void)madvise(at, bytes, MADV_COLLAPSE); return 0; }
 static int op_protect_read(char *at, size_t bytes) { return status(mprotect(at, bytes, PROT_READ)); }
 static int op_protect_none(char *at, size_t bytes) { return status(mprotect(at, bytes, PROT_NONE)); }
 static int op_protect_write(char *at, size_t bytes) { return status(mprotect(at, bytes, WRITABLE)); }
@@ -180,6 +189,8 @@ static const struct {
 	{ "MADV_DONTNEED", op_dontneed, 0 }, { "MADV_POPULATE_READ", op_populate_read, 0 },
 	{ "MADV_POPULATE_WRITE", op_populate_write, 0 }, { "MADV_COLD", op_cold, 0 },
 	{ "MADV_PAGEOUT", op_pageout, 0 }, { "MADV_NOHUGEPAGE", op_nohugepage, 0 },
+	{ "MADV_HUGEPAGE", op_hugepage, 0 }, { "MADV_COLLAPSE", op_collapse, 0 },
+	{ "MADV_WILLNEED", op_willneed, 0 }, { "MADV_REMOVE", op_remove, 0 },
 	{ "mprotect to read", op_protect_read, 0 }, { "mprotect to nothing", op_protect_none, 0 },
 	{ "mprotect to write", op_protect_write, 0 }, { "mlock", op_mlock, 0 }, { "munlock", op_munlock, 0 },
 	{ "mincore", op_mincore, 0 }, { "mremap", op_move, 0 }, { "mremap, DONTUNMAP", op_leave, 0 },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hmm_core::addr::{BLOCK_PAGES, Bay, BlockId, PageRange, Slot, SlotRun, Vpn};
 use hmm_core::bits::PageSet;
-use hmm_core::kernel::{BayScan, Kernel, Progress, Refusal, Seen, Stop};
+use hmm_core::kernel::{BayScan, Kernel, MovedOut, Progress, Refusal, Seen, Stop};
 use hmm_core::ledger::Ledger;
 use hmm_core::stats::Stats;
 use hmm_model::{Entropy, Span};
@@ -109,18 +109,19 @@ impl Machine {
         limit.stop
     }
 
-    fn move_out(&mut self, src: PageRange, bay: Bay) -> Option<Stop> {
+    fn move_out(&mut self, src: PageRange, bay: Bay) -> MovedOut {
         let limit = self.begin(Verb::MoveOut, usize::try_from(src.nr_pages()).unwrap_or(0));
         let mut stop = None;
-        let mut moved = 0;
+        let mut pages = PageSet::EMPTY;
         let huge = self.page(src.start).is_some_and(|first| self.memory.is_huge(first));
         for vpn in src.iter().take(limit.nr_pages) {
             match self.move_page_out(vpn, bay.slot(vpn.index())) {
-                Ok(true) => moved += 1,
+                Ok(true) => pages.insert(vpn.index()),
                 Ok(false) => {}
                 Err(reason) => stop = Some(reason),
             }
         }
+        let moved = pages.len();
         let was_huge = huge && moved == BLOCK_PAGES;
         if was_huge || (moved == BLOCK_PAGES && self.entropy.one_in(2)) {
             self.note(|| format!("  {bay:?} is one huge page"));
@@ -129,7 +130,7 @@ impl Machine {
         // What ended the call counts more than what a page in front of that did.
         let stop = limit.stop.or(stop);
         self.note(|| format!("  MoveOut {src:?} to {bay:?} moves {moved}, stop {stop:?}"));
-        stop
+        MovedOut { pages, stop }
     }
 
     /// Moves a page to a slot. Returns whether there was one.
@@ -219,13 +220,30 @@ impl SimKernel {
         let mut machine = self.0.lock();
         let outcome = call(&mut machine);
         budget::check_resident(&self.0, &machine);
+        machine.be_peeked_at();
         machine.interleave();
         outcome
     }
 }
 
+impl Machine {
+    /// Somebody else reads some of our memory, perhaps: a debugger, who goes through all of it.
+    fn be_peeked_at(&mut self) {
+        const MANY: u32 = 64;
+        let rarity = self.setup.peek_rarity;
+        if rarity == 0 || !self.entropy.one_in(rarity) {
+            return;
+        }
+        let nr_slots = u32::try_from(self.slots.nr_slots()).unwrap_or(u32::MAX);
+        let (first, many) = (self.entropy.below(nr_slots), self.entropy.one_in(2));
+        let last = nr_slots.min(first + if many { MANY } else { 1 });
+        self.note(|| format!("  slots {first} to {last} are read"));
+        (first..last).for_each(|slot| self.slots.peek(Slot(slot)));
+    }
+}
+
 impl Kernel for SimKernel {
-    fn move_out(&self, src: PageRange, bay: Bay) -> Option<Stop> {
+    fn move_out(&self, src: PageRange, bay: Bay) -> MovedOut {
         self.call(|machine| machine.move_out(src, bay))
     }
 

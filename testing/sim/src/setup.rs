@@ -60,6 +60,8 @@ pub struct Setup {
     pub meanwhile: Vec<Meanwhile>,
     /// Once in so many calls that can fail, one does by chance; 0 is never.
     pub failure_rarity: u32,
+    /// Once in so many calls of the kernel door, somebody else reads some of our memory; 0 is never.
+    pub peek_rarity: u32,
 }
 
 impl Setup {
@@ -94,6 +96,7 @@ impl Setup {
             device_failures: Vec::new(),
             meanwhile: Vec::new(),
             failure_rarity: 0,
+            peek_rarity: 0,
         }
     }
 
@@ -173,6 +176,7 @@ impl Setup {
             device_failures: Vec::new(),
             meanwhile: Vec::new(),
             failure_rarity: 0,
+            peek_rarity: 0,
         }
     }
 }

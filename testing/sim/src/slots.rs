@@ -24,6 +24,8 @@ struct State {
     page: Option<Bytes>,
     /// The page was the program's: somebody may still read it, by another reference than an address.
     foreign: bool,
+    /// Somebody else has read the slot while it was empty.
+    stray: bool,
     lent: Lent,
 }
 
@@ -78,8 +80,9 @@ impl Slots {
     pub(crate) fn populate(&mut self, slot: Slot, page: Bytes) {
         let state = self.state(slot);
         assert_eq!(state.lent, Lent::No, "a page is moved to {slot:?} while its bytes are in use");
-        assert!(state.page.is_none(), "a page is moved to {slot:?}, which holds another");
-        (state.page, state.foreign) = (Some(page), false);
+        // What should not be there is dropped, in time.
+        assert!(state.page.is_none() || state.stray, "a page is moved to {slot:?}, which holds another");
+        (state.page, state.foreign, state.stray) = (Some(page), false, false);
         self.nr_present += 1;
     }
 
@@ -87,10 +90,24 @@ impl Slots {
     pub(crate) fn take(&mut self, slot: Slot) -> Option<Bytes> {
         let state = self.state(slot);
         assert_eq!(state.lent, Lent::No, "{slot:?} is moved away while its bytes are in use");
+        assert!(!state.stray, "{slot:?} is moved away, and is nobody's");
         let page = state.page.take();
         self.nr_present -= usize::from(page.is_some());
         self.split(slot.bay());
         page
+    }
+
+    /// Somebody reads our memory: where there is none, the kernel makes zeroes.
+    pub(crate) fn peek(&mut self, slot: Slot) {
+        let state = self.state(slot);
+        if state.page.is_none() {
+            (state.page, state.stray) = (Some(crate::memory::zeroes()), true);
+        }
+    }
+
+    /// How many there are.
+    pub(crate) const fn nr_slots(&self) -> usize {
+        self.slots.len()
     }
 
     /// A copy of a page goes to the program.
@@ -105,7 +122,8 @@ impl Slots {
             let state = self.state(slot);
             assert_eq!(state.lent, Lent::No, "{slot:?} is released while its bytes are in use");
             let page = state.page.take();
-            self.nr_present -= usize::from(page.is_some());
+            let was_stray = std::mem::take(&mut state.stray);
+            self.nr_present -= usize::from(page.is_some() && !was_stray);
         }
         self.split(run.start.bay());
     }
@@ -162,7 +180,7 @@ impl Slots {
             let state = self.state(slot);
             assert_eq!(state.lent, Lent::No, "{slot:?} is written while its bytes are in use");
             state.lent = Lent::Write;
-            let was_empty = state.page.is_none();
+            let was_empty = state.page.is_none() || std::mem::take(&mut state.stray);
             assert!(was_empty || !state.foreign, "{slot:?} is written, and was the program's");
             state.foreign = false;
             let page = state.page.get_or_insert_with(crate::memory::zeroes);
@@ -177,7 +195,7 @@ impl Slots {
         for (slot, bytes) in slots_of(run).zip(pages) {
             let state = self.state(slot);
             assert_eq!(state.lent, Lent::Write, "{slot:?} was not lent for writing");
-            *state = State { page: Some(Bytes::new(*bytes)), foreign: false, lent: Lent::No };
+            *state = State { page: Some(Bytes::new(*bytes)), ..State::default() };
         }
     }
 }

@@ -147,6 +147,17 @@ fn what_was_lost_before_is_not_lost() {
     run(&setup, &ops_of(&setup, NR_OPS));
 }
 
+/// Somebody else reads all memory, that of the engine, too.
+fn peeked_at(seed: u64) -> Setup {
+    Setup { peek_rarity: 6, ..answering(Setup::from_seed(seed)) }
+}
+
+#[test]
+fn nothing_is_lost_when_others_read_our_memory() {
+    let totals = run_worlds(60, peeked_at);
+    assert_counted(&totals, ALWAYS);
+}
+
 /// Calls fail by chance.
 fn failing(seed: u64) -> Setup {
     Setup { failure_rarity: 12, ..Setup::from_seed(seed) }

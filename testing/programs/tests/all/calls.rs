@@ -92,6 +92,45 @@ fn others_access_pages_that_are_away() {
     check("access", &["32", &file.to_string_lossy()], 16 * MIB);
 }
 
+/// Whoever reads memory of hmm's that is empty has the kernel make zeroes there, which must not be taken for the program's.
+#[test]
+fn who_reads_all_memory_changes_none() {
+    check("peeked", &["64", "4"], 16 * MIB);
+}
+
+#[test]
+fn what_is_locked_altogether_stays_and_is_right() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("lockall", &dir) else { return };
+    let job = Job::new(program).args(["48"]);
+    let (alone, managed) = (job.alone(), job.under(&Hmm::ram(24 * MIB)));
+    assert_same_output(&managed, &alone);
+    let stats = managed.stats();
+    assert!(stats.count("pgstore") * 4096 >= 48 * MIB && stats.count("pgpoison") == 0, "{stats}");
+    // What is locked as it is mapped is resident before it can be charged.
+    let most = 24 * MIB + 8 * MIB + stats.count("overcharged") * 4096;
+    assert!(stats.get("peak_resident_bytes") <= most, "{stats}");
+}
+
+#[test]
+fn a_core_dump_has_what_was_resident() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new();
+    let Some(program) = compile("dumped", &dir) else { return };
+    let here = TempDir::new();
+    let managed = Job::new(program).arg("48").arg(here.path()).under(&Hmm::ram(16 * MIB));
+    assert_healthy(&managed, 16 * MIB);
+    match managed.stdout().as_str() {
+        "no core\n" => println!("SKIPPED: core dumps are no files here: /proc/sys/kernel/core_pattern"),
+        text => assert_eq!(text, "core\n"),
+    }
+}
+
 #[test]
 fn forks_while_threads_write() {
     check("forks", &["64"], 16 * MIB);
