@@ -55,6 +55,19 @@ fn rate(bytes: usize, start: Instant) -> f64 {
     bytes as f64 / start.elapsed().as_secs_f64() / 1e6
 }
 
+/// Microseconds a page of calls for so many pages that have nothing to do with each other.
+fn per_page(device: &FileDevice, frames: &[DevicePfn], nr_pages: usize, nr_calls: u32) -> f64 {
+    let (mut memory, mut state) = (Vec::new(), 1);
+    let bytes = aligned(&mut memory, nr_pages * PAGE_SIZE);
+    let start = Instant::now();
+    for _ in 0..nr_calls {
+        let mut one = || frames[usize::try_from(random(&mut state) >> 32).unwrap() % PAGES];
+        let frames: Vec<_> = (0..nr_pages).map(|_| one()).collect();
+        assert_eq!(device.fetch(Fetch { frames: &frames, bytes }).stop, None);
+    }
+    start.elapsed().as_secs_f64() * 1e6 / (f64::from(nr_calls) * nr_pages as f64)
+}
+
 fn measure(config: &FileConfig, bytes: &[u8], access: Access, nr_threads: usize) {
     let device = FileDevice::create(config).unwrap();
     let mut frames = vec![DevicePfn(0); PAGES];
@@ -86,16 +99,11 @@ fn measure(config: &FileConfig, bytes: &[u8], access: Access, nr_threads: usize)
         }
     });
     let run = rate(BYTES, start);
-    let (mut memory, mut state, nr_single) = (Vec::new(), 1, 8192);
-    let page = aligned(&mut memory, PAGE_SIZE);
-    let start = Instant::now();
-    for _ in 0..nr_single {
-        let at = usize::try_from(random(&mut state) >> 32).unwrap() % PAGES;
-        assert_eq!(device.fetch(Fetch { frames: &frames[at..=at], bytes: page }).stop, None);
-    }
-    let single = start.elapsed().as_secs_f64() * 1e6 / f64::from(nr_single);
+    let single = per_page(&device, &frames, 1, 8192);
+    let scattered = per_page(&device, &frames, 32, 512);
     println!(
-        "  ratio {ratio:4.2}, stored {:5.0}, fetched {run:5.0} MB/s; a page alone {single:5.1} us",
+        "  ratio {ratio:4.2}, stored {:5.0}, fetched {run:5.0} MB/s; a page alone {single:5.1} us, one of 32 from all over \
+         {scattered:4.1} us",
         rates[1]
     );
 }

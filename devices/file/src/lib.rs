@@ -67,9 +67,9 @@
 //!
 //! Around the page cache (`O_DIRECT`), so that what was taken out of RAM is not kept there a second time; where the
 //! file system cannot do that, or [`FileConfig::through_page_cache`] asks for it, through it. The units of a call are
-//! written side by side where there is room, and neighbours in the file are one request, also when they are read, up to 64 KiB; all
-//! requests of a call are given to the kernel at once [by an io_uring](By::Uring), or [by `io_submit`](By::Aio), and what has come
-//! is decompressed while the rest is under way. Where there is neither (they can be forbidden: `io_uring_disabled`, seccomp) each
+//! written side by side where there is room, and neighbours in the file are one request, also when they are read; all
+//! requests of a call are given to the kernel at once [by an io_uring](By::Uring), or [by `io_submit`](By::Aio). What was
+//! compressed is read in parts of up to 96 KiB, and what has come is decompressed while the rest is under way. Where there is neither (they can be forbidden: `io_uring_disabled`, seccomp) each
 //! is a `pread` or `pwrite`.
 //!
 //! Compression and transfers are done without a lock for all: eight calls at a time have working memory of their own.

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 
 use crate::transfer::{BATCH, Buffer, Request, Requests};
 
-/// Bytes of a request that is awaited while others are under way, and what it brought is made use of.
-const READ_BYTES: usize = 64 << 10;
+/// Bytes of what was compressed that are read by one request: what it has brought is made use of while others are under way.
+const READ_BYTES: usize = 96 << 10;
 
 /// See the module.
 pub(crate) enum Queue {

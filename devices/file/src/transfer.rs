@@ -57,12 +57,12 @@ impl Stretch {
 pub(crate) struct Pieces {
     pieces: [Piece; BATCH],
     len: usize,
-    /// Bytes to which a piece may grow.
+    /// Bytes to which a piece of the lane's may grow.
     most: usize,
 }
 
 impl Pieces {
-    /// None; each may grow to so many bytes.
+    /// None; those of the lane may grow to so many bytes.
     pub(crate) const fn of_at_most(most: usize) -> Self {
         Self { pieces: [Piece { offset: 0, side: Side::Caller, at: 0, len: 0 }; BATCH], len: 0, most }
     }
@@ -78,7 +78,7 @@ impl Pieces {
         if self.end(piece.side) == Some(piece.offset)
             && let Some(last) = self.pieces[..self.len].last_mut()
             && last.at + last.len == piece.at
-            && last.len + piece.len <= self.most
+            && (piece.side == Side::Caller || last.len + piece.len <= self.most)
         {
             last.len += piece.len;
             return Some(Stretch { piece: self.len - 1, end: last.len });
@@ -309,7 +309,7 @@ mod tests {
             offset: (number * PAGE) as u64,
             at: number * PAGE,
             len: PAGE,
-            ..Piece::default()
+            side: Lane,
         };
         (0..5).for_each(|number| _ = small.push(block(number)));
         assert_eq!(small.as_slice().iter().map(|piece| piece.len / PAGE).collect::<Vec<_>>(), [2, 2, 1]);
