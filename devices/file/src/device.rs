@@ -132,7 +132,7 @@ impl FileDevice {
         let direct = file.direct;
         let queue = || match config.requests {
             By::Uring => Queue::uring(),
-            By::Aio if direct => Queue::aio(),
+            By::Aio if direct => Queue::Aio(None),
             By::Aio | By::Single => Queue::None,
         };
         let lanes = Lanes::try_new(|| Lane::new(queue()).inspect(|lane| own_ranges.extend(lane.ranges())));

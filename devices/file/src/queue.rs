@@ -18,7 +18,8 @@ pub(crate) enum Queue {
         /// The kernel refused to take requests, which it must not; some may be left in the queue, and must stay there.
         broken: bool,
     },
-    Aio(Context),
+    /// Made when it is first needed, and anew in the child of a fork: of all contexts in the system there are not many.
+    Aio(Option<Context>),
     /// There is none: requests are made one after the other, as they are awaited.
     None,
 }
@@ -38,12 +39,6 @@ impl Queue {
     pub(crate) fn uring() -> Self {
         let ring = u32::try_from(BATCH).ok().and_then(|entries| IoUring::new(entries).ok());
         ring.map_or(Self::None, |ring| Self::Uring { ring: Box::new(ring), broken: false })
-    }
-
-    /// By `io_submit`, if there is room in the system.
-    pub(crate) fn aio() -> Self {
-        let context = u32::try_from(BATCH).ok().and_then(|entries| Context::new(entries).ok());
-        context.map_or(Self::None, Self::Aio)
     }
 
     /// Bytes that a read should have at most, as far as its parts can be used alone.
@@ -70,6 +65,14 @@ impl Queue {
                 nr_pushed - ring.submission().len()
             }
             Self::Aio(context) => {
+                if context.as_ref().is_none_or(|context| !context.is_ours()) {
+                    *context = u32::try_from(BATCH).ok().and_then(|entries| Context::new(entries).ok());
+                }
+                // There is no room in the system, or the kernel does not allow it.
+                let Some(context) = context else {
+                    *self = Self::None;
+                    return 0;
+                };
                 let mut entries = [AioRequest::default(); BATCH];
                 let nr_entries = requests.len();
                 for (number, (entry, request)) in (0..).zip(entries.iter_mut().zip(requests.iter_mut())) {
@@ -79,13 +82,7 @@ impl Queue {
                     };
                 }
                 // SAFETY: the caller's promise.
-                let taken = unsafe { context.submit(&entries[..nr_entries]) };
-                if taken.is_err() && !context.is_ours() {
-                    // The child of a fork needs one of its own, from the next time on.
-                    *self = Self::aio();
-                    return 0;
-                }
-                taken.unwrap_or(0)
+                unsafe { context.submit(&entries[..nr_entries]) }.unwrap_or(0)
             }
         };
         requests.iter_mut().take(nr_taken).for_each(|request| request.is_out = true);
@@ -103,7 +100,8 @@ impl Queue {
                 let ended = ring.completion().map(|end| (end.user_data(), result(end.result())));
                 ended.map(|(number, moved)| requests.ended(number, moved)).count()
             }
-            Self::Aio(context) => {
+            Self::Aio(None) => 0,
+            Self::Aio(Some(context)) => {
                 let mut ends = [End::default(); BATCH];
                 // Interrupted, if not more.
                 let nr_ended = context.wait(&mut ends).unwrap_or(0);
