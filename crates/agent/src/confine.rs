@@ -7,13 +7,12 @@
 //! threads otherwise, and forbids the verbs, the process is ended and told ([`hmm::runtime::Policy::forbidden`]).
 
 use std::ffi::{c_int, c_long};
-use std::sync::atomic::Ordering;
 
 use hmm::uapi::{Errno, any_syscall};
 
 use crate::errno::failed;
-use crate::mailbox::MAILBOX;
-use crate::{MANAGED, control, lock_all, threads};
+use crate::mailbox::is_managed;
+use crate::{control, lock_all, threads};
 
 const SET_MODE_FILTER: usize = 1;
 const TSYNC: usize = 1 << 0;
@@ -60,8 +59,4 @@ pub unsafe extern "C" fn syscall(
 )]
 const fn flags_of(argument: usize) -> c_int {
     argument as c_int
-}
-
-fn is_managed() -> bool {
-    MANAGED.load(Ordering::Acquire) && MAILBOX.is_attended()
 }

@@ -36,7 +36,7 @@ unsafe impl PoolMemory for PoolMapping {
 
     fn release(&self, offset: usize, len: usize) {
         // When it fails, the pages stay resident.
-        let _ = self.0.advise(offset, len, Advice::DontNeed);
+        let _ = self.0.advise(offset, len, Advice::DontNeedLocked);
     }
 }
 
@@ -105,8 +105,7 @@ fn open_backing(number: u8, spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Vec<A
                 .map_err(Why::not(format!("cannot reserve {} bytes for lz4", config.pool_bytes())))?;
             // A huge page would make resident what was not charged. Kernels without huge pages refuse: all is well.
             let _ = pool.advise(0, pool.len(), Advice::NoHugePage);
-            // A core dump would be as large as all that is reserved. If it cannot be left out, it is.
-            let _ = pool.advise(0, pool.len(), Advice::DontDump);
+            pool.leave_out_of_dumps();
             let range = pool.range();
             let device = Lz4::in_memory(PoolMapping(pool), config).map_err(Why::all)?;
             Ok((Arc::new(device), vec![range]))

@@ -9,7 +9,8 @@
 //! - the *control thread* (`control`) looks for new memory, when an interposed function has said that there is some
 //!   (`interpose`, `brk`) and now and then without being asked, arranges forks (`fork`, `reserve`), tells drivers of
 //!   changes of mappings (`mappings`, `announce`), has the pages stay that the kernel needs at a thread's end
-//!   (`thread_end`), has the agent's threads give up the rights that the program does (`rights`), and says of what pieces a mapping is that moves (`relocate`). libc's own calls come to the
+//!   (`thread_end`), has the agent's threads give up the rights that the program does (`rights`), and says of what pieces a
+//!   mapping is that moves (`relocate`), and which mappings are the program's (`lock_all`). libc's own calls come to the
 //!   interposed functions, too (`bodies`);
 //! - the *device thread* is there only if the run has test devices (`dmirror`).
 //!

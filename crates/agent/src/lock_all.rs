@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hmm::runtime::Runtime;
 use hmm::uapi::{AddrRange, Errno, any_syscall};
 
-use crate::MANAGED;
 use crate::errno::failed;
-use crate::mailbox::MAILBOX;
+use crate::mailbox::is_managed;
 use crate::question::Question;
 
 const KNOWN: c_int = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
@@ -50,8 +49,7 @@ pub extern "C" fn mlockall(flags: c_int) -> c_int {
 }
 
 fn lock_all(flags: c_int) -> Result<(), Errno> {
-    let is_ours = MANAGED.load(Ordering::Acquire) && MAILBOX.is_attended();
-    if !is_ours || flags & libc::MCL_CURRENT == 0 || flags & !KNOWN != 0 {
+    if !is_managed() || flags & libc::MCL_CURRENT == 0 || flags & !KNOWN != 0 {
         return call(libc::SYS_mlockall, [flags.into(), 0, 0]);
     }
     if flags & libc::MCL_FUTURE != 0 {

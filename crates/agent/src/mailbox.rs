@@ -13,12 +13,19 @@ use std::time::Duration;
 use hmm::uapi::AddrRange;
 use hmm::uapi::sys::{Scope, futex_wait, futex_wake, getpid};
 
+use crate::MANAGED;
+
 /// The longest that a thread of the program waits: far longer than it takes on a machine with too much to do.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) const EVERYTHING: AddrRange = AddrRange { start: 0, end: u64::MAX };
 
 pub(crate) static MAILBOX: Mailbox = Mailbox::new();
+
+/// Whether memory of this process is managed, and the control thread is there to be asked.
+pub(crate) fn is_managed() -> bool {
+    MANAGED.load(Ordering::Acquire) && MAILBOX.is_attended()
+}
 
 /// See the module.
 pub(crate) struct Mailbox {

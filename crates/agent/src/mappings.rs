@@ -5,14 +5,12 @@
 #![expect(unreachable_pub, reason = "called through the dynamic symbol table")]
 
 use std::ffi::{c_int, c_long, c_void};
-use std::sync::atomic::Ordering;
 
 use hmm::core::notifier::Cause;
 
-use crate::MANAGED;
 use crate::announce::{around, around_mprotect};
 use crate::errno::failed;
-use crate::mailbox::MAILBOX;
+use crate::mailbox::is_managed;
 use crate::relocate::Call;
 
 fn status(result: c_long) -> c_int {
@@ -57,10 +55,9 @@ pub unsafe extern "C" fn mremap(
     new: *mut c_void,
 ) -> *mut c_void {
     let call = || {
-        let is_ours = MANAGED.load(Ordering::Relaxed) && MAILBOX.is_attended();
         let call = Call { old: old.addr(), old_len, new_len, flags, new: new.addr() };
         // SAFETY: the caller's promise.
-        match is_ours.then(|| unsafe { call.make() }).flatten() {
+        match is_managed().then(|| unsafe { call.make() }).flatten() {
             Some(made) => made.map_or_else(failed, |at| c_long::try_from(at).unwrap_or(-1)),
             // SAFETY: the system call, with the caller's arguments; libc's wrapper sets errno.
             None => unsafe { libc::syscall(libc::SYS_mremap, old, old_len, new_len, flags, new) },

@@ -33,10 +33,10 @@ use rustix::thread::{
 };
 
 use crate::errno::failed;
-use crate::mailbox::MAILBOX;
+use crate::mailbox::is_managed;
 use crate::next::Next;
 use crate::question::Question;
-use crate::{MANAGED, threads};
+use crate::threads;
 
 /// As many as a process can be in (`NGROUPS_MAX`).
 const MAX_GROUPS: c_int = 65_536;
@@ -154,7 +154,7 @@ pub(crate) fn reset() {
 
 /// Behind a function that may have changed what the process may do: the agent's threads follow if it has given something up.
 fn follow(result: c_int) -> c_int {
-    if result != 0 || !MANAGED.load(Ordering::Relaxed) || !MAILBOX.is_attended() {
+    if result != 0 || !is_managed() {
         return result;
     }
     let rights = Rights::own();

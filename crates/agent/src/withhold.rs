@@ -11,9 +11,8 @@ use hmm::core::addr::PageRange;
 use hmm::runtime::Runtime;
 use hmm::uapi::AddrRange;
 
-use crate::MANAGED;
 use crate::control::{discover, has_budget, runtime};
-use crate::mailbox::MAILBOX;
+use crate::mailbox::is_managed;
 use crate::question::Question;
 
 /// What a thread of the program has told the kernel.
@@ -35,8 +34,7 @@ static SLOTS: [Slot; 1] = [Slot {
 /// Tells of a `madvise(2)` that was made, if it is one of these.
 pub(crate) fn tell(start: usize, len: usize, advice: c_int) {
     let concerns_us = matches!(advice, libc::MADV_DONTFORK | libc::MADV_DOFORK)
-        && MANAGED.load(Ordering::Relaxed)
-        && MAILBOX.is_attended()
+        && is_managed()
         && runtime().is_some_and(|runtime| !runtime.engine().kernel().reports_forks());
     if !concerns_us {
         return;

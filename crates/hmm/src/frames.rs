@@ -118,7 +118,7 @@ pub(crate) fn unmap(uffd: &Userfaultfd, src: PageRange, dst: u64) -> Progress {
 fn empty(uffd: &Userfaultfd, frames: AddrRange) {
     let _ = uffd.unregister(frames);
     // SAFETY: the frames' pages are in the program, so nobody reads what is here.
-    let _ = unsafe { hmm_uapi::sys::madvise(frames, Advice::DontNeed) };
+    let _ = unsafe { hmm_uapi::sys::madvise(frames, Advice::DontNeedLocked) };
     // If that fails pages cannot be moved here any more, and stay in the program.
     let _ = register(uffd, frames);
 }

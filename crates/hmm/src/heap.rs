@@ -21,7 +21,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use dlmalloc::{Allocator, Dlmalloc};
-use hmm_uapi::mapping::Advice;
 use hmm_uapi::{AddrRange, Mapping};
 
 /// Bytes of addresses to ask for, the first that the system has: enough for the states of a tebibyte of touched memory,
@@ -49,12 +48,7 @@ pub(crate) fn range_if_used() -> Option<AddrRange> {
 }
 
 fn mapping() -> Option<&'static Mapping> {
-    let reserve = |len: &usize| {
-        let mapping = Mapping::anonymous(*len).ok()?;
-        // A core dump would be as large as all that is reserved. If it cannot be left out, it is.
-        let _ = mapping.advise(0, *len, Advice::DontDump);
-        Some(mapping)
-    };
+    let reserve = |len: &usize| Mapping::anonymous(*len).ok().inspect(Mapping::leave_out_of_dumps);
     RANGE.get_or_init(|| RESERVES.iter().find_map(reserve)).as_ref()
 }
 

@@ -80,8 +80,7 @@ impl Mm {
         staging.commit(0, staging.len())?;
         // Huge pages come here by being moved; ours are small, because they leave one by one.
         staging.advise(0, staging.len(), Advice::NoHugePage)?;
-        // A core dump is the program's.
-        staging.advise(0, staging.len(), Advice::DontDump)?;
+        staging.leave_out_of_dumps();
         let zeroes = Mapping::anonymous(BLOCK_BYTES)?;
         zeroes.advise(0, BLOCK_BYTES, Advice::NoHugePage)?;
         // Reading maps the zero page everywhere; without, every copy from here would fault inside the ioctl.
@@ -300,7 +299,7 @@ impl Kernel for Mm {
             let _ = unsafe { self.files.uffd.r#move(dst, range.start, range.len(), MoveMode::empty()) };
         }
         // Nothing is left there, whatever came of it. It is not registered, so nobody is told.
-        let _ = nursery.advise(0, BLOCK_BYTES, Advice::DontNeed);
+        let _ = nursery.advise(0, BLOCK_BYTES, Advice::DontNeedLocked);
         drop(nursery);
         self.scan_bay(bay)
     }

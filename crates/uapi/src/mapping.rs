@@ -202,6 +202,11 @@ impl Mapping {
         unsafe { crate::sys::madvise(AddrRange::new(start, len as u64), advice) }
     }
 
+    /// Has it left out of core dumps, which would be as large as all that is reserved. If that cannot be, it is in them.
+    pub fn leave_out_of_dumps(&self) {
+        let _ = self.advise(0, self.len(), Advice::DontDump);
+    }
+
     /// The first byte. Not to be used after the mapping was dropped.
     pub const fn as_ptr(&self) -> *mut u8 {
         self.region.start.as_ptr()

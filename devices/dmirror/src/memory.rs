@@ -57,7 +57,7 @@ impl Memory {
         }
         let bytes = frames.nr_chunks * self.chunk_bytes;
         // If that fails the memory stays resident; nobody reads it before it is stored to again.
-        let _ = self.range.advise(0, bytes, Advice::DontNeed);
+        let _ = self.range.advise(0, bytes, Advice::DontNeedLocked);
         let _ = self.range.protect(0, bytes);
         *frames = Frames::default();
     }

@@ -216,10 +216,6 @@ impl FileDevice {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.file.fd.as_fd()
-    }
-
     /// Whether the file can be transferred from and to the caller's memory as it is.
     pub(crate) fn is_usable(&self, bytes: &[u8]) -> bool {
         !self.file.direct || bytes.as_ptr().addr().is_multiple_of(BLOCK_BYTES)
@@ -228,7 +224,7 @@ impl FileDevice {
 
 impl AsFd for FileDevice {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd()
+        self.file.fd.as_fd()
     }
 }
 

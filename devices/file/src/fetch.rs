@@ -16,6 +16,7 @@
 use hmm_codec::content::fill_same;
 use hmm_codec::lz4::{decompress, decompress_front};
 use hmm_device::{DeviceError, DevicePfn, Fetch, PAGE_SIZE, Transfer};
+use rustix::fd::AsFd;
 
 use crate::BLOCK_BYTES;
 use crate::device::FileDevice;
@@ -181,7 +182,7 @@ impl FileDevice {
         let nr_planned = lane.plan.make(nr_known, &mut pieces, self.is_usable(bytes));
         let Lane { blocks, pages, plan, queue, .. } = lane;
         let (requests, mut targets) = plan.divide(&pieces, bytes, blocks);
-        fly(self.fd(), queue, requests, |flight| {
+        fly(self.as_fd(), queue, requests, |flight| {
             for (segment, target) in plan.segments().iter().zip(&mut targets) {
                 let entries = &plan.entries[segment.first..segment.first + segment.nr_pages];
                 self.deliver(segment, entries, flight, target.as_deref_mut(), pages)?;

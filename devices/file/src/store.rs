@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use hmm_codec::content::same_filled;
 use hmm_device::{Access, DeviceError, DevicePfn, PAGE_SIZE, Store, Transfer};
+use rustix::fd::AsFd;
 
 use crate::BLOCK_BYTES;
 use crate::device::FileDevice;
@@ -250,7 +251,7 @@ impl FileDevice {
             *stretch = pieces.push(Piece { offset: unit.offset(), side, at, len }).unwrap_or(Stretch::NONE);
         }
         let requests = Requests::write(&pieces, bytes, &lane.blocks);
-        fly(self.fd(), &mut lane.queue, requests, |flight| {
+        fly(self.as_fd(), &mut lane.queue, requests, |flight| {
             let mut written =
                 stretches[..loads.len()].iter().map(|stretch| flight.wait(*stretch)).enumerate();
             written.find_map(|(load, outcome)| Some((load, outcome.err()?)))

@@ -31,6 +31,7 @@ impl<T: Number> Zeroed<T> {
         let bytes =
             len.max(1).checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_next_multiple_of(4096));
         let mapping = Mapping::anonymous(bytes.ok_or(Errno::NOMEM)?)?;
+        mapping.leave_out_of_dumps();
         Ok(Self { mapping, len, numbers: PhantomData })
     }
 

@@ -45,6 +45,7 @@ impl Mapped {
         let mapping = Mapping::anonymous(len_bytes)?;
         // A huge page would make resident what was not charged. Kernels without huge pages refuse: then all is well.
         let _ = mapping.advise(0, len_bytes, Advice::NoHugePage);
+        mapping.leave_out_of_dumps();
         Ok(Self(mapping))
     }
 }
@@ -62,7 +63,7 @@ unsafe impl PoolMemory for Mapped {
 
     fn release(&self, offset: usize, len: usize) {
         // When it fails, the pages stay resident.
-        let _ = self.0.advise(offset, len, Advice::DontNeed);
+        let _ = self.0.advise(offset, len, Advice::DontNeedLocked);
     }
 }
 

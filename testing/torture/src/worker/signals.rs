@@ -73,11 +73,9 @@ extern "C" fn on_signal(signal: c_int, info: *const libc::siginfo_t, _context: *
     // SAFETY: these signals have an address.
     let addr = unsafe { info.si_addr() }.addr();
     let areas = area(0, MAX_PAGES * PAGE);
+    let page = addr.checked_sub(areas.addr()).map(|at| at / PAGE).filter(|page| *page < MAX_PAGES);
     if signal == libc::SIGBUS && may_lose() {
-        let Some(page) = addr.checked_sub(areas.addr()).map(|at| at / PAGE).filter(|page| *page < MAX_PAGES)
-        else {
-            end(LOST)
-        };
+        let Some(page) = page else { end(LOST) };
         note_lost(page);
         if areas.pages(page, 1).map(libc::PROT_READ | libc::PROT_WRITE, 0).is_ok() {
             return;
@@ -99,7 +97,7 @@ extern "C" fn on_signal(signal: c_int, info: *const libc::siginfo_t, _context: *
         }
         Ok(())
     });
-    if let Some(page) = addr.checked_sub(areas.addr()).map(|at| at / PAGE).filter(|page| *page < MAX_PAGES) {
+    if let Some(page) = page {
         tell_of(addr, page);
     }
     end(FOUND)
