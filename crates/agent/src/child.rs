@@ -16,7 +16,7 @@
 //! taken for what was there, this thread's own stack for one. What has come then is of no use without the states of its
 //! pages, which are at its old place, or on their way.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -46,6 +46,7 @@ pub(crate) const USELESS: u8 = b'X';
 
 /// Until the child's agent has started.
 static PROCFS: AtomicI32 = AtomicI32::new(-1);
+static FILES: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
 const STARTING: u32 = 0;
 const STARTED: u32 = 1;
@@ -77,19 +78,32 @@ pub(crate) fn start() {
     // Whatever comes of us: who ends with something unread is a failed connection to its peer, which hears nothing more.
     // SAFETY: the descriptor is open: this is the only thread.
     let inherited = receive_fd(unsafe { BorrowedFd::borrow_raw(end_fd) }).map(Procfs::from_fd);
-    // A fault that was served meanwhile may have taken pages to a file.
-    if Runtime::was_busy() || devices::empty_files().is_none() {
-        let useless = [USELESS];
-        // SAFETY: sends a byte.
-        unsafe { libc::send(end_fd, useless.as_ptr().cast(), 1, 0) };
+    let nr_shared = if Runtime::was_busy() { None } else { devices::nr_shared() };
+    let Some(nr_shared) = nr_shared else {
+        say_useless(end_fd);
         end_useless();
-    }
+    };
+    // SAFETY: as above.
+    let next = || receive_fd(unsafe { BorrowedFd::borrow_raw(end_fd) });
+    let Some(files) = (0..nr_shared).map(|_| next()).collect::<Option<Vec<Fd>>>() else {
+        fork::end("a forked process has no file of its own");
+    };
     // As long as it is open here, we would not see that the parent is gone.
     fork::close_parent_end();
     match inherited.map_or_else(Procfs::open, Ok) {
-        Ok(procfs) => start_with(&procfs),
+        Ok(procfs) => start_with(&procfs, &files),
         Err(_) => fork::end("a forked process has no /proc"),
     }
+}
+
+/// Says so when everything is read that the parent has sent.
+fn say_useless(end: RawFd) {
+    let mut byte = [USELESS];
+    // SAFETY: reads a byte; descriptors that come with it end here.
+    while unsafe { libc::recv(end, byte.as_mut_ptr().cast(), 1, libc::MSG_DONTWAIT) } > 0 {}
+    byte = [USELESS];
+    // SAFETY: sends a byte.
+    unsafe { libc::send(end, byte.as_ptr().cast(), 1, 0) };
 }
 
 fn end_useless() -> ! {
@@ -97,9 +111,10 @@ fn end_useless() -> ! {
     unsafe { libc::_exit(namespace::status_of_useless()) }
 }
 
-fn start_with(procfs: &Procfs) {
+fn start_with(procfs: &Procfs, files: &[Fd]) {
     let Some(runtime) = control::runtime() else { return };
     PROCFS.store(procfs.as_fd().as_raw_fd(), Ordering::Relaxed);
+    *FILES.lock().unwrap_or_else(PoisonError::into_inner) = files.iter().map(AsRawFd::as_raw_fd).collect();
     START.store(STARTING, Ordering::Relaxed);
     runtime.reset_threads();
     threads::reset();
@@ -161,19 +176,21 @@ fn main() {
 fn inherit_engine(runtime: &Runtime) -> Result<(), Failure> {
     // Out of the way of the numbers that the engine knows, and of everything else.
     // SAFETY: this thread's descriptor table is a copy of the program's, used by nobody else.
-    let high = |fd: &AtomicI32| match unsafe { libc::fcntl(fd.load(Ordering::Relaxed), libc::F_DUPFD, 512) } {
+    let high = |fd: RawFd| match unsafe { libc::fcntl(fd, libc::F_DUPFD, 512) } {
         high if high < 0 => Err("no descriptors"),
         // SAFETY: it was made above.
         high => Ok(unsafe { Fd::from_raw_fd(high) }),
     };
-    let (end, procfs) = (high(&CHILD_END)?, Procfs::from_fd(high(&PROCFS)?));
+    let (end, procfs) = (high(CHILD_END.load(Ordering::Relaxed))?, high(PROCFS.load(Ordering::Relaxed))?);
+    let files = std::mem::take(&mut *FILES.lock().unwrap_or_else(PoisonError::into_inner));
+    let files = files.into_iter().map(high).collect::<Result<Vec<Fd>, _>>()?;
     // SAFETY: as above.
     unsafe { hmm::uapi::sys::close_range(0, 511) }.map_err(|_| "close_range")?;
     let reports_forks = runtime.engine().kernel().reports_forks();
     let handed_over = receive_uffd(&end);
     let has_own = handed_over.is_some();
     let uffd = handed_over.map_or_else(|| open_own(reports_forks), Ok)?;
-    descriptors::renew(runtime, uffd, procfs)?;
+    descriptors::renew(runtime, uffd, Procfs::from_fd(procfs), files)?;
 
     control::set_exclude(runtime);
     // Where forks are not reported all is there, and is found anew.

@@ -13,35 +13,43 @@ use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior
 
 use crate::devices;
 
-/// Gives every descriptor that the engine knows by its number a meaning in this process. The caller's descriptor table has
-/// none of those numbers.
-pub(crate) fn renew(runtime: &Runtime, uffd: Userfaultfd, procfs: Procfs) -> Result<(), &'static str> {
+/// Gives every descriptor that the engine knows by its number a meaning in this process; those of the devices are made of what the
+/// parent has sent. The caller's descriptor table has none of those numbers.
+pub(crate) fn renew(
+    runtime: &Runtime,
+    uffd: Userfaultfd,
+    procfs: Procfs,
+    files: Vec<Fd>,
+) -> Result<(), &'static str> {
     let mm = runtime.engine().kernel();
-    let [alarm, help] = runtime.eventfds();
-    let files = devices::empty_files().ok_or("pages on a file")?;
-    let known =
-        [mm.uffd().as_fd(), mm.procfs().as_fd(), mm.pagemap().as_fd(), mm.maps().as_fd(), alarm, help];
-    let known: Vec<_> = known.into_iter().chain(files.iter().map(|file| file.as_fd())).collect();
+    let [known_alarm, known_help] = runtime.eventfds();
 
     let eventfd = || rustix::event::eventfd(0, EventfdFlags::NONBLOCK).map(Fd::from).map_err(|_| "eventfd");
     let (alarm, help) = (eventfd()?, eventfd()?);
     let pagemap = open_pagemap(&procfs).map_err(|_| "pagemap")?;
     let maps = Maps::open_in(&procfs).map_err(|_| "maps")?;
-    let others: Result<Vec<_>, _> = files.iter().map(|file| file.another_file()).collect();
-    let others = others.map_err(|_| "no file")?;
-    let new = [uffd.as_fd(), procfs.as_fd(), pagemap.as_fd(), maps.as_fd(), alarm.as_fd(), help.as_fd()];
-    let new = new.into_iter().chain(others.iter().map(|file| file.as_fd()));
+    let files = devices::inherit(files).map_err(|_| "pages in a file")?;
+    let engine = [
+        (mm.uffd().as_fd(), uffd.as_fd()),
+        (mm.procfs().as_fd(), procfs.as_fd()),
+        (mm.pagemap().as_fd(), pagemap.as_fd()),
+        (mm.maps().as_fd(), maps.as_fd()),
+        (known_alarm, alarm.as_fd()),
+        (known_help, help.as_fd()),
+    ];
+    let engine = engine.into_iter().map(|(known, new)| (known.as_raw_fd(), new));
+    let meanings: Vec<_> = engine.chain(files.iter().map(|(known, new)| (*known, new.as_fd()))).collect();
 
     // First above all of the numbers, then to them: they may be each other's.
-    let mut high = Vec::with_capacity(known.len());
-    for fd in new {
+    let mut high = Vec::with_capacity(meanings.len());
+    for (known, new) in meanings {
         // SAFETY: makes a new descriptor.
-        high.push(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 256) });
+        high.push((known, unsafe { libc::fcntl(new.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 256) }));
     }
-    drop((uffd, procfs, pagemap, maps, alarm, help, others));
-    for (high, number) in high.into_iter().zip(known) {
+    drop((uffd, procfs, pagemap, maps, alarm, help, files));
+    for (number, high) in high {
         // SAFETY: the number is the engine's, or a device's, which owns it.
-        if unsafe { libc::dup3(high, number.as_raw_fd(), libc::O_CLOEXEC) } < 0 {
+        if unsafe { libc::dup3(high, number, libc::O_CLOEXEC) } < 0 {
             return Err("dup3");
         }
         // SAFETY: made above.

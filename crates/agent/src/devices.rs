@@ -1,7 +1,8 @@
 //! The devices that the user named, in memory that is never managed.
 
+use std::os::fd::RawFd;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hmm::core::Engine;
@@ -11,8 +12,9 @@ use hmm::lz4::{Lz4, Lz4Config, PoolMemory};
 use hmm::mm::Mm;
 use hmm::spec::{Backing, DeviceSpec};
 use hmm::uapi::mapping::Advice;
-use hmm::uapi::{AddrRange, Mapping};
-use hmm_file::{By, FileConfig, FileDevice, PATIENCE};
+use hmm::uapi::procfs::Procfs;
+use hmm::uapi::{AddrRange, Fd, Mapping};
+use hmm_file::{By, FileConfig, FileDevice, FileError, PATIENCE};
 
 use crate::why::Why;
 
@@ -40,8 +42,8 @@ unsafe impl PoolMemory for PoolMapping {
     }
 }
 
-/// The files, with the numbers that the engine has for them. A fork cannot share them: a frame has no count of the
-/// processes that have it.
+/// The files, with the numbers that the engine has for them. A child of a fork has what is in them, and makes others for what it
+/// stores itself.
 static FILES: Mutex<Vec<(u8, Arc<FileDevice>)>> = Mutex::new(Vec::new());
 
 /// Makes the device of that number, and tells where its memory is that is not from the agent's allocator.
@@ -56,17 +58,61 @@ fn patience(spec: &DeviceSpec) -> Option<Duration> {
     (!patience.is_zero()).then_some(patience)
 }
 
-/// The files that hold nothing, for whoever makes them anew. `None`: one of them holds something.
-pub(crate) fn empty_files() -> Option<Vec<Arc<FileDevice>>> {
-    let files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_empty = files.iter().all(|(_, file)| file.usage().frames == 0);
-    is_empty.then(|| files.iter().map(|(_, file)| file.clone()).collect())
+fn files() -> MutexGuard<'static, Vec<(u8, Arc<FileDevice>)>> {
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Brings what is in files home, as far as it is little: so that a fork is possible. Calls `meanwhile` now and then.
-pub(crate) fn empty_files_if_little(engine: &Engine<Mm>, meanwhile: &mut dyn FnMut()) {
+/// Before a fork: descriptors for the child, in the order in which it [expects](inherit) them, if it can have what is in the files.
+pub(crate) fn begin_sharing(procfs: &Procfs) -> Option<Vec<Fd>> {
+    let mut fds = Vec::new();
+    let are_shared = files().iter().all(|(_, file)| match file.begin_sharing(procfs) {
+        Ok(some) => {
+            fds.extend(some);
+            true
+        }
+        Err(_) => false,
+    });
+    if are_shared {
+        return Some(fds);
+    }
+    end_sharing();
+    None
+}
+
+/// After it, in the parent.
+pub(crate) fn end_sharing() {
+    files().iter().for_each(|(_, file)| file.end_sharing());
+}
+
+/// In the child: how many descriptors there are for it. `None`: something is in a file of which it has none.
+pub(crate) fn nr_shared() -> Option<usize> {
+    let files = files();
+    files
+        .iter()
+        .all(|(_, file)| file.is_shared())
+        .then(|| files.iter().map(|(_, file)| file.nr_shared()).sum())
+}
+
+/// In the child: what the numbers have to mean that the files know.
+pub(crate) fn inherit(mut fds: Vec<Fd>) -> Result<Vec<(RawFd, Fd)>, FileError> {
+    let mut meanings = Vec::new();
+    for (_, file) in &*files() {
+        let rest = fds.split_off(file.nr_shared().min(fds.len()));
+        meanings.extend(file.inherit(fds)?);
+        fds = rest;
+    }
+    Ok(meanings)
+}
+
+/// Brings what is in files home that a child could not have, as far as it is little: so that a fork is possible. Calls `meanwhile`
+/// now and then.
+pub(crate) fn empty_unshareable(engine: &Engine<Mm>, meanwhile: &mut dyn FnMut()) {
+    let procfs = engine.kernel().procfs();
     let numbers: Vec<u8> =
-        FILES.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(number, _)| *number).collect();
+        files().iter().filter(|(_, file)| !file.can_share(procfs)).map(|(number, _)| *number).collect();
+    if numbers.is_empty() {
+        return;
+    }
     let enough = usize::try_from(engine.kernel().ledger().budget() / LITTLE_SHARE).unwrap_or(usize::MAX);
     let mut pages = Vec::new();
     for number in numbers {
@@ -95,7 +141,7 @@ fn open_backing(number: u8, spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Vec<A
                 .with_compression(*compress)
                 .with_patience(patience(spec));
             let device = Arc::new(FileDevice::create(&config).map_err(Why::all)?);
-            FILES.lock().unwrap_or_else(PoisonError::into_inner).push((number, device.clone()));
+            files().push((number, device.clone()));
             let ranges = device.own_ranges().to_vec();
             Ok((device, ranges))
         }

@@ -20,8 +20,8 @@
 //! While a fork is under way the control thread does what it does otherwise, too: a thread that waits for it may hold one of
 //! libc's locks, which the forking thread needs.
 //!
-//! Pages that are in a file cannot be shared with the child, which makes files of its own: a fork is refused while there are
-//! any.
+//! What is in a file both sides read, and neither stores to any more; for what they store the child has a file of its own. It
+//! gets the descriptors before it is made.
 //!
 //! The kernel reports forks only to those who may trace (`CAP_SYS_PTRACE`). For others a fork is refused (`EAGAIN`) while
 //! pages are away; else the child registers its memory anew.
@@ -265,6 +265,13 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     };
     let prepared =
         if reserve::begin(&page, runtime) { prepare_engine(runtime, &page) } else { Err(Refusal::NoPlace) };
+    let prepared = prepared.and_then(|files| {
+        let is_provided = provide(runtime, &end, &files);
+        is_provided.then_some(()).ok_or_else(|| {
+            leave(runtime);
+            Refusal::NoPlace
+        })
+    });
     if let Err(why) = prepared {
         why.note();
         reserve::end(&page);
@@ -274,8 +281,6 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     let shared = runtime.announce_all(Cause::ProtectPage);
     runtime.engine().share_frames();
     dmirror::share_frames();
-    // It lies there until the child reads it, also if we are killed.
-    let _read_by_nobody = handover::send(&end, &[0], Some(runtime.engine().kernel().procfs().as_fd()));
     lend(runtime);
     set_state(READY);
     let next = attend(runtime, &page, &end, open);
@@ -284,9 +289,15 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
     drop(shared);
     // If there is no child that took it over.
     reserve::end(&page);
+    leave(runtime);
+    set_state(next);
+}
+
+/// Has the engine work again, after a fork or instead of it.
+fn leave(runtime: &Runtime) {
+    devices::end_sharing();
     runtime.engine().have_all_stay(false);
     thaw(runtime);
-    set_state(next);
 }
 
 /// Looks at the mappings, again if they were changing, while the engine is at rest.
@@ -320,13 +331,21 @@ fn withhold_all(runtime: &Runtime) {
     }
 }
 
-/// Whether the child can have devices of its own; while the engine is at rest.
-fn are_files_empty(runtime: &Runtime) -> bool {
-    if devices::empty_files().is_none() {
+/// What the child needs for devices of its own, if it can have what is in the parent's; while the engine is at rest.
+fn share_files(runtime: &Runtime) -> Result<Vec<Fd>, Refusal> {
+    let procfs = runtime.engine().kernel().procfs();
+    let shared = devices::begin_sharing(procfs).or_else(|| {
         // What is home as well need not be there.
         runtime.engine().drop_copies(usize::MAX);
-    }
-    devices::empty_files().is_some()
+        devices::begin_sharing(procfs)
+    });
+    shared.ok_or(Refusal::Away)
+}
+
+/// Sends the child what it needs. It lies there until the child reads it, also if we are killed.
+fn provide(runtime: &Runtime, end: &Fd, files: &[Fd]) -> bool {
+    let fds = std::iter::once(runtime.engine().kernel().procfs().as_fd()).chain(files.iter().map(Fd::as_fd));
+    fds.into_iter().all(|fd| handover::send(end, &[0], Some(fd)).is_ok())
 }
 
 /// Brings the engine to rest.
@@ -344,24 +363,25 @@ fn thaw(runtime: &Runtime) {
     runtime.thaw();
 }
 
-/// Sets memory aside for the child, and brings the engine to rest. When that cannot be it works as before.
-fn prepare_engine(runtime: &Runtime, page: &Control) -> Result<(), Refusal> {
+/// Sets memory aside for the child, brings the engine to rest, and gives what the child needs for its devices. When that cannot be
+/// it works as before.
+fn prepare_engine(runtime: &Runtime, page: &Control) -> Result<Vec<Fd>, Refusal> {
     if !runtime.engine().kernel().reports_forks() {
         freeze(runtime)?;
         // What nobody knows of is not lent.
         until_calm(runtime, &mut || control::discover_all(runtime));
         // Until the fork: what was away then would be zeroes to the child.
         runtime.engine().have_all_stay(true);
-        let possible = !any_absent(runtime) && are_files_empty(runtime);
-        if !possible {
+        let files = if any_absent(runtime) { Err(Refusal::Away) } else { share_files(runtime) };
+        if files.is_err() {
             runtime.engine().have_all_stay(false);
             thaw(runtime);
-            return Err(Refusal::Away);
+        } else {
+            reserve::try_fill(page, runtime);
         }
-        reserve::try_fill(page, runtime);
-        return Ok(());
+        return files;
     }
-    devices::empty_files_if_little(runtime.engine(), &mut || _ = control::answer(runtime));
+    devices::empty_unshareable(runtime.engine(), &mut || _ = control::answer(runtime));
     let on_full = page.config().on_full;
     let answer = || {
         control::answer(runtime);
@@ -381,17 +401,15 @@ fn prepare_engine(runtime: &Runtime, page: &Control) -> Result<(), Refusal> {
         control::discover_all(runtime);
     });
     // In this order: what leaves for the child may go to a file.
-    let refusal = if !reserve::fill(page, runtime, on_full, &mut &serve) {
-        Some(Refusal::NoRoom)
-    } else if !are_files_empty(runtime) {
-        Some(Refusal::Away)
+    let files = if reserve::fill(page, runtime, on_full, &mut &serve) {
+        share_files(runtime)
     } else {
-        None
+        Err(Refusal::NoRoom)
     };
-    refusal.map_or(Ok(()), |why| {
+    if files.is_err() {
         thaw(runtime);
-        Err(why)
-    })
+    }
+    files
 }
 
 /// While a fork is awaited: a copy that is made while somebody works on the engine is of no use. If that was so before, there is time

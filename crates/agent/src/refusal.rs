@@ -45,7 +45,7 @@ impl Refusal {
             }
             Self::NoRoom => "a fork could not be arranged: the devices are full",
             Self::Away => {
-                "a fork could not be arranged: pages are in a file, or away and CAP_SYS_PTRACE is missing"
+                "a fork could not be arranged: pages are in a file that a child cannot have, or away and CAP_SYS_PTRACE is missing"
             }
             Self::Restless => "a fork could not be arranged: the engine did not come to rest",
             Self::Useless => "a fork could not be arranged: the child's copy of the engine was of no use",

@@ -8,7 +8,7 @@ use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 /// All of rapidhash's constants are replaced by random ones. xxh3 is no alternative, though as fast: its seed is only
 /// added to fixed constants, and for one seed in some millions two neighbouring words can be swapped without a change of
 /// the hash, in 64 bits or 128. A sort does just that.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Fingerprint(RapidSecrets);
 
 impl Fingerprint {

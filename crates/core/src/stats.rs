@@ -70,7 +70,8 @@ counters! {
     fork_no_place,
     /// Forks that were refused because no device took what had to leave for the child.
     fork_no_room,
-    /// Forks that were refused because pages were where a child cannot have them: in a file, or away without `CAP_SYS_PTRACE`.
+    /// Forks that were refused because pages were where a child cannot have them: away without `CAP_SYS_PTRACE`, or in a file that
+    /// cannot be shared.
     fork_away,
     /// Forks that were refused because the engine did not come to rest.
     fork_restless,

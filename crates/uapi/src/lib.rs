@@ -19,6 +19,7 @@ mod range;
 mod syscall;
 
 pub mod aio;
+pub mod claim;
 pub mod mapping;
 pub mod maps;
 pub mod pagemap;

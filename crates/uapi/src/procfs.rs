@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::path::DecInt;
 
 use crate::fd::Fd;
 
@@ -37,6 +38,21 @@ impl Procfs {
     /// root's.
     pub fn open_file(&self, path: &CStr) -> Result<Fd, Errno> {
         rustix::fs::openat(&self.fd, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(Fd::from)
+    }
+
+    /// Opens a file of the calling thread's once more, to be read, by its descriptor: it may have no name any more. `direct`:
+    /// around the page cache.
+    ///
+    /// # Errors
+    /// `EACCES`: this user may not read it. Otherwise as of [`open_file`](Self::open_file).
+    pub fn open_again(&self, file: BorrowedFd<'_>, direct: bool) -> Result<Fd, Errno> {
+        let (dir, more) =
+            (OFlags::PATH | OFlags::DIRECTORY, if direct { OFlags::DIRECT } else { OFlags::empty() });
+        // Of the thread: it may have descriptors of its own.
+        let fds = rustix::fs::openat(&self.fd, c"thread-self/fd", dir | OFlags::CLOEXEC, Mode::empty())
+            .map(Fd::from)?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | more;
+        rustix::fs::openat(&fds, DecInt::from_fd(file), flags, Mode::empty()).map(Fd::from)
     }
 }
 

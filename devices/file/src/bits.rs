@@ -29,14 +29,34 @@ impl Bits {
             len,
             nr_taken: 0,
         };
-        // What is behind the last one is never free.
-        if !len.is_multiple_of(BITS) {
-            this.taken[nr_words - 1] = u64::MAX << (len % BITS);
+        this.end();
+        Ok(this)
+    }
+
+    /// What is behind the last one is never free.
+    fn end(&mut self) {
+        let nr_words = self.taken.len();
+        if !self.len.is_multiple_of(BITS) {
+            self.taken[nr_words - 1] = u64::MAX << (self.len % BITS);
         }
         if !nr_words.is_multiple_of(BITS) {
-            this.full[nr_words / BITS] = u64::MAX << (nr_words % BITS);
+            self.full[nr_words / BITS] = u64::MAX << (nr_words % BITS);
         }
-        Ok(this)
+    }
+
+    /// Gives all of them back.
+    pub(crate) fn clear(&mut self) {
+        self.taken.clear();
+        self.full.clear();
+        self.nr_taken = 0;
+        self.end();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn copy_to(&self, other: &mut Self) {
+        self.taken.copy_to(&mut other.taken);
+        self.full.copy_to(&mut other.full);
+        other.nr_taken = self.nr_taken;
     }
 
     /// Where they are.
@@ -150,6 +170,9 @@ mod tests {
             assert_eq!((bits.nr_taken(), bits.free_from(0), bits.run_from(0, 1)), (len, None, None));
             (0..len).for_each(|at| bits.give(at));
             assert_eq!(bits.nr_taken(), 0);
+            take_all(&mut bits);
+            bits.clear();
+            assert_eq!(take_all(&mut bits).len(), len);
         }
     }
 

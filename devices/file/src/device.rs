@@ -13,8 +13,11 @@ use rustix::rand::GetRandomFlags;
 
 use crate::BLOCK_BYTES;
 use crate::entry::Content;
+use crate::files::Files;
 use crate::lane::Lane;
-use crate::open::{FileError, Opened, open};
+#[cfg(test)]
+use crate::open::Opened;
+use crate::open::{FileError, open, open_dir};
 use crate::queue::Queue;
 use crate::store::Lucks;
 use crate::table::Table;
@@ -102,7 +105,7 @@ impl FileConfig {
 #[derive(Debug)]
 pub struct FileDevice {
     pub(crate) config: FileConfig,
-    file: Opened,
+    pub(crate) files: Files,
     table: Mutex<Table>,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) lanes: Lanes<Lane>,
@@ -122,14 +125,16 @@ impl FileDevice {
         if !(1..=MAX_BLOCKS).contains(&nr_blocks) {
             return Err(FileError::Capacity(config.capacity_bytes));
         }
-        Self::on(config, open(&config.dir, nr_blocks * BLOCK_BYTES as u64, config.direct)?)
+        let dir = open_dir(&config.dir)?;
+        let own = open(&dir, &config.dir, nr_blocks * BLOCK_BYTES as u64, config.direct)?;
+        Self::on(config, Files::new(dir, own))
     }
 
-    fn on(config: &FileConfig, file: Opened) -> Result<Self, FileError> {
+    fn on(config: &FileConfig, files: Files) -> Result<Self, FileError> {
         let no_room = |errno: Errno| FileError::Table(errno.into());
         let table = Table::new(config.nr_blocks()).map_err(no_room)?;
         let mut own_ranges: Vec<AddrRange> = table.ranges().collect();
-        let direct = file.direct;
+        let direct = files.own.direct;
         let queue = || match config.requests {
             By::Uring => Queue::uring(),
             By::Aio if direct => Queue::Aio(None),
@@ -138,7 +143,7 @@ impl FileDevice {
         let lanes = Lanes::try_new(|| Lane::new(queue()).inspect(|lane| own_ranges.extend(lane.ranges())));
         Ok(Self {
             config: config.clone(),
-            file,
+            files,
             nr_frames: table.nr_frames() as u64,
             table: Mutex::new(table),
             fingerprint: Fingerprint::new(seed()),
@@ -156,7 +161,17 @@ impl FileDevice {
     /// On a file that is there, through the page cache.
     #[cfg(test)]
     pub(crate) fn with_file(config: &FileConfig, fd: OwnedFd) -> Self {
-        Self::on(config, Opened { fd, direct: false }).expect("addresses")
+        let dir = open_dir(&config.dir).expect("it is there");
+        Self::on(config, Files::new(dir, Opened { fd, direct: false })).expect("addresses")
+    }
+
+    /// What a fork makes of it, but with copies of all descriptors.
+    #[cfg(test)]
+    pub(crate) fn copied(&self) -> Self {
+        let mut copy = Self::on(&self.config, self.files.copied()).expect("addresses");
+        copy.fingerprint = self.fingerprint.clone();
+        self.table().copy_to(&mut copy.table());
+        copy
     }
 
     /// How requests are made.
@@ -170,19 +185,17 @@ impl FileDevice {
 
     /// Whether the file is accessed around the page cache.
     pub const fn is_direct(&self) -> bool {
-        self.file.direct
+        self.files.own.direct
     }
 
-    /// Makes another file like the device's, empty. For the child of a fork, which has no right to its parent's: when no frame
-    /// is handed out, and the descriptor is put in the place of the device's (`dup3`), the device is the child's own. One with
-    /// an io_uring cannot be taken over so.
+    /// Makes another file like the device's own, empty. For the child of a fork.
     ///
     /// # Errors
     /// See [`FileError`]; also when the file cannot be accessed as the first one is.
-    pub fn another_file(&self) -> Result<OwnedFd, FileError> {
+    pub(crate) fn another_file(&self) -> Result<OwnedFd, FileError> {
         let bytes = self.config.nr_blocks() * BLOCK_BYTES as u64;
-        let opened = open(&self.config.dir, bytes, self.file.direct)?;
-        if opened.direct == self.file.direct {
+        let opened = open(&self.files.dir, &self.config.dir, bytes, self.is_direct())?;
+        if opened.direct == self.is_direct() {
             Ok(opened.fd)
         } else {
             Err(FileError::Create {
@@ -194,12 +207,7 @@ impl FileDevice {
 
     #[cfg(test)]
     pub(crate) const fn file(&self) -> &Opened {
-        &self.file
-    }
-
-    #[cfg(test)]
-    pub(crate) const fn file_mut(&mut self) -> &mut Opened {
-        &mut self.file
+        &self.files.own
     }
 
     /// Where in the file a frame's bytes are, with those that were compressed with them; none where it takes no room.
@@ -218,13 +226,13 @@ impl FileDevice {
 
     /// Whether the file can be transferred from and to the caller's memory as it is.
     pub(crate) fn is_usable(&self, bytes: &[u8]) -> bool {
-        !self.file.direct || bytes.as_ptr().addr().is_multiple_of(BLOCK_BYTES)
+        !self.files.own.direct || bytes.as_ptr().addr().is_multiple_of(BLOCK_BYTES)
     }
 }
 
 impl AsFd for FileDevice {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.fd.as_fd()
+        self.files.own.fd.as_fd()
     }
 }
 
@@ -266,7 +274,11 @@ impl Device for FileDevice {
 
     fn free(&self, frames: &[DevicePfn]) {
         let mut table = self.table();
-        frames.iter().for_each(|pfn| table.free(*pfn));
+        let left = frames.iter().fold(0, |left, pfn| left | table.free(*pfn));
+        drop(table);
+        if left != 0 {
+            self.give_up(left);
+        }
     }
 
     fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {
@@ -283,6 +295,6 @@ impl Device for FileDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        rustix::fs::fdatasync(&self.file.fd).map_err(|_| DeviceError::Io)
+        rustix::fs::fdatasync(&self.files.own.fd).map_err(|_| DeviceError::Io)
     }
 }

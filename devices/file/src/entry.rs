@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 63..62  61..59  58..54     53..49  48..32           31..0
-//! kind    0       pages - 1  part    compressed len   block
+//! kind    file    pages - 1  part    compressed len   block
 //! ```
 
 use hmm_device::PAGE_SIZE;
@@ -12,16 +12,22 @@ const LEN_BITS: u32 = 17;
 const PART_SHIFT: u32 = LEN_SHIFT + LEN_BITS;
 const PAGES_SHIFT: u32 = PART_SHIFT + PAGE_BITS;
 const PAGE_BITS: u32 = 5;
+const FILE_SHIFT: u32 = PAGES_SHIFT + PAGE_BITS;
+const FILE_BITS: u32 = 3;
 const KIND_SHIFT: u32 = 62;
 const SAME: u64 = 1;
 const UNIT: u64 = 2;
 
 /// Pages that a unit can have at most.
 pub(crate) const MAX_UNIT_PAGES: usize = 1 << PAGE_BITS;
+/// Files that frames can be in: the device's own, and those of processes that its process was forked from.
+pub(crate) const NR_FILES: u8 = 1 << FILE_BITS;
 
 /// Where a unit is, and what it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unit {
+    /// Which file.
+    pub(crate) file: u8,
     /// The first block of the file that it has.
     pub(crate) block: u32,
     /// Bytes that its pages were compressed to; 0: a page as it is.
@@ -65,6 +71,7 @@ impl Content {
             Self::Same => SAME << KIND_SHIFT,
             Self::Part(unit, part) => {
                 UNIT << KIND_SHIFT
+                    | u64::from(unit.file) << FILE_SHIFT
                     | u64::from(unit.nr_pages.saturating_sub(1)) << PAGES_SHIFT
                     | u64::from(part) << PART_SHIFT
                     | u64::from(unit.len) << LEN_SHIFT
@@ -80,6 +87,7 @@ impl Content {
             SAME => Self::Same,
             UNIT => {
                 let unit = Unit {
+                    file: field(FILE_SHIFT, FILE_BITS) as u8,
                     block: word as u32,
                     len: field(LEN_SHIFT, LEN_BITS) as u32,
                     nr_pages: field(PAGES_SHIFT, PAGE_BITS) as u8 + 1,
@@ -100,8 +108,8 @@ mod tests {
         let mut all = vec![Content::Empty, Content::Same];
         for block in [0, 1, 77, u32::MAX] {
             for len in [0, 1, 4096, 4097, (1 << LEN_BITS) - 1] {
-                for (nr_pages, part) in [(1, 0), (2, 1), (16, 7), (32, 31)] {
-                    all.push(Content::Part(Unit { block, len, nr_pages }, part));
+                for (file, nr_pages, part) in [(0, 1, 0), (7, 2, 1), (1, 16, 7), (7, 32, 31)] {
+                    all.push(Content::Part(Unit { file, block, len, nr_pages }, part));
                 }
             }
         }
@@ -113,7 +121,7 @@ mod tests {
 
     #[test]
     fn blocks_are_those_that_the_bytes_reach() {
-        let nr_blocks = |len| Unit { block: 0, len, nr_pages: 16 }.nr_blocks();
+        let nr_blocks = |len| Unit { len, nr_pages: 16, ..Unit::default() }.nr_blocks();
         assert_eq!([0, 1, 4096, 4097, 65536].map(nr_blocks), [1, 1, 1, 2, 16]);
     }
 }

@@ -16,11 +16,11 @@
 use hmm_codec::content::fill_same;
 use hmm_codec::lz4::{decompress, decompress_front};
 use hmm_device::{DeviceError, DevicePfn, Fetch, PAGE_SIZE, Transfer};
-use rustix::fd::AsFd;
 
 use crate::BLOCK_BYTES;
 use crate::device::FileDevice;
 use crate::entry::{Content, Unit};
+use crate::files::Files;
 use crate::flight::{Flight, fly};
 use crate::lane::{LANE_BLOCKS, Lane};
 use crate::transfer::{Buffer, Piece, Pieces, Requests, Rest, Side, Stretch};
@@ -107,16 +107,16 @@ impl Plan {
         {
             return Some((*stretch, Side::Lane));
         }
-        let (offset, len) = (unit.offset(), unit.nr_blocks() * BLOCK_BYTES);
-        if unit.is_raw() && is_usable && pieces.end(Side::Lane) != Some(offset) {
-            let piece = Piece { offset, side: Side::Caller, at: page * PAGE_SIZE, len };
+        let (file, offset, len) = (unit.file, unit.offset(), unit.nr_blocks() * BLOCK_BYTES);
+        if unit.is_raw() && is_usable && pieces.end(Side::Lane) != Some((file, offset)) {
+            let piece = Piece { file, offset, side: Side::Caller, at: page * PAGE_SIZE, len };
             return Some((pieces.push(piece)?, Side::Caller));
         }
         if self.lane_len + len > LANE_BLOCKS * BLOCK_BYTES {
             return None;
         }
         let at = self.lane_len;
-        let stretch = pieces.push(Piece { offset, side: Side::Lane, at, len })?;
+        let stretch = pieces.push(Piece { file, offset, side: Side::Lane, at, len })?;
         self.lane_len += len;
         Some((stretch, Side::Lane))
     }
@@ -129,6 +129,7 @@ impl Plan {
     /// there.
     fn divide<'b>(
         &self,
+        files: &'b Files,
         pieces: &Pieces,
         bytes: &'b mut [u8],
         blocks: &'b mut [u8],
@@ -139,7 +140,8 @@ impl Plan {
             let next = pieces.as_slice().get(requests.len());
             if let Some(piece) = next.filter(|_| segment.stretch.is_of(requests.len())) {
                 let side = if piece.side == Side::Caller { &mut bytes } else { &mut blocks };
-                requests.push(piece.offset, Buffer::Read(side.cut(piece.at, piece.len)));
+                let buffer = Buffer::Read(side.cut(piece.at, piece.len));
+                requests.push(files.get(piece.file), piece.offset, buffer);
             }
             if segment.side == Side::Lane {
                 *target = Some(bytes.cut(segment.first * PAGE_SIZE, segment.nr_pages * PAGE_SIZE));
@@ -181,8 +183,8 @@ impl FileDevice {
         let mut pieces = Pieces::of_at_most(lane.queue.read_bytes());
         let nr_planned = lane.plan.make(nr_known, &mut pieces, self.is_usable(bytes));
         let Lane { blocks, pages, plan, queue, .. } = lane;
-        let (requests, mut targets) = plan.divide(&pieces, bytes, blocks);
-        fly(self.as_fd(), queue, requests, |flight| {
+        let (requests, mut targets) = plan.divide(&self.files, &pieces, bytes, blocks);
+        fly(queue, requests, |flight| {
             for (segment, target) in plan.segments().iter().zip(&mut targets) {
                 let entries = &plan.entries[segment.first..segment.first + segment.nr_pages];
                 self.deliver(segment, entries, flight, target.as_deref_mut(), pages)?;

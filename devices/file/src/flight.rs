@@ -2,14 +2,12 @@
 //! what one has brought is made use of while the others are under way.
 
 use hmm_device::DeviceError;
-use rustix::fd::BorrowedFd;
 
 use crate::queue::Queue;
 use crate::transfer::{Requests, Stretch};
 
 /// See the module. It ends when the kernel has ended with all of their buffers.
 pub(crate) struct Flight<'f, 'b> {
-    file: BorrowedFd<'f>,
     queue: &'f mut Queue,
     requests: Requests<'b>,
     /// Requests that the kernel has.
@@ -18,20 +16,19 @@ pub(crate) struct Flight<'f, 'b> {
 
 /// Has requests on their way while `during` is called; waits for all of them in any case.
 pub(crate) fn fly<R>(
-    file: BorrowedFd<'_>,
     queue: &mut Queue,
     mut requests: Requests<'_>,
     during: impl FnOnce(&mut Flight<'_, '_>) -> R,
 ) -> R {
     // One alone costs less without.
     let nr_out = if requests.len() > 1 {
-        // SAFETY: the buffers are borrowed by `requests`, which the flight has; nobody but this function can end or lose it, and it
+        // SAFETY: buffers and files are borrowed by `requests`, which the flight has; nobody but this function can end or lose it, and it
         // does not end before it has reaped as many.
-        unsafe { queue.submit(file, &mut requests) }
+        unsafe { queue.submit(&mut requests) }
     } else {
         0
     };
-    during(&mut Flight { file, queue, requests, nr_out })
+    during(&mut Flight { queue, requests, nr_out })
 }
 
 impl Flight<'_, '_> {
@@ -48,7 +45,7 @@ impl Flight<'_, '_> {
         }
         let request = self.requests.get(stretch.piece).ok_or(DeviceError::Io)?;
         // What the kernel did not take, or not all of it.
-        request.finish(self.file);
+        request.finish();
         request.outcome(stretch)
     }
 

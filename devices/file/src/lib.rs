@@ -75,17 +75,20 @@
 //! Compression and transfers are done without a lock for all: eight calls at a time have working memory of their own.
 //!
 //! After its construction the device allocates nothing, prints nothing, uses no thread-local storage and does not
-//! panic. After a fork the child must not use it, because both would hand out the same frames, unless it makes it its
-//! own ([`FileDevice::another_file`]).
+//! panic. After a fork the child must not use it, because both would store to the same blocks, unless it makes it its
+//! own ([`FileDevice::inherit`]): then it has what its parent had, without a copy.
 
 mod bits;
+mod blocks;
 mod device;
 mod entry;
 mod fetch;
+mod files;
 mod flight;
 mod lane;
 mod open;
 mod queue;
+mod share;
 mod store;
 mod table;
 mod transfer;

@@ -3,7 +3,7 @@
 
 use hmm_uapi::aio::{Context, End, Request as AioRequest};
 use io_uring::{IoUring, opcode, squeue, types};
-use rustix::fd::{AsRawFd, BorrowedFd};
+use rustix::fd::AsRawFd;
 use rustix::io::Errno;
 
 use crate::transfer::{BATCH, Buffer, Request, Requests};
@@ -52,13 +52,13 @@ impl Queue {
     /// Gives requests to the kernel. Those that it takes [are out](Request::is_out); their number is returned.
     ///
     /// # Safety
-    /// All of their buffers stay borrowed, and the file open, until as many have been [reaped](Self::reap).
-    pub(crate) unsafe fn submit(&mut self, file: BorrowedFd<'_>, requests: &mut Requests<'_>) -> usize {
+    /// All of their buffers stay borrowed, and their files open, until as many have been [reaped](Self::reap).
+    pub(crate) unsafe fn submit(&mut self, requests: &mut Requests<'_>) -> usize {
         let nr_taken = match self {
             Self::Uring { broken: true, .. } | Self::None => 0,
             Self::Uring { ring, broken } => {
                 // SAFETY: the caller's promise.
-                let nr_pushed = unsafe { push(ring, file, requests) };
+                let nr_pushed = unsafe { push(ring, requests) };
                 while !*broken && !ring.submission().is_empty() {
                     *broken = submit(ring, 0).is_err();
                 }
@@ -77,8 +77,10 @@ impl Queue {
                 let nr_entries = requests.len();
                 for (number, (entry, request)) in (0..).zip(entries.iter_mut().zip(requests.iter_mut())) {
                     *entry = match &mut request.buffer {
-                        Buffer::Read(bytes) => AioRequest::read(number, file, bytes, request.offset),
-                        Buffer::Write(bytes) => AioRequest::write(number, file, bytes, request.offset),
+                        Buffer::Read(bytes) => AioRequest::read(number, request.file, bytes, request.offset),
+                        Buffer::Write(bytes) => {
+                            AioRequest::write(number, request.file, bytes, request.offset)
+                        }
                     };
                 }
                 // SAFETY: the caller's promise.
@@ -117,10 +119,10 @@ impl Queue {
 ///
 /// # Safety
 /// As of [`Queue::submit`].
-unsafe fn push(ring: &mut IoUring, file: BorrowedFd<'_>, requests: &mut Requests<'_>) -> usize {
+unsafe fn push(ring: &mut IoUring, requests: &mut Requests<'_>) -> usize {
     let mut queue = ring.submission();
     for (index, request) in requests.iter_mut().enumerate() {
-        let entry = entry(file, request).user_data(index as u64);
+        let entry = entry(request).user_data(index as u64);
         // SAFETY: the caller's promise. Where the kernel takes none, `broken` keeps the queue from being submitted ever again.
         let pushed = unsafe { queue.push(&entry) };
         if pushed.is_err() {
@@ -148,8 +150,8 @@ fn result(result: i32) -> Result<usize, Errno> {
     usize::try_from(result).map_err(|_| Errno::from_raw_os_error(result.saturating_neg()))
 }
 
-fn entry(file: BorrowedFd<'_>, request: &mut Request<'_>) -> squeue::Entry {
-    let fd = types::Fd(file.as_raw_fd());
+fn entry(request: &mut Request<'_>) -> squeue::Entry {
+    let fd = types::Fd(request.file.as_raw_fd());
     let len = u32::try_from(request.buffer.len()).unwrap_or(0);
     match &mut request.buffer {
         Buffer::Read(bytes) => opcode::Read::new(fd, bytes.as_mut_ptr(), len).offset(request.offset).build(),

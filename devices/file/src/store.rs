@@ -138,6 +138,7 @@ impl Batch {
 
 impl FileDevice {
     pub(crate) fn store_run(&self, run: &Store<'_>) -> Transfer {
+        self.take_back(false);
         let room = self.table().room(run.frames);
         let mut may_be_wide = run.access == Access::Stream && !room.is_scarce;
         let mut lane = self.lanes.enter();
@@ -169,7 +170,10 @@ impl FileDevice {
         may_be_wide: bool,
     ) -> (usize, Option<Stop>) {
         let mut batch = self.pack(lane, bytes, may_be_wide);
-        let placed = self.table().place(&mut batch.loads[..batch.len]);
+        let mut placed = self.table().place(&mut batch.loads[..batch.len]);
+        if placed == 0 && self.take_back(true) > 0 {
+            placed = self.table().place(&mut batch.loads[..batch.len]);
+        }
         if placed == 0 {
             let is_single = batch.loads[0].nr_blocks() == 1;
             let full = Stop::Because(DeviceError::OutOfMemory);
@@ -248,10 +252,12 @@ impl FileDevice {
             }
             let at = if side == Side::Lane { load.at } else { page };
             let len = unit.nr_blocks() * BLOCK_BYTES;
-            *stretch = pieces.push(Piece { offset: unit.offset(), side, at, len }).unwrap_or(Stretch::NONE);
+            *stretch = pieces
+                .push(Piece { file: unit.file, offset: unit.offset(), side, at, len })
+                .unwrap_or(Stretch::NONE);
         }
-        let requests = Requests::write(&pieces, bytes, &lane.blocks);
-        fly(self.as_fd(), &mut lane.queue, requests, |flight| {
+        let requests = Requests::write(self.as_fd(), &pieces, bytes, &lane.blocks);
+        fly(&mut lane.queue, requests, |flight| {
             let mut written =
                 stretches[..loads.len()].iter().map(|stretch| flight.wait(*stretch)).enumerate();
             written.find_map(|(load, outcome)| Some((load, outcome.err()?)))
@@ -270,7 +276,7 @@ fn pack_into(lane: &mut Lane, at: usize, bytes: &[u8], (nr_blocks, luck): (usize
         if let Some(len) = lane.encoder.compress(&bytes[..nr_pages * PAGE_SIZE], blocks) {
             luck.succeeded(nr_pages, (len, room), nr_pages < first);
             let (len, nr_pages) = (u32::try_from(len).ok()?, u8::try_from(nr_pages).ok()?);
-            return Some(Unit { block: 0, len, nr_pages });
+            return Some(Unit { len, nr_pages, ..Unit::default() });
         }
     }
     luck.failed();

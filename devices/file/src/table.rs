@@ -3,16 +3,18 @@
 //! Frames are descriptors, with no place in the file of their own: the lowest free numbers are handed out, so that the part
 //! of the table that is in use stays small. A frame gets a place when it is stored to.
 //!
-//! Blocks are taken from where the last search ended, so that what leaves together lies together. Those of a unit lie side by
-//! side, and so do, where there is room, the units of a batch, which is one request then. A unit's blocks are free again
-//! when the last of its frames ends: the first of them has a count of those.
+//! [Blocks](crate::blocks) are taken for all units of a batch side by side, where there is room: they are one request then.
+//! Frames that a process has from those that it was forked from are in files of theirs, of which no block is ever taken here, nor
+//! given back.
 
 use hmm_device::{DevicePfn, Usage};
 use hmm_uapi::{AddrRange, Errno};
 
 use crate::BLOCK_BYTES;
 use crate::bits::Bits;
-use crate::entry::{Content, Unit};
+use crate::blocks::Blocks;
+use crate::entry::{Content, NR_FILES, Unit};
+use crate::share::Shared;
 use crate::zeroed::Zeroed;
 
 /// Words of the table for each frame.
@@ -66,11 +68,14 @@ pub(crate) struct Table {
     /// In front of it no frame is free.
     lowest: usize,
     entries: Zeroed<u64>,
-    blocks: Bits,
-    /// Where the next search begins.
-    next: usize,
-    /// For the first block of a unit, how many of its frames have not ended.
-    living: Zeroed<u8>,
+    /// Of the device's own file.
+    blocks: Blocks,
+    /// The number of that file.
+    own: u8,
+    /// For each file, the frames that hold something in it.
+    nr_holding: [usize; NR_FILES as usize],
+    /// With the parent, and with a child.
+    pub(crate) shared: Shared,
 }
 
 impl Table {
@@ -83,16 +88,16 @@ impl Table {
             frames: Bits::new(nr_frames)?,
             lowest: 0,
             entries: Zeroed::new(nr_frames * WORDS)?,
-            blocks: Bits::new(len(nr_blocks)?)?,
-            next: 0,
-            living: Zeroed::new(len(nr_blocks)?)?,
+            blocks: Blocks::new(len(nr_blocks)?)?,
+            own: 0,
+            nr_holding: [0; NR_FILES as usize],
+            shared: Shared::default(),
         })
     }
 
     /// Where it is.
     pub(crate) fn ranges(&self) -> impl Iterator<Item = AddrRange> {
-        let bits = self.frames.ranges().into_iter().chain(self.blocks.ranges());
-        bits.chain([self.entries.range(), self.living.range()])
+        self.frames.ranges().into_iter().chain([self.entries.range()]).chain(self.blocks.ranges())
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -152,34 +157,21 @@ impl Table {
     /// Takes blocks for the loads, from the front, and returns for how many there was room.
     pub(crate) fn place(&mut self, loads: &mut [Load]) -> usize {
         let nr_blocks = loads.iter().map(Load::nr_blocks).sum();
-        let mut together = self.take_run(nr_blocks);
+        let mut together = self.blocks.take_run(nr_blocks);
         for (placed, load) in loads.iter_mut().enumerate() {
             let Some(unit) = &mut load.unit else { continue };
             let nr_blocks = unit.nr_blocks();
-            let Some(block) = together.or_else(|| self.take_run(nr_blocks)) else { return placed };
+            let Some(block) = together.or_else(|| self.blocks.take_run(nr_blocks)) else { return placed };
             together = together.map(|block| block + nr_blocks);
-            unit.block = number(block);
+            (unit.file, unit.block) = (self.own, number(block));
         }
         loads.len()
-    }
-
-    /// Takes blocks side by side.
-    fn take_run(&mut self, len: usize) -> Option<usize> {
-        let start = self.blocks.run_from(self.next, len).or_else(|| self.blocks.run_from(0, len))?;
-        (start..start + len).for_each(|block| self.blocks.take(block));
-        self.next = start + len;
-        Some(start)
-    }
-
-    fn give_run(&mut self, unit: Unit) {
-        let start = unit.block as usize;
-        (start..start + unit.nr_blocks()).for_each(|block| self.blocks.give(block));
     }
 
     /// Takes the blocks back of a load that was not written.
     pub(crate) fn give_up(&mut self, load: &Load) {
         if let Some(unit) = load.unit {
-            self.give_run(unit);
+            self.blocks.give_run(unit);
         }
     }
 
@@ -193,28 +185,72 @@ impl Table {
             }
         }
         match load.unit {
-            Some(unit) if living == 0 => self.give_run(unit),
-            Some(unit) => self.living[unit.block as usize] = living,
+            Some(unit) if living == 0 => self.blocks.give_run(unit),
+            Some(unit) => {
+                self.blocks.begin(unit, living);
+                self.nr_holding[usize::from(unit.file)] += usize::from(living);
+            }
             None => {}
         }
     }
 
-    /// Ends a frame. One that is not handed out stays so.
-    pub(crate) fn free(&mut self, pfn: DevicePfn) {
+    /// Ends a frame. One that is not handed out stays so. Returns the file, as a bit, if it was the last in one of another
+    /// process.
+    pub(crate) fn free(&mut self, pfn: DevicePfn) -> u8 {
         let frame = pfn.0 as usize;
         if !self.frames.is_taken(frame) {
-            return;
+            return 0;
         }
+        let mut left = 0;
         if let (Content::Part(unit, _), _) = self.get(pfn) {
-            let living = &mut self.living[unit.block as usize];
-            *living -= 1;
-            if *living == 0 {
-                self.give_run(unit);
+            self.nr_holding[usize::from(unit.file)] -= 1;
+            if unit.file == self.own {
+                self.blocks.end_one(unit);
+            } else if !self.is_held(unit.file) {
+                left = 1 << unit.file;
             }
         }
         self.set(pfn, Content::Empty, 0);
         self.frames.give(frame);
         self.lowest = self.lowest.min(frame);
+        left
+    }
+}
+
+impl Table {
+    /// Of the device's own file.
+    pub(crate) const fn blocks(&mut self) -> &mut Blocks {
+        &mut self.blocks
+    }
+
+    /// The number of the device's own file.
+    pub(crate) const fn own(&self) -> u8 {
+        self.own
+    }
+
+    /// What is shared, and the number of the device's own file.
+    pub(crate) const fn sharing(&self) -> (Shared, u8) {
+        (self.shared, self.own)
+    }
+
+    /// Whether a frame holds something in that file.
+    pub(crate) fn is_held(&self, file: u8) -> bool {
+        self.nr_holding.get(usize::from(file)).is_some_and(|nr_frames| *nr_frames > 0)
+    }
+
+    /// In a child: its own file is empty, and has that number.
+    pub(crate) fn begin_anew(&mut self, own: u8) {
+        self.blocks.begin_anew();
+        self.own = own;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn copy_to(&self, other: &mut Self) {
+        self.frames.copy_to(&mut other.frames);
+        self.entries.copy_to(&mut other.entries);
+        self.blocks.copy_to(&mut other.blocks);
+        (other.lowest, other.own, other.nr_holding) = (self.lowest, self.own, self.nr_holding);
+        other.shared = self.shared;
     }
 }
 
@@ -234,7 +270,7 @@ mod tests {
 
     fn unit(nr_pages: u8, nr_blocks: usize) -> Load {
         let len = u32::try_from(nr_blocks * BLOCK_BYTES).expect("small");
-        Load { unit: Some(Unit { block: 0, len, nr_pages }), ..Load::default() }
+        Load { unit: Some(Unit { len, nr_pages, ..Unit::default() }), ..Load::default() }
     }
 
     fn frames(table: &mut Table, nr_frames: usize) -> Vec<DevicePfn> {

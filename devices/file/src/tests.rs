@@ -10,6 +10,7 @@ use rustix::fd::AsFd;
 
 use crate::{By, FileConfig, FileDevice, FileError};
 
+mod forks;
 mod model;
 
 /// On a disk, where the build is: what is behind the directory for temporary files may be RAM.
@@ -386,27 +387,6 @@ fn a_directory_is_no_memory() {
         assert_eq!(device.table().room(&frames).nr_empty, 2);
         let outcome = store(&device, &frames, &pages(0..2), Access::Stream);
         assert!(matches!(outcome.stop, Some(DeviceError::Lost | DeviceError::Io)), "{outcome:?}");
-    }
-}
-
-#[test]
-fn a_child_makes_the_device_its_own() {
-    for config in &configs(256)[1..] {
-        let mut device = made(config);
-        let frames = stored(&device, &pages(0..64), Access::Stream);
-        device.free(&frames);
-        let parents = behind_its_back(&device);
-        let bytes_of = |file: &std::fs::File| {
-            let mut bytes = vec![0; 64 * PAGE_SIZE];
-            file.read_exact_at(&mut bytes, 0).map(|()| bytes).expect("it is there")
-        };
-        let before = bytes_of(&parents);
-        let another = device.another_file().expect("there is a disk");
-        rustix::io::dup2(&another, &mut device.file_mut().fd).expect("a descriptor");
-        let frames = stored(&device, &pages(100..164), Access::Stream);
-        assert!(fetch(&device, &frames) == (Transfer::complete(64), pages(100..164)));
-        assert!(bytes_of(&parents) == before, "what the parent has stays as it was");
-        assert!(bytes_of(&behind_its_back(&device)) != before);
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) enum Side {
 /// What a request transfers: bytes side by side in the file, and in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Piece {
+    /// Which file, by its number.
+    pub(crate) file: u8,
     /// Where in the file.
     pub(crate) offset: u64,
     pub(crate) side: Side,
@@ -64,18 +66,22 @@ pub(crate) struct Pieces {
 impl Pieces {
     /// None; those of the lane may grow to so many bytes.
     pub(crate) const fn of_at_most(most: usize) -> Self {
-        Self { pieces: [Piece { offset: 0, side: Side::Caller, at: 0, len: 0 }; BATCH], len: 0, most }
+        Self {
+            pieces: [Piece { file: 0, offset: 0, side: Side::Caller, at: 0, len: 0 }; BATCH],
+            len: 0,
+            most,
+        }
     }
 
-    /// Where the last one ends in the file, if it is of that side.
-    pub(crate) fn end(&self, side: Side) -> Option<u64> {
+    /// In which file the last one ends, and where, if it is of that side.
+    pub(crate) fn end(&self, side: Side) -> Option<(u8, u64)> {
         let last = self.pieces[..self.len].last().filter(|last| last.side == side)?;
-        Some(last.offset + last.len as u64)
+        Some((last.file, last.offset + last.len as u64))
     }
 
     /// Adds one, to the last if they are side by side in the file and in memory. `None`: there are as many as can be.
     pub(crate) fn push(&mut self, piece: Piece) -> Option<Stretch> {
-        if self.end(piece.side) == Some(piece.offset)
+        if self.end(piece.side) == Some((piece.file, piece.offset))
             && let Some(last) = self.pieces[..self.len].last_mut()
             && last.at + last.len == piece.at
             && (piece.side == Side::Caller || last.len + piece.len <= self.most)
@@ -114,6 +120,7 @@ impl Buffer<'_> {
 /// A piece on its way.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
+    pub(crate) file: BorrowedFd<'a>,
     pub(crate) offset: u64,
     pub(crate) buffer: Buffer<'a>,
     /// Bytes that are transferred.
@@ -126,7 +133,8 @@ pub(crate) struct Request<'a> {
 
 impl Request<'_> {
     /// Transfers what is left. A transfer may be short, and be continued; the file may end where it did not before.
-    pub(crate) fn finish(&mut self, file: BorrowedFd<'_>) {
+    pub(crate) fn finish(&mut self) {
+        let file = self.file;
         while self.done < self.buffer.len() && self.error.is_none() {
             let at = self.offset + self.done as u64;
             let moved = match &mut self.buffer {
@@ -192,22 +200,22 @@ impl<'a> Requests<'a> {
     }
 
     /// From the memory of both sides into the file.
-    pub(crate) fn write(pieces: &Pieces, caller: &'a [u8], lane: &'a [u8]) -> Self {
+    pub(crate) fn write(file: BorrowedFd<'a>, pieces: &Pieces, caller: &'a [u8], lane: &'a [u8]) -> Self {
         let mut this = Self::new();
         for piece in pieces.as_slice() {
             let bytes = match piece.side {
                 Side::Caller => caller,
                 Side::Lane => lane,
             };
-            this.push(piece.offset, Buffer::Write(&bytes[piece.at..piece.at + piece.len]));
+            this.push(file, piece.offset, Buffer::Write(&bytes[piece.at..piece.at + piece.len]));
         }
         this
     }
 
     /// Adds one: there are as many as there can be [`Pieces`].
-    pub(crate) fn push(&mut self, offset: u64, buffer: Buffer<'a>) {
+    pub(crate) fn push(&mut self, file: BorrowedFd<'a>, offset: u64, buffer: Buffer<'a>) {
         if let Some(request) = self.requests.get_mut(self.len) {
-            *request = Some(Request { offset, buffer, done: 0, error: None, is_out: false });
+            *request = Some(Request { file, offset, buffer, done: 0, error: None, is_out: false });
             self.len += 1;
         }
     }
@@ -257,6 +265,8 @@ fn meaning(error: Errno) -> DeviceError {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::CWD;
+
     use super::*;
 
     const PAGE: usize = 4096;
@@ -265,7 +275,9 @@ mod tests {
         let mut pieces = Pieces::of_at_most(usize::MAX);
         let stretches = blocks.iter().map(|(block, side, page)| {
             let (offset, at) = ((block * PAGE) as u64, page * PAGE);
-            pieces.push(Piece { offset, side: *side, at, len: PAGE }).expect("there is room")
+            pieces
+                .push(Piece { offset, side: *side, at, len: PAGE, ..Piece::default() })
+                .expect("there is room")
         });
         let stretches = stretches.collect();
         (pieces, stretches)
@@ -299,7 +311,7 @@ mod tests {
             Buffer::Read(bytes) => bytes[0],
             Buffer::Write(bytes) => bytes[0],
         };
-        let firsts: Vec<u8> = Requests::write(&pieces, &caller, &lane).iter_mut().map(first).collect();
+        let firsts: Vec<u8> = Requests::write(CWD, &pieces, &caller, &lane).iter_mut().map(first).collect();
         assert_eq!(firsts, [0, 100, 103, 2, 4]);
         let mut rest = Rest::of(&mut caller);
         let cut = |at: usize| rest.cut(at * PAGE, PAGE)[0];
@@ -310,6 +322,7 @@ mod tests {
             at: number * PAGE,
             len: PAGE,
             side: Lane,
+            ..Piece::default()
         };
         (0..5).for_each(|number| _ = small.push(block(number)));
         assert_eq!(small.as_slice().iter().map(|piece| piece.len / PAGE).collect::<Vec<_>>(), [2, 2, 1]);
@@ -331,7 +344,7 @@ mod tests {
         let blocks = [0, 1, 2, 7, 8, 20].map(|block| (block, Side::Caller, block));
         let (pieces, stretches) = pieces(&blocks);
         let bytes = vec![0; 21 * PAGE];
-        let mut requests = Requests::write(&pieces, &bytes, &[]);
+        let mut requests = Requests::write(CWD, &pieces, &bytes, &[]);
         for (request, moved) in requests.iter_mut().zip([3 * PAGE, PAGE + 17, PAGE]) {
             request.note(Ok(moved));
         }
@@ -348,7 +361,7 @@ mod tests {
     fn an_interruption_is_no_error() {
         let (pieces, stretches) = pieces(&[(0, Side::Caller, 0)]);
         let bytes = [0; PAGE];
-        let mut requests = Requests::write(&pieces, &bytes, &[]);
+        let mut requests = Requests::write(CWD, &pieces, &bytes, &[]);
         for request in requests.iter_mut() {
             request.note(Err(Errno::INTR));
             assert_eq!((request.done, request.error), (0, None));

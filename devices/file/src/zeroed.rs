@@ -5,16 +5,30 @@
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
+use hmm_uapi::mapping::Advice;
 use hmm_uapi::{AddrRange, Errno, Mapping};
 
 /// What any bytes are one of, zeroes included, at any address in a page that is a multiple of its size.
-pub(crate) trait Number: Copy + private::Sealed {}
-impl Number for u8 {}
-impl Number for u64 {}
+pub(crate) trait Number: Copy + PartialEq + private::Sealed {
+    const ZERO: Self;
+}
+
+impl Number for u8 {
+    const ZERO: Self = 0;
+}
+
+impl Number for u32 {
+    const ZERO: Self = 0;
+}
+
+impl Number for u64 {
+    const ZERO: Self = 0;
+}
 
 mod private {
     pub(crate) trait Sealed {}
     impl Sealed for u8 {}
+    impl Sealed for u32 {}
     impl Sealed for u64 {}
 }
 
@@ -38,6 +52,19 @@ impl<T: Number> Zeroed<T> {
     /// Where it is.
     pub(crate) fn range(&self) -> AddrRange {
         self.mapping.range()
+    }
+
+    /// Makes all of them 0 again, and takes no memory until they are written to.
+    pub(crate) fn clear(&mut self) {
+        if self.mapping.advise(0, self.mapping.len(), Advice::DontNeedLocked).is_err() {
+            self.iter_mut().for_each(|number| *number = T::ZERO);
+        }
+    }
+
+    /// As a fork does it, but that what is 0 is not touched.
+    #[cfg(test)]
+    pub(crate) fn copy_to(&self, other: &mut Self) {
+        self.iter().zip(other.iter_mut()).filter(|(from, to)| from != to).for_each(|(from, to)| *to = *from);
     }
 }
 
@@ -70,6 +97,8 @@ mod tests {
         numbers[1 << 31] = 7;
         assert_eq!((numbers[0], numbers[1 << 31], numbers.last()), (0, 7, Some(&0)));
         assert_eq!(numbers.range().len(), 8 << 32);
+        numbers.clear();
+        assert_eq!(numbers[1 << 31], 0);
         assert!(Zeroed::<u64>::new(usize::MAX).is_err());
         assert_eq!(Zeroed::<u8>::new(5).expect("a page").range().len(), 4096);
     }

@@ -1,9 +1,13 @@
 /*
- * Forks of a program whose memory lies in a file, in part: refused while it does, else as ever.
+ * Forks of a program most of whose memory lies in a file: each process has what was there when it was forked, whatever the others
+ * write, and however they end.
  *
- *     filefork MIB
+ *     filefork MIB [DIRECTORY]
+ *
+ * With a directory it is shut up there before, as a user who may nothing.
  */
 #include <errno.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,7 +18,14 @@
 
 #include "check.h"
 
+enum { PIECES = 16, ROUNDS = 8 };
+
 extern char **environ;
+
+static uint64_t *words;
+static size_t piece_words;
+/* What each piece was last filled with, as this process knows it. */
+static uint64_t seeds[PIECES];
 
 static uint64_t number(size_t i, uint64_t seed)
 {
@@ -23,63 +34,102 @@ static uint64_t number(size_t i, uint64_t seed)
 	return x ^ x >> 29;
 }
 
-/* Works on so much memory, of which none compresses. */
-static uint64_t *fill(size_t size, uint64_t seed)
+static void fill(int piece, uint64_t seed)
 {
-	uint64_t *words = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	CHECK(words != MAP_FAILED, size);
-	for (size_t i = 0; i < size / 8; i++)
-		words[i] = number(i, seed);
-	return words;
+	for (size_t i = 0; i < piece_words; i++)
+		words[piece * piece_words + i] = number(i, seed);
+	seeds[piece] = seed;
 }
 
-static void check(const uint64_t *words, size_t size, uint64_t seed)
+static void check(void)
 {
-	for (size_t i = 0; i < size / 8; i++)
-		CHECK(words[i] == number(i, seed), i);
+	for (int piece = 0; piece < PIECES; piece++)
+		for (size_t i = 0; i < piece_words; i++)
+			CHECK(words[piece * piece_words + i] == number(i, seeds[piece]), piece);
 }
 
-static void wait_for(pid_t child)
+static void wait_for(pid_t child, int expected)
 {
 	int status;
 
 	CHECK(child > 0, errno);
-	CHECK(waitpid(child, &status, 0) == child && status == 0, status);
+	CHECK(waitpid(child, &status, 0) == child && status == expected, status);
+}
+
+static pid_t must_fork(void)
+{
+	pid_t child = fork();
+
+	CHECK(child >= 0, errno);
+	return child;
+}
+
+/* A child that writes, forks another, and is killed or ends. */
+static void live(uint64_t round)
+{
+	pid_t child;
+
+	check();
+	for (int piece = round % 3; piece < PIECES; piece += 3)
+		fill(piece, 1000 * round + piece);
+	if (!(child = must_fork())) {
+		check();
+		fill(0, 1000 * round + 500);
+		check();
+		_exit(0);
+	}
+	fill(1, 1000 * round + 501);
+	if (round % 2)
+		kill(getpid(), SIGKILL);
+	wait_for(child, 0);
+	check();
+	_exit(0);
 }
 
 int main(int argc, char **argv)
 {
-	CHECK(argc == 2, argc);
-	size_t size = (size_t)atoi(argv[1]) << 20, small = 1 << 20;
 	char *words_of_true[] = { "true", NULL };
-	uint64_t *few = fill(small, 1), *many = fill(size, 2);
-	pid_t child;
+	pid_t child, oldest;
+	int gate[2];
+	char byte;
 
-	if (!(child = fork()))
-		_exit(0);
-	printf("fork with most of it away: %s\n", child < 0 ? (errno == EAGAIN ? "EAGAIN" : "another error") : "done");
-	if (child > 0)
-		wait_for(child);
-	CHECK(!posix_spawnp(&child, "true", NULL, NULL, words_of_true, environ), errno);
-	wait_for(child);
-	check(few, small, 1);
-	check(many, size, 2);
+	CHECK(argc == 2 || argc == 3, argc);
+	size_t size = (size_t)atoi(argv[1]) << 20;
+	words = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(words != MAP_FAILED, size);
+	piece_words = size / 8 / PIECES;
+	for (int piece = 0; piece < PIECES; piece++)
+		fill(piece, piece);
 
-	munmap(many, size);
-	check(few, small, 1);
-	if (!(child = fork())) {
-		/* It has a file of its own. */
-		uint64_t *own = fill(size, 3);
+	if (argc == 3)
+		CHECK(!chroot(argv[2]) && !chdir("/") && !setgid(65534) && !setuid(65534), errno);
 
-		check(own, size, 3);
-		check(few, small, 1);
+	CHECK(!pipe(gate), errno);
+	if (!(oldest = must_fork())) {
+		/* Looks when everything has changed. */
+		close(gate[1]);
+		CHECK(read(gate[0], &byte, 1) == 0, errno);
+		check();
 		_exit(0);
 	}
-	many = fill(size, 4);
-	wait_for(child);
-	check(many, size, 4);
-	check(few, small, 1);
+	close(gate[0]);
+	for (uint64_t round = 1; round <= ROUNDS; round++) {
+		if (!(child = must_fork())) {
+			close(gate[1]);
+			live(round);
+		}
+		for (int piece = round % 4; piece < PIECES; piece += 4)
+			fill(piece, 100 * round + piece);
+		wait_for(child, round % 2 ? SIGKILL : 0);
+		check();
+	}
+	if (argc == 2) {
+		CHECK(!posix_spawnp(&child, "true", NULL, NULL, words_of_true, environ), errno);
+		wait_for(child, 0);
+	}
+	close(gate[1]);
+	wait_for(oldest, 0);
+	check();
 	printf("done\n");
 	return 0;
 }

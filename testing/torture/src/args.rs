@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hmm::core::policy::Name;
-use hmm::spec::{Backing, DeviceSpec, SpecError, parse_size};
+use hmm::spec::{DeviceSpec, SpecError, parse_size};
 
 /// Torture hmm: a program does to its memory whatever a program may do, and knows every byte that it must read.
 ///
@@ -71,10 +71,9 @@ impl Args {
         self.devices.iter().any(|device| device.rehearsal.may_lose())
     }
 
-    /// Whether forks may be refused: with pages in files, on a device that fails, or away where the kernel does not report forks.
+    /// Whether forks may be refused: with pages on a device that fails, or away where the kernel does not report forks.
     pub(crate) fn may_refuse(&self) -> bool {
-        let has_files = self.devices.iter().any(|device| matches!(device.backing, Backing::File { .. }));
-        !self.alone && (has_files || self.may_lose() || !may_trace())
+        !self.alone && (self.may_lose() || !may_trace())
     }
 
     /// The command line that does a round again.

@@ -53,7 +53,7 @@ pub(super) fn device_names(config: &RunConfig) -> String {
 const REFUSALS: [(&str, &str); 5] = [
     ("fork_no_place", "there were 128 processes, or no descriptors"),
     ("fork_no_room", "the devices were full"),
-    ("fork_away", "pages were in a file, or away without CAP_SYS_PTRACE"),
+    ("fork_away", "pages were in a file that a child cannot have, or away without CAP_SYS_PTRACE"),
     ("fork_restless", "hmm's threads did not come to rest"),
     ("fork_useless", "other threads were changing mappings all the time"),
 ];

@@ -62,12 +62,11 @@ fn sweep(dir: &TempDir, round: u64, chance: &mut Chance) {
     let (mark, door) = (format!("{}-{round}", std::process::id()), dir.path().join("door"));
     let files = dir.path().join("files");
     std::fs::create_dir_all(&files).unwrap();
-    // A process with pages in a file does not fork: it gets more memory.
-    let (ram, device) = match chance.below(4) {
-        0 => ("64M", format!("file:path={}", files.display())),
-        _ => ("16M", "lz4".to_owned()),
+    let device = match chance.below(4) {
+        0 => format!("file:path={}", files.display()),
+        _ => "lz4".to_owned(),
     };
-    let mut command = hmm(["run", "--quiet", "--ram", ram, "--device", &device, "--", "sh", "-c", SCRIPT]);
+    let mut command = hmm(["run", "--quiet", "--ram", "16M", "--device", &device, "--", "sh", "-c", SCRIPT]);
     let running = Running::start(command.arg(&door).env(MARK, &mark));
     wait_until("the program tells where the door is", || door.exists());
     let place = PathBuf::from(std::fs::read_to_string(&door).unwrap().trim()).parent().unwrap().to_owned();
