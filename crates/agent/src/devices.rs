@@ -5,11 +5,8 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hmm::core::Engine;
-use hmm::core::kernel::Kernel;
 use hmm::device::Device;
 use hmm::lz4::{Lz4, Lz4Config, PoolMemory};
-use hmm::mm::Mm;
 use hmm::spec::{Backing, DeviceSpec};
 use hmm::uapi::mapping::Advice;
 use hmm::uapi::procfs::Procfs;
@@ -17,9 +14,6 @@ use hmm::uapi::{AddrRange, Fd, Mapping};
 use hmm_file::{By, FileConfig, FileDevice, FileError, PATIENCE};
 
 use crate::why::Why;
-
-/// One in so many pages of the budget is little.
-const LITTLE_SHARE: u64 = 4;
 
 /// A pool's memory, whose addresses are known.
 #[derive(Debug)]
@@ -104,32 +98,9 @@ pub(crate) fn inherit(mut fds: Vec<Fd>) -> Result<Vec<(RawFd, Fd)>, FileError> {
     Ok(meanings)
 }
 
-/// Brings what is in files home that a child could not have, as far as it is little: so that a fork is possible. Calls `meanwhile`
-/// now and then.
-pub(crate) fn empty_unshareable(engine: &Engine<Mm>, meanwhile: &mut dyn FnMut()) {
-    let procfs = engine.kernel().procfs();
-    let numbers: Vec<u8> =
-        files().iter().filter(|(_, file)| !file.can_share(procfs)).map(|(number, _)| *number).collect();
-    if numbers.is_empty() {
-        return;
-    }
-    let enough = usize::try_from(engine.kernel().ledger().budget() / LITTLE_SHARE).unwrap_or(usize::MAX);
-    let mut pages = Vec::new();
-    for number in numbers {
-        engine.for_each_on(number, &mut |page| {
-            if pages.len() <= enough {
-                pages.push(page);
-            }
-        });
-    }
-    if pages.len() > enough {
-        return;
-    }
-    for some in pages.chunks(64) {
-        // What does not come makes the fork fail.
-        some.iter().for_each(|page| _ = engine.fault(*page));
-        meanwhile();
-    }
+/// The numbers of the files of which a child cannot have what is in them.
+pub(crate) fn unshareable(procfs: &Procfs) -> Vec<u8> {
+    files().iter().filter(|(_, file)| !file.can_share(procfs)).map(|(number, _)| *number).collect()
 }
 
 fn open_backing(number: u8, spec: &DeviceSpec) -> Result<(Arc<dyn Device>, Vec<AddrRange>), Why> {

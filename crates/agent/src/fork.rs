@@ -24,7 +24,7 @@
 //! gets the descriptors before it is made.
 //!
 //! The kernel reports forks only to those who may trace (`CAP_SYS_PTRACE`). For others a fork is refused (`EAGAIN`) while
-//! pages are away; else the child registers its memory anew.
+//! pages are away and do not all fit into the budget; else they come home before, and the child registers its memory anew.
 
 use std::ffi::c_int;
 use std::os::fd::AsFd;
@@ -47,7 +47,7 @@ use crate::inherit::NR_REPEATED;
 use crate::mailbox::MAILBOX;
 use crate::next::Next;
 use crate::refusal::{self, Refusal};
-use crate::{MANAGED, birth, books, child, control, devices, dmirror, fail, namespace, reserve};
+use crate::{MANAGED, birth, books, child, control, devices, dmirror, fail, homecoming, namespace, reserve};
 
 /// How a fork stands, for the thread that forks.
 const IDLE: u32 = 0;
@@ -367,6 +367,7 @@ fn thaw(runtime: &Runtime) {
 /// it works as before.
 fn prepare_engine(runtime: &Runtime, page: &Control) -> Result<Vec<Fd>, Refusal> {
     if !runtime.engine().kernel().reports_forks() {
+        homecoming::bring_all_home(runtime.engine(), &mut || _ = control::answer(runtime));
         freeze(runtime)?;
         // What nobody knows of is not lent.
         until_calm(runtime, &mut || control::discover_all(runtime));
@@ -381,7 +382,7 @@ fn prepare_engine(runtime: &Runtime, page: &Control) -> Result<Vec<Fd>, Refusal>
         }
         return files;
     }
-    devices::empty_unshareable(runtime.engine(), &mut || _ = control::answer(runtime));
+    homecoming::empty_unshareable(runtime.engine(), &mut || _ = control::answer(runtime));
     let on_full = page.config().on_full;
     let answer = || {
         control::answer(runtime);

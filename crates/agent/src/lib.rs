@@ -32,6 +32,7 @@ mod dmirror;
 mod errno;
 mod files;
 mod fork;
+mod homecoming;
 mod inherit;
 mod interpose;
 mod libc_forks;

@@ -352,6 +352,31 @@ fn what_a_fork_charges_beyond_the_budget_is_counted() {
     assert!(stats.count("overcharged") * 4096 > 2 * 18 * MIB - 32 * MIB, "{stats}");
 }
 
+/// There, what is away comes home before a fork if all of it fits into the budget; if not, the fork is refused.
+#[test]
+fn what_fits_comes_home_for_a_fork_that_is_not_reported() {
+    if !can_run() || !is_root() || !has_programs(&["setpriv", "python3"]) {
+        return;
+    }
+    let script = "import os\n\
+                  def fill(size):\n  \
+                    memory = bytearray(size)\n  \
+                    for at in range(0, size, 4096): memory[at] = at >> 12 & 255\n  \
+                    return memory\n\
+                  def fork():\n  \
+                    pid = os.fork()\n  \
+                    pid or os._exit(any(few[at] != at >> 12 & 255 for at in range(0, len(few), 4096)))\n  \
+                    return os.waitpid(pid, 0)[1]\n\
+                  few, many = fill(6 << 20), fill(60 << 20)\n\
+                  try: print(fork())\n\
+                  except BlockingIOError: print('refused')\n\
+                  del many\n\
+                  print(fork())\n";
+    let managed = run_with("-sys_ptrace").args(["--ram", "32M", "--", "python3", "-c", script]).alone();
+    assert!(managed.status.success(), "{} {}", managed.status, managed.stderr);
+    assert_eq!(managed.stdout(), "refused\n0\n");
+}
+
 /// Runs a program whose children check what they have, with the kernel reporting forks and without.
 fn check_children(name: &str, jobs: &[&[&str]]) {
     if !can_run() || !is_root() || !has_programs(&["setpriv"]) {
