@@ -162,6 +162,14 @@ impl Job {
         self.spawn(&hmm.prefix(&dir.join("stats.json")), dir)
     }
 
+    /// Starts it without hmm, for a test that talks to it meanwhile.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn spawn_alone(&self, dir: &TempDir) -> Child {
+        self.spawn(&[], dir)
+    }
+
     fn spawn(&self, prefix: &[OsString], dir: &TempDir) -> Child {
         let words: Vec<_> = prefix.iter().chain(&self.words).collect();
         let stdin =
