@@ -19,6 +19,7 @@
 //! No thread-local is used on any of them. The program's exit, crash or exec needs nothing from us.
 
 mod announce;
+mod binding;
 mod birth;
 mod bodies;
 mod books;
@@ -95,6 +96,7 @@ extern "C" fn init() {
     door.into_iter().for_each(files::set_door);
     let Some(slot) = own_slot(control) else { return };
     // Before there are our threads.
+    binding::bind_to_libc();
     bodies::replace();
     match (control::start(control, slot), by) {
         (Ok(()), _) => {

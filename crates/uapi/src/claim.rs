@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn claims_are_seen_by_others_and_end_with_their_file() {
         let path = std::env::temp_dir().join(format!("hmm-claims-{}", std::process::id()));
-        let file = std::fs::File::create_new(&path).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path).unwrap();
         let [one, other] = [0; 2].map(|_| std::fs::File::open(&path).unwrap());
         std::fs::remove_file(&path).unwrap();
         claim(&one, 7).unwrap();

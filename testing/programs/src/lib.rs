@@ -19,7 +19,7 @@ pub mod skip;
 pub mod stats;
 pub mod temp;
 
-pub use cc::{compile, compile_library};
+pub use cc::{compile, compile_library, compile_with};
 pub use command::{Hmm, can_run};
 pub use compare::{assert_healthy, assert_same_output, same_within_budgets};
 pub use job::{Done, Job};

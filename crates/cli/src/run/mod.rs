@@ -20,6 +20,7 @@ mod door;
 mod elf;
 mod front;
 mod job;
+mod leaks;
 mod live;
 mod place;
 mod preload;

@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use super::channel::Ending;
 use super::door::Door;
 use super::job::{Job, Show, StatsFile};
+use super::leaks::{self, LEAKS_ENV, OTHERS_ENV};
 use super::live::Live;
 use super::place::Place;
 use super::preload::{self, PRELOAD_ENV};
@@ -329,6 +330,10 @@ fn command(
         command.arg0(name).args(args);
     }
     command.env(PRELOAD_ENV, preload).env(CONTROL_ENV, path_of(control)?);
+    let leaks = leaks::without_checks(std::env::var_os(LEAKS_ENV), std::env::var_os(OTHERS_ENV));
+    if let Some(leaks) = leaks {
+        command.env(LEAKS_ENV, leaks);
+    }
     if let Some(place) = place {
         command.env(DOOR_ENV, place.door()).env(LIBRARY_ENV, by_descriptor);
     }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::tests_outside_test_module, clippy::unwrap_used, reason = "integration tests")]
 
+mod allocators;
 mod budget;
 mod calls;
 mod compilers;
