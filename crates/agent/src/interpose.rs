@@ -65,6 +65,7 @@ pub(crate) fn install() {
     crate::thread_end::install();
     crate::references::install();
     crate::rights::install();
+    crate::limits::install();
 }
 
 /// Tells the control thread of new memory, and waits until it is managed.

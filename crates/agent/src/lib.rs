@@ -37,6 +37,7 @@ mod homecoming;
 mod inherit;
 mod interpose;
 mod libc_forks;
+mod limits;
 mod lock_all;
 mod mailbox;
 mod mappings;
@@ -80,6 +81,7 @@ static INIT: extern "C" fn() = init;
 
 /// Called by the dynamic loader before the program's `main`, on its only thread.
 extern "C" fn init() {
+    let before = limits::sizes();
     interpose::install();
     let Some(path) = std::env::var_os(CONTROL_ENV) else { return };
     let door = std::env::var_os(DOOR_ENV).map(PathBuf::from);
@@ -100,6 +102,7 @@ extern "C" fn init() {
     bodies::replace();
     match (control::start(control, slot), by) {
         (Ok(()), _) => {
+            limits::note_own(before);
             fork::install();
             MANAGED.store(true, Ordering::Release);
             thread_end::keep();

@@ -315,6 +315,41 @@ static void limit_itself(void)
 	limit(RLIMIT_STACK, 1 << 20);
 }
 
+/* So much and no more, of addresses and of data: it is what the program maps that counts. */
+static void limit_its_memory(void)
+{
+	static const int resources[] = { RLIMIT_AS, RLIMIT_DATA };
+	const rlim_t most = (rlim_t)2 << 30;
+	struct rlimit limits;
+	int status;
+
+	for (size_t i = 0; i < 2; i++) {
+		limit(resources[i], most);
+		CHECK(!getrlimit(resources[i], &limits) && limits.rlim_cur == most && limits.rlim_max == most, i);
+		/* Lower, and higher again: up to the most. */
+		limits.rlim_cur = most / 2;
+		CHECK(!prlimit(0, resources[i], &limits, NULL), i);
+		limits.rlim_cur = most;
+		CHECK(!prlimit(getpid(), resources[i], &limits, &limits) && limits.rlim_cur == most / 2, i);
+		CHECK(!getrlimit(resources[i], &limits) && limits.rlim_cur == most, i);
+	}
+	char *some = malloc(256 << 20);
+	CHECK(some, 0);
+	memset(some, 7, 32 << 20);
+	CHECK(!malloc((size_t)4 << 30) && errno == ENOMEM, errno);
+	pid_t pid = fork();
+	CHECK(pid >= 0, errno);
+	if (!pid) {
+		CHECK(!getrlimit(RLIMIT_AS, &limits) && limits.rlim_max == most, 0);
+		CHECK(malloc(256 << 20), 0);
+		CHECK(!malloc((size_t)4 << 30), 0);
+		execlp("sh", "sh", "-c", "exit 7", NULL);
+	}
+	CHECK(waitpid(pid, &status, 0) == pid && WEXITSTATUS(status) == 7, status);
+	CHECK(some[(32 << 20) - 1] == 7, 0);
+	fork_twice();
+}
+
 static void crash(int signal)
 {
 	volatile int *nowhere = NULL;
@@ -384,6 +419,7 @@ static const struct {
 	{ "end by threads", end_by_threads },
 	{ "block signals", block_signals },
 	{ "limit itself", limit_itself },
+	{ "limit its memory", limit_its_memory },
 	{ "crash in a handler", crash_in_a_handler },
 	{ "execute in a thread", execute_in_a_thread },
 	{ "reserve terabytes", reserve_terabytes },

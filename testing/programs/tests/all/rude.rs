@@ -140,6 +140,11 @@ fn limits_are_lowered() {
 }
 
 #[test]
+fn memory_is_limited() {
+    succeeds("limit its memory");
+}
+
+#[test]
 fn a_crash_in_a_handler() {
     if let Some(status) = rude("crash in a handler") {
         assert_eq!(status.signal(), Some(Signal::SEGV.as_raw()));
