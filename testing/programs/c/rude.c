@@ -11,6 +11,7 @@
 #include <linux/filter.h>
 #include <linux/kcmp.h>
 #include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -19,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -350,6 +352,48 @@ static void limit_its_memory(void)
 	fork_twice();
 }
 
+static void *serve_one_fault(void *argument)
+{
+	int fd = *(int *)argument;
+	static char page[4096] __attribute__((aligned(4096)));
+	struct uffd_msg message;
+
+	memset(page, 9, sizeof(page));
+	CHECK(read(fd, &message, sizeof(message)) == sizeof(message), errno);
+	struct uffdio_copy copy = {
+		.dst = message.arg.pagefault.address & ~4095ul, .src = (unsigned long)page, .len = 4096,
+	};
+	CHECK(!ioctl(fd, UFFDIO_COPY, &copy), errno);
+	return NULL;
+}
+
+/* Serves faults of its own, or is refused as if somebody else did already, and has its memory all the same. */
+static void use_a_userfaultfd(void)
+{
+	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	struct uffdio_api api = { .api = UFFD_API };
+	char *memory = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	pthread_t thread;
+
+	CHECK(fd >= 0 && memory != MAP_FAILED && !ioctl(fd, UFFDIO_API, &api), errno);
+	struct uffdio_register registered = {
+		.range = { (unsigned long)memory, 1 << 20 }, .mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	if (!ioctl(fd, UFFDIO_REGISTER, &registered)) {
+		CHECK(!pthread_create(&thread, NULL, serve_one_fault, &fd), 0);
+		CHECK(memory[5000] == 9, memory[5000]);
+		CHECK(!pthread_join(thread, NULL), 0);
+	} else {
+		CHECK(errno == EBUSY && !memory[5000], errno);
+		memset(memory, 5, 1 << 20);
+		verify(1);
+		for (int i = 0; i < 1 << 20; i++)
+			CHECK(memory[i] == 5, i);
+	}
+	close(fd);
+	fork_twice();
+}
+
 static void crash(int signal)
 {
 	volatile int *nowhere = NULL;
@@ -420,6 +464,7 @@ static const struct {
 	{ "block signals", block_signals },
 	{ "limit itself", limit_itself },
 	{ "limit its memory", limit_its_memory },
+	{ "use a userfaultfd", use_a_userfaultfd },
 	{ "crash in a handler", crash_in_a_handler },
 	{ "execute in a thread", execute_in_a_thread },
 	{ "reserve terabytes", reserve_terabytes },

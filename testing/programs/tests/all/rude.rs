@@ -139,6 +139,12 @@ fn limits_are_lowered() {
     succeeds("limit itself");
 }
 
+/// Of memory that is managed it is refused that, as the kernel does it for whoever comes second.
+#[test]
+fn a_userfaultfd_of_its_own() {
+    succeeds("use a userfaultfd");
+}
+
 #[test]
 fn memory_is_limited() {
     succeeds("limit its memory");
