@@ -86,12 +86,15 @@ impl Limit {
         libc::rlimit { rlim_cur: raised(limit.rlim_cur), rlim_max: raised(limit.rlim_max) }
     }
 
-    fn lowered(&self, limit: libc::rlimit) -> libc::rlimit {
-        let lowered = |bytes: u64| match bytes {
+    /// What the program is told of the kernel's.
+    fn told(&self, limit: libc::rlimit) -> libc::rlimit {
+        let is_set = self.is_set.load(Ordering::Relaxed);
+        let told = |bytes: u64| match bytes {
             libc::RLIM_INFINITY => bytes,
-            bytes => bytes.saturating_sub(self.own.load(Ordering::Relaxed)),
+            bytes if is_set => bytes.saturating_sub(self.own.load(Ordering::Relaxed)),
+            bytes => bytes,
         };
-        libc::rlimit { rlim_cur: lowered(limit.rlim_cur), rlim_max: lowered(limit.rlim_max) }
+        libc::rlimit { rlim_cur: told(limit.rlim_cur), rlim_max: told(limit.rlim_max) }
     }
 
     /// Sets it, raised; only as far as may be, if the program may set what it has said.
@@ -103,7 +106,8 @@ impl Limit {
             let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             // SAFETY: writes to the place.
             let got = unsafe { PRLIMIT.get()(0, resource, std::ptr::null(), &raw mut now) };
-            if got == 0 && wanted.rlim_cur <= wanted.rlim_max && wanted.rlim_max <= now.rlim_max {
+            let told = self.told(now);
+            if got == 0 && wanted.rlim_cur <= wanted.rlim_max && wanted.rlim_max <= told.rlim_max {
                 let at_most = |bytes: u64| bytes.min(now.rlim_max);
                 let (rlim_cur, rlim_max) = (at_most(raised.rlim_cur), at_most(raised.rlim_max));
                 let most = libc::rlimit { rlim_cur, rlim_max };
@@ -139,15 +143,12 @@ pub unsafe extern "C" fn prlimit(
     let wanted = unsafe { new.as_ref() }.copied();
     // SAFETY: as above.
     if let Some(old) = unsafe { old.as_mut() } {
-        let was_set = limit.is_set.load(Ordering::Relaxed);
         // SAFETY: writes to the place.
         let result = unsafe { PRLIMIT.get()(pid, resource, std::ptr::null(), &raw mut *old) };
         if result != 0 {
             return result;
         }
-        if was_set {
-            *old = limit.lowered(*old);
-        }
+        *old = limit.told(*old);
     }
     wanted.map_or(0, |wanted| limit.set(wanted, resource))
 }

@@ -335,6 +335,18 @@ static void limit_its_memory(void)
 		CHECK(!prlimit(getpid(), resources[i], &limits, &limits) && limits.rlim_cur == most / 2, i);
 		CHECK(!getrlimit(resources[i], &limits) && limits.rlim_cur == most, i);
 	}
+	pid_t nobody = fork();
+	CHECK(nobody >= 0, errno);
+	if (!nobody) {
+		/* Who may not raise what is the most. */
+		CHECK(geteuid() || (!setgid(65534) && !setuid(65534)), errno);
+		limits.rlim_max = most * 2;
+		CHECK(setrlimit(RLIMIT_AS, &limits) == -1 && errno == EPERM, errno);
+		limits.rlim_max = most;
+		CHECK(!setrlimit(RLIMIT_AS, &limits), errno);
+		_exit(0);
+	}
+	CHECK(waitpid(nobody, &status, 0) == nobody && status == 0, status);
 	char *some = malloc(256 << 20);
 	CHECK(some, 0);
 	memset(some, 7, 32 << 20);
