@@ -17,12 +17,12 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use super::channel::Ending;
 use super::door::Door;
 use super::job::{Job, Show, StatsFile};
-use super::leaks::{self, LEAKS_ENV, OTHERS_ENV};
 use super::live::Live;
 use super::place::Place;
 use super::preload::{self, PRELOAD_ENV};
 use super::program::Program;
 use super::recorder::Recorder;
+use super::sanitizers;
 use super::signals::{self, Inbox, Mask};
 use super::standstill::{Change, Standstill};
 use super::strays::Strays;
@@ -330,10 +330,7 @@ fn command(
         command.arg0(name).args(args);
     }
     command.env(PRELOAD_ENV, preload).env(CONTROL_ENV, path_of(control)?);
-    let leaks = leaks::without_checks(std::env::var_os(LEAKS_ENV), std::env::var_os(OTHERS_ENV));
-    if let Some(leaks) = leaks {
-        command.env(LEAKS_ENV, leaks);
-    }
+    command.envs(sanitizers::options(&|name| std::env::var_os(name)));
     if let Some(place) = place {
         command.env(DOOR_ENV, place.door()).env(LIBRARY_ENV, by_descriptor);
     }

@@ -1,5 +1,7 @@
 //! Programs that bring an allocator of their own, or much else under the names of libc's functions.
 
+use std::path::Path;
+
 use hmm_programs::skip::skipped;
 use hmm_programs::{Hmm, Job, MIB, TempDir, assert_healthy, can_run, compile, compile_with};
 
@@ -35,9 +37,14 @@ fn what_other_allocators_give_is_what_was_written() {
 /// our threads must not call it. In the end it would stop our threads, too, and look for leaks in what is away.
 #[test]
 fn a_program_with_a_sanitizer_in_it() {
-    let dir = TempDir::new();
-    let more = ["-fsanitize=address", "-static-libasan"];
-    let Some(program) = compile_with("allocators", &dir, &more).filter(|_| can_run()) else { return };
+    for more in [&["-fsanitize=address", "-static-libasan"][..], &["-fsanitize=address"]] {
+        let dir = TempDir::new();
+        let Some(program) = compile_with("allocators", &dir, more).filter(|_| can_run()) else { return };
+        run_with_a_sanitizer(&program);
+    }
+}
+
+fn run_with_a_sanitizer(program: &Path) {
     let job = Job::new(program).args(["-", "16"]).env("ASAN_OPTIONS", "quarantine_size_mb=4");
     let alone = job.alone();
     assert!(alone.status.success(), "{} {}", alone.status, alone.stderr);
