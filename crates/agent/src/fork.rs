@@ -442,7 +442,8 @@ fn attend(runtime: &'static Runtime, page: &Control, end: &Fd, open: &mut Open) 
         let Ok(nr_ready) = polled else { continue };
         if nr_ready == 0 {
             match &child {
-                Some(child) if birth::is_gone(child) => return DONE,
+                // It may have said something since.
+                Some(gone) if birth::is_gone(gone) => return birth::finish(runtime, end, child.as_ref()),
                 Some(_) => {}
                 None => runtime.while_busy(|| {
                     control::answer(runtime);
@@ -460,7 +461,7 @@ fn attend(runtime: &'static Runtime, page: &Control, end: &Fd, open: &mut Open) 
             Some(child) if fault.contains(PollFlags::IN) => {
                 runtime.serve_child(child, &mut buffer, &mut bytes)
             }
-            Some(_) if !fault.is_empty() => return DONE,
+            Some(_) if !fault.is_empty() => return birth::finish(runtime, end, child.as_ref()),
             Some(_) => {}
             None => runtime.while_busy(|| {
                 runtime.serve_frozen(&mut |uffd| child = Some(uffd));
