@@ -1,6 +1,7 @@
-//! Runtimes that manage memory of their own: a JVM, node; a database server; a debugger; processes of make.
+//! Runtimes that manage memory of their own: a JVM, node, Go; a database server; a debugger; processes of make.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use hmm_programs::skip::has_programs;
@@ -66,65 +67,14 @@ console.log(sum);",
 }
 
 /// Its runtime maps memory, makes threads and handles signals by itself; C adds up what is in its memory.
-const GO: &str = r#"package main
-
-/*
-#include <stdint.h>
-#include <stdlib.h>
-
-static uint64_t sum(const uint64_t *words, size_t n)
-{
-	uint64_t total = 0;
-
-	for (size_t i = 0; i < n; i++)
-		total = total * 31 + words[i];
-	return total;
-}
-*/
-import "C"
-
-import (
-	"fmt"
-	"sync"
-	"unsafe"
-)
-
-func main() {
-	const nrChunks, nrWords, nrWorkers = 512, 16 << 10, 4
-	chunks := make([][]uint64, nrChunks)
-	totals := make([]uint64, nrWorkers)
-	var group sync.WaitGroup
-	for worker := 0; worker < nrWorkers; worker++ {
-		group.Add(1)
-		go func(worker int) {
-			defer group.Done()
-			for round := 0; round < 4; round++ {
-				for at := worker; at < nrChunks; at += nrWorkers {
-					chunk := make([]uint64, nrWords)
-					for i := range chunk {
-						chunk[i] = uint64(i*7+round*nrChunks+at) * 0x9e3779b97f4a7c15
-					}
-					chunks[at] = chunk
-				}
-				for at := worker; at < nrChunks; at += nrWorkers {
-					words := (*C.uint64_t)(unsafe.Pointer(&chunks[at][0]))
-					totals[worker] = totals[worker]*31 + uint64(C.sum(words, nrWords))
-				}
-			}
-		}(worker)
-	}
-	group.Wait()
-	fmt.Println(totals)
-}
-"#;
-
 #[test]
 fn go_and_c_see_one_memory() {
     if !can_run() || !has_programs(&["go", "gcc"]) {
         return;
     }
     let dir = TempDir::new();
-    let (source, program) = (dir.file("main.go", GO), dir.join("program"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("go/sums.go");
+    let program = dir.join("program");
     let compiled = Job::new("go")
         .args(["build", "-o"])
         .args([&program, &source])
