@@ -19,7 +19,7 @@
 
 #include "check.h"
 
-enum { THREADS = 2, SLOTS = 2048, STEPS = 20000 };
+enum { THREADS = 2, SLOTS = 1024, STEPS = 8000 };
 
 static void *(*get)(size_t) = malloc;
 static void *(*again)(void *, size_t) = realloc;
