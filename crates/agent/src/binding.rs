@@ -9,13 +9,11 @@
 //! our dynamic section tell which entries are whose. The table is read only by then, and written by way of `/proc/self/mem`; where
 //! that is not possible it stays as it is.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::fs::File;
-use std::mem::MaybeUninit;
 use std::os::unix::fs::FileExt;
 
-/// Of dladdr1(3): tell of the library, as the dynamic linker knows it.
-const RTLD_DL_LINKMAP: c_int = 2;
+use crate::dl::{About, about, libc_handle};
 
 /// Relocations that put the address of a function into the table.
 #[cfg(target_arch = "x86_64")]
@@ -54,40 +52,25 @@ struct Relocation {
     _addend: i64,
 }
 
-type Dladdr1 = unsafe extern "C" fn(*const c_void, *mut libc::Dl_info, *mut *mut c_void, c_int) -> c_int;
-
 /// Has all of our calls of libc's functions come to libc. To be called while nobody else runs our code.
 pub(crate) fn bind_to_libc() {
-    let Some(ours) = our_library() else { return };
-    // SAFETY: looks for a library that is loaded, by a name that ends with a zero.
-    let libc = unsafe { libc::dlopen(c"libc.so.6".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-    if libc.is_null() {
+    let (Some(ours), Some(libc)) = (our_library(), libc_handle()) else { return };
+    let mut wanted = ours.relocations().filter_map(|relocation| ours.wanted(relocation, libc)).peekable();
+    // Mostly nobody has functions of the same names, and all is right already.
+    if wanted.peek().is_none() {
         return;
     }
     let Ok(memory) = File::options().write(true).open("/proc/self/mem") else { return };
-    for relocation in ours.relocations() {
-        if let Some(function) = ours.wanted(relocation, libc) {
-            // What cannot be written is what it was.
-            let _ = memory.write_all_at(&function.to_ne_bytes(), (ours.bias + relocation.place) as u64);
-        }
+    for (entry, function) in wanted {
+        // What cannot be written is what it was.
+        let _ = memory.write_all_at(&function.to_ne_bytes(), entry as u64);
     }
 }
 
 fn our_library() -> Option<&'static Library> {
-    // Old versions of libc have it in another library: looked up, so that we can be loaded there, too.
-    // SAFETY: looks a function up by a name that ends with a zero.
-    let dladdr1 = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"dladdr1".as_ptr()) };
-    if dladdr1.is_null() {
-        return None;
-    }
-    // SAFETY: the type is that of dladdr1(3).
-    let dladdr1: Dladdr1 = unsafe { std::mem::transmute(dladdr1) };
-    let (mut info, mut library) = (MaybeUninit::<libc::Dl_info>::uninit(), std::ptr::null_mut());
-    let here = bind_to_libc as *const c_void;
-    // SAFETY: writes to the two places.
-    let found = unsafe { dladdr1(here, info.as_mut_ptr(), &raw mut library, RTLD_DL_LINKMAP) };
-    // SAFETY: with this flag the place holds what the dynamic linker knows of us, which stays as long as we do.
-    (found != 0).then_some(library).and_then(|library| unsafe { library.cast::<Library>().as_ref() })
+    let library = about(bind_to_libc as *const c_void, About::Library)?;
+    // SAFETY: that is what it is, and it stays as long as we do.
+    unsafe { library.cast::<Library>().as_ref() }
 }
 
 impl Library {
@@ -126,16 +109,25 @@ impl Library {
         })
     }
 
-    /// Which function the table should have there, if any of libc's, or of ours.
-    fn wanted(&self, relocation: Relocation, libc: *mut c_void) -> Option<usize> {
-        const STRTAB: usize = 5;
-        const SYMTAB: usize = 6;
+    /// The address of an entry of the table that is another function than it should be, and which that is: libc's, or ours.
+    fn wanted(&self, relocation: Relocation, libc: *mut c_void) -> Option<(usize, usize)> {
         if !KINDS.contains(&(relocation.info & u64::from(u32::MAX))) {
             return None;
         }
+        let function = self.function(usize::try_from(relocation.info >> 32).ok()?, libc)?;
+        let entry = self.bias + relocation.place;
+        // SAFETY: an entry of our table, which nobody changes meanwhile.
+        let now = unsafe { std::ptr::with_exposed_provenance::<usize>(entry).read() };
+        (now != function).then_some((entry, function))
+    }
+
+    /// The function that a symbol should stand for, if it is libc's, or ours.
+    fn function(&self, symbol: usize, libc: *mut c_void) -> Option<usize> {
+        const STRTAB: usize = 5;
+        const SYMTAB: usize = 6;
         let (symbols, names) = self.at::<libc::Elf64_Sym>(SYMTAB).zip(self.at::<c_char>(STRTAB))?;
         // SAFETY: the table has all symbols that there are relocations for.
-        let symbol = unsafe { *symbols.wrapping_add(usize::try_from(relocation.info >> 32).ok()?) };
+        let symbol = unsafe { *symbols.wrapping_add(symbol) };
         if symbol.st_info & 0xf != STT_FUNC {
             return None;
         }

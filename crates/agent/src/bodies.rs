@@ -10,11 +10,12 @@
 //! or where a wrapper does not look as expected, libc stays as it is, and the functions of `malloc` that are put in
 //! front (`interpose`) notice what they can.
 
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, c_void};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::dl::{About, about, libc_handle};
 use crate::{brk, interpose, mappings};
 
 /// When this environment variable is there, libc stays as it is: to test what holds then.
@@ -27,12 +28,7 @@ const SYSCALL: [u8; 2] = [0x0f, 0x05];
 /// A wrapper is not larger than this: what is does more than wrap.
 const MAX_LEN: usize = 256;
 
-/// Of dladdr1(3): tell the symbol of the table.
-const RTLD_DL_SYMENT: c_int = 1;
-
 static REPLACED: AtomicBool = AtomicBool::new(false);
-
-type Dladdr1 = unsafe extern "C" fn(*const c_void, *mut libc::Dl_info, *mut *mut c_void, c_int) -> c_int;
 
 /// Whether libc's own calls come to us.
 #[inline]
@@ -78,11 +74,7 @@ fn try_replace() -> Option<()> {
 
 /// libc's function of that name, if it is a wrapper of a system call, and long enough for the jump.
 fn wrapper(name: &CStr) -> Option<*const u8> {
-    // SAFETY: looks for a library that is loaded, by a name that ends with a zero.
-    let libc = unsafe { libc::dlopen(c"libc.so.6".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-    if libc.is_null() {
-        return None;
-    }
+    let libc = libc_handle()?;
     // SAFETY: looks a function up in it.
     let function = unsafe { libc::dlsym(libc, name.as_ptr()) };
     let len = symbol_len(function)?;
@@ -96,22 +88,8 @@ fn wrapper(name: &CStr) -> Option<*const u8> {
 
 /// Bytes of the function's code, by libc's table of symbols.
 fn symbol_len(function: *mut c_void) -> Option<usize> {
-    // Old versions of libc have it in another library: looked up, so that we can be loaded there, too.
-    // SAFETY: looks a function up by a name that ends with a zero.
-    let dladdr1 = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"dladdr1".as_ptr()) };
-    if dladdr1.is_null() || function.is_null() {
-        return None;
-    }
-    // SAFETY: the type is that of dladdr1(3).
-    let dladdr1: Dladdr1 = unsafe { std::mem::transmute(dladdr1) };
-    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
-    let mut symbol: *mut c_void = std::ptr::null_mut();
-    // SAFETY: writes to the two places.
-    let found = unsafe { dladdr1(function, info.as_mut_ptr(), &raw mut symbol, RTLD_DL_SYMENT) };
-    if found == 0 || symbol.is_null() {
-        return None;
-    }
-    // SAFETY: with this flag the place holds a symbol of the library's table, which stays as long as libc.
+    let symbol = about(function, About::Symbol)?;
+    // SAFETY: it is a symbol of the library's table, which stays as long as libc.
     let size = unsafe { (*symbol.cast::<libc::Elf64_Sym>()).st_size };
     usize::try_from(size).ok()
 }

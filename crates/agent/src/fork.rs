@@ -20,8 +20,8 @@
 //! While a fork is under way the control thread does what it does otherwise, too: a thread that waits for it may hold one of
 //! libc's locks, which the forking thread needs.
 //!
-//! What is in a file both sides read, and neither stores to any more; for what they store the child has a file of its own. It
-//! gets the descriptors before it is made.
+//! What is in a file both sides read; for what it stores the child has a file of its own. The descriptors lie ready before it is
+//! made.
 //!
 //! The kernel reports forks only to those who may trace (`CAP_SYS_PTRACE`). For others a fork is refused (`EAGAIN`) while
 //! pages are away and do not all fit into the budget; else they come home before, and the child registers its memory anew.
@@ -263,15 +263,11 @@ pub(crate) fn serve_request(runtime: &'static Runtime, open: &mut Open) {
         Refusal::NoPlace.note();
         return set_state(REFUSED);
     };
-    let prepared =
-        if reserve::begin(&page, runtime) { prepare_engine(runtime, &page) } else { Err(Refusal::NoPlace) };
-    let prepared = prepared.and_then(|files| {
-        let is_provided = provide(runtime, &end, &files);
-        is_provided.then_some(()).ok_or_else(|| {
-            leave(runtime);
-            Refusal::NoPlace
-        })
-    });
+    let prepared = if reserve::begin(&page, runtime) {
+        prepare_engine(runtime, &page, &end)
+    } else {
+        Err(Refusal::NoPlace)
+    };
     if let Err(why) = prepared {
         why.note();
         reserve::end(&page);
@@ -331,21 +327,19 @@ fn withhold_all(runtime: &Runtime) {
     }
 }
 
-/// What the child needs for devices of its own, if it can have what is in the parent's; while the engine is at rest.
-fn share_files(runtime: &Runtime) -> Result<Vec<Fd>, Refusal> {
+/// Sends the child what it needs, for devices of its own among it, if it can have what is in the parent's; while the engine is at
+/// rest. It lies there until the child reads it, also if we are killed.
+fn provide(runtime: &Runtime, end: &Fd) -> Result<(), Refusal> {
     let procfs = runtime.engine().kernel().procfs();
     let shared = devices::begin_sharing(procfs).or_else(|| {
         // What is home as well need not be there.
         runtime.engine().drop_copies(usize::MAX);
         devices::begin_sharing(procfs)
     });
-    shared.ok_or(Refusal::Away)
-}
-
-/// Sends the child what it needs. It lies there until the child reads it, also if we are killed.
-fn provide(runtime: &Runtime, end: &Fd, files: &[Fd]) -> bool {
-    let fds = std::iter::once(runtime.engine().kernel().procfs().as_fd()).chain(files.iter().map(Fd::as_fd));
-    fds.into_iter().all(|fd| handover::send(end, &[0], Some(fd)).is_ok())
+    let files = shared.ok_or(Refusal::Away)?;
+    let mut fds = std::iter::once(procfs.as_fd()).chain(files.iter().map(Fd::as_fd));
+    let are_sent = fds.all(|fd| handover::send(end, &[0], Some(fd)).is_ok());
+    are_sent.then_some(()).ok_or(Refusal::NoPlace)
 }
 
 /// Brings the engine to rest.
@@ -363,9 +357,9 @@ fn thaw(runtime: &Runtime) {
     runtime.thaw();
 }
 
-/// Sets memory aside for the child, brings the engine to rest, and gives what the child needs for its devices. When that cannot be
-/// it works as before.
-fn prepare_engine(runtime: &Runtime, page: &Control) -> Result<Vec<Fd>, Refusal> {
+/// Sets memory aside for the child, brings the engine to rest, and sends what the child needs. When that cannot be it works as
+/// before.
+fn prepare_engine(runtime: &Runtime, page: &Control, end: &Fd) -> Result<(), Refusal> {
     if !runtime.engine().kernel().reports_forks() {
         homecoming::bring_all_home(runtime.engine(), &mut || _ = control::answer(runtime));
         freeze(runtime)?;
@@ -373,14 +367,12 @@ fn prepare_engine(runtime: &Runtime, page: &Control) -> Result<Vec<Fd>, Refusal>
         until_calm(runtime, &mut || control::discover_all(runtime));
         // Until the fork: what was away then would be zeroes to the child.
         runtime.engine().have_all_stay(true);
-        let files = if any_absent(runtime) { Err(Refusal::Away) } else { share_files(runtime) };
-        if files.is_err() {
-            runtime.engine().have_all_stay(false);
-            thaw(runtime);
-        } else {
-            reserve::try_fill(page, runtime);
+        let provided = if any_absent(runtime) { Err(Refusal::Away) } else { provide(runtime, end) };
+        match provided {
+            Ok(()) => _ = reserve::try_fill(page, runtime),
+            Err(_) => leave(runtime),
         }
-        return files;
+        return provided;
     }
     homecoming::empty_unshareable(runtime.engine(), &mut || _ = control::answer(runtime));
     let on_full = page.config().on_full;
@@ -402,15 +394,15 @@ fn prepare_engine(runtime: &Runtime, page: &Control) -> Result<Vec<Fd>, Refusal>
         control::discover_all(runtime);
     });
     // In this order: what leaves for the child may go to a file.
-    let files = if reserve::fill(page, runtime, on_full, &mut &serve) {
-        share_files(runtime)
+    let provided = if reserve::fill(page, runtime, on_full, &mut &serve) {
+        provide(runtime, end)
     } else {
         Err(Refusal::NoRoom)
     };
-    if files.is_err() {
-        thaw(runtime);
+    if provided.is_err() {
+        leave(runtime);
     }
-    files
+    provided
 }
 
 /// While a fork is awaited: a copy that is made while somebody works on the engine is of no use. If that was so before, there is time

@@ -29,6 +29,7 @@ mod confine;
 mod control;
 mod descriptors;
 mod devices;
+mod dl;
 mod dmirror;
 mod errno;
 mod files;

@@ -66,6 +66,12 @@ pub(crate) fn note_own([addresses, data]: [u64; 2]) {
     DATA.own.store(data_now.saturating_sub(data) + ROOM, Ordering::Relaxed);
 }
 
+/// What is a limit at all, changed.
+fn changed(limit: libc::rlimit, change: impl Fn(u64) -> u64) -> libc::rlimit {
+    let change = |bytes| if bytes == libc::RLIM_INFINITY { bytes } else { change(bytes) };
+    libc::rlimit { rlim_cur: change(limit.rlim_cur), rlim_max: change(limit.rlim_max) }
+}
+
 impl Limit {
     /// The one of that name in this process, if there is any of ours in it.
     fn of(pid: libc::pid_t, resource: c_int) -> Option<&'static Self> {
@@ -79,22 +85,13 @@ impl Limit {
     }
 
     fn raised(&self, limit: libc::rlimit) -> libc::rlimit {
-        let raised = |bytes: u64| match bytes {
-            libc::RLIM_INFINITY => bytes,
-            bytes => bytes.saturating_add(self.own.load(Ordering::Relaxed)),
-        };
-        libc::rlimit { rlim_cur: raised(limit.rlim_cur), rlim_max: raised(limit.rlim_max) }
+        changed(limit, |bytes| bytes.saturating_add(self.own.load(Ordering::Relaxed)))
     }
 
     /// What the program is told of the kernel's.
     fn told(&self, limit: libc::rlimit) -> libc::rlimit {
-        let is_set = self.is_set.load(Ordering::Relaxed);
-        let told = |bytes: u64| match bytes {
-            libc::RLIM_INFINITY => bytes,
-            bytes if is_set => bytes.saturating_sub(self.own.load(Ordering::Relaxed)),
-            bytes => bytes,
-        };
-        libc::rlimit { rlim_cur: told(limit.rlim_cur), rlim_max: told(limit.rlim_max) }
+        let own = if self.is_set.load(Ordering::Relaxed) { self.own.load(Ordering::Relaxed) } else { 0 };
+        changed(limit, |bytes| bytes.saturating_sub(own))
     }
 
     /// Sets it, raised; only as far as may be, if the program may set what it has said.
