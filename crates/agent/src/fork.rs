@@ -367,6 +367,11 @@ fn prepare_engine(runtime: &Runtime, page: &Control, end: &Fd) -> Result<(), Ref
         until_calm(runtime, &mut || control::discover_all(runtime));
         // Until the fork: what was away then would be zeroes to the child.
         runtime.engine().have_all_stay(true);
+        // What was not known to be gone before, or has left since.
+        homecoming::bring_all_home(runtime.engine(), &mut || {
+            control::answer(runtime);
+            runtime.serve_once(&mut |child| runtime.poison_child(&child));
+        });
         let provided = if any_absent(runtime) { Err(Refusal::Away) } else { provide(runtime, end) };
         match provided {
             Ok(()) => _ = reserve::try_fill(page, runtime),
