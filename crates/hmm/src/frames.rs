@@ -13,7 +13,7 @@ use hmm_uapi::mapping::Advice;
 use hmm_uapi::uffd::{Modes, MoveMode, Userfaultfd};
 use rustix::io::Errno;
 
-use crate::mm::{progress, range_of};
+use crate::mm::{Mm, progress, range_of};
 
 /// What devices have lent.
 #[derive(Debug, Default)]
@@ -75,10 +75,10 @@ fn bytes(range: PageRange) -> u64 {
 }
 
 /// Moves pages from frames to the program.
-pub(crate) fn map(uffd: &Userfaultfd, src: u64, dst: PageRange) -> Progress {
+pub(crate) fn map(mm: &Mm, src: u64, dst: PageRange) -> Progress {
     let shift = |src, dst: PageRange| {
         // SAFETY: the frames are the engine's, and their device leaves them alone.
-        progress(unsafe { uffd.r#move(dst.start.addr(), src, bytes(dst), MoveMode::empty()) })
+        progress(unsafe { mm.shift(dst.start.addr(), src, bytes(dst), MoveMode::empty()) })
     };
     let first = shift(src, dst);
     if first.stop != Some(Stop::Busy) {
@@ -93,10 +93,10 @@ pub(crate) fn map(uffd: &Userfaultfd, src: u64, dst: PageRange) -> Progress {
 }
 
 /// Moves pages from the program to their frames.
-pub(crate) fn unmap(uffd: &Userfaultfd, src: PageRange, dst: u64) -> Progress {
+pub(crate) fn unmap(mm: &Mm, src: PageRange, dst: u64) -> Progress {
     let shift = |src: PageRange, dst| {
         // SAFETY: the pages are mapped from these frames by the engine, which says where they are from now on.
-        let outcome = unsafe { uffd.r#move(dst, src.start.addr(), bytes(src), MoveMode::empty()) };
+        let outcome = unsafe { mm.shift(dst, src.start.addr(), bytes(src), MoveMode::empty()) };
         // The frames are registered: what is not there is the page.
         let is_absent = outcome.stop == Some(Errno::NOENT);
         let progress = progress(outcome);
@@ -109,7 +109,7 @@ pub(crate) fn unmap(uffd: &Userfaultfd, src: PageRange, dst: u64) -> Progress {
     // Somebody has touched the empty frame. What that left has no meaning.
     let rest = PageRange { start: src.start.add(first.done as u64), end: src.end };
     let dst = dst + (first.done * PAGE_SIZE) as u64;
-    empty(uffd, AddrRange::new(dst, bytes(rest)));
+    empty(mm.uffd(), AddrRange::new(dst, bytes(rest)));
     let more = shift(rest, dst);
     Progress { done: first.done + more.done, stop: more.stop }
 }

@@ -35,7 +35,7 @@ impl Mm {
             let dst = self.slot_addr(bay.slot(at.index()));
             // SAFETY: the range is registered with us, and taking its pages is what its registration allowed (I3: the
             // engine brings them back at the next touch).
-            let outcome = unsafe { self.uffd().r#move(dst, at.addr(), len, MoveMode::ALLOW_SRC_HOLES) };
+            let outcome = unsafe { self.shift(dst, at.addr(), len, MoveMode::ALLOW_SRC_HOLES) };
             let progress = progress(outcome);
             at = at.add(progress.done as u64);
             busy = if progress.done > 0 { 0 } else { busy };
@@ -46,7 +46,7 @@ impl Mm {
                     busy += 1;
                     at = at.add(1);
                 }
-                // The slot should be empty: somebody has read it, and so there are zeroes.
+                // The slot should be empty: somebody has read it, and so there are zeroes. Nothing has been moved from here on.
                 Some(Stop::Exists) if !is_cleared => {
                     is_cleared = true;
                     let len = usize::try_from(part.end.0 - at.0).unwrap_or(0);

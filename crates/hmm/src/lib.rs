@@ -56,6 +56,7 @@ mod space;
 pub mod spec;
 mod statics;
 mod unshared;
+mod untold;
 mod waiter;
 mod waits;
 mod walk;

@@ -167,9 +167,7 @@ impl Mm {
     fn move_slots(&self, src: Slot, dst: PageRange) -> Progress {
         let to = range_of(dst);
         // SAFETY: the slots are the engine's, which holds no reference into them.
-        let outcome =
-            unsafe { self.files.uffd.r#move(to.start, self.slot_addr(src), to.len(), MoveMode::empty()) };
-        progress(outcome)
+        progress(unsafe { self.shift(to.start, self.slot_addr(src), to.len(), MoveMode::empty()) })
     }
 
     fn copy_slots(&self, src: Slot, dst: PageRange, mode: CopyMode) -> Progress {
@@ -324,12 +322,12 @@ impl Kernel for Mm {
 
     fn map_frames(&self, src: u64, dst: PageRange) -> Progress {
         by_mappings(&self.files.maps, dst, |done, dst| {
-            frames::map(&self.files.uffd, src + (done * PAGE_SIZE) as u64, dst)
+            frames::map(self, src + (done * PAGE_SIZE) as u64, dst)
         })
     }
 
     fn unmap_frames(&self, src: PageRange, dst: u64) -> Progress {
-        frames::unmap(&self.files.uffd, src, dst)
+        frames::unmap(self, src, dst)
     }
 
     fn unshare(&self, range: PageRange) {
