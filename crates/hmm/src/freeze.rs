@@ -38,11 +38,14 @@ impl Runtime {
         if !self.is_frozen() {
             return;
         }
-        self.parked.fetch_add(1, Ordering::SeqCst);
+        // Again if they are to stand still once more: until it says otherwise a thread counts as one that does.
         while self.is_frozen() {
-            let _ = futex_wait(&self.freezing, Scope::Private, 1, None);
+            self.parked.fetch_add(1, Ordering::SeqCst);
+            while self.is_frozen() {
+                let _ = futex_wait(&self.freezing, Scope::Private, 1, None);
+            }
+            self.parked.fetch_sub(1, Ordering::SeqCst);
         }
-        self.parked.fetch_sub(1, Ordering::SeqCst);
         let errand = *self.errand.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(errand) = errand {
             errand();
