@@ -12,7 +12,7 @@ use hmm::runtime::Policy;
 use hmm::uapi::Errno;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::reserve;
+use crate::{control, reserve};
 
 /// The ledger of all processes, and this process's counters.
 #[derive(Debug)]
@@ -83,6 +83,13 @@ impl Books for SharedBooks {
             self.stats(),
         ));
     }
+}
+
+/// There is no room for so many bytes of ours: the process is about to end.
+pub(crate) fn tell_no_memory(nr_bytes: usize) {
+    let Some((control, slot)) = control::setup() else { return };
+    let text = Text::format(format_args!("{nr_bytes} bytes were asked for"));
+    control.set_verdict(&verdict(VerdictKind::NoMemory, text, control.ledger(), slot.stats()));
 }
 
 /// This process's word on what happened, with its figures as they were counted last.

@@ -101,6 +101,7 @@ extern "C" fn init() {
     // Before there are our threads.
     binding::bind_to_libc();
     bodies::replace();
+    hmm::heap::when_full(books::tell_no_memory);
     match (control::start(control, slot), by) {
         (Ok(()), _) => {
             limits::note_own(before);

@@ -31,6 +31,7 @@ static HEAP: Mutex<Dlmalloc<Range>> = Mutex::new(Dlmalloc::new_with_allocator(Ra
 static RANGE: OnceLock<Option<Mapping>> = OnceLock::new();
 /// Bytes of the range that have been handed out.
 static USED: AtomicUsize = AtomicUsize::new(0);
+static WHEN_FULL: OnceLock<fn(usize)> = OnceLock::new();
 
 thread_local! {
     /// How many [`Inside`]s the thread has.
@@ -40,6 +41,20 @@ thread_local! {
 /// The addresses that all private allocations are in. `None`: the system has none left.
 pub fn range() -> Option<AddrRange> {
     mapping().map(Mapping::range)
+}
+
+/// Has `tell` called with a number of bytes when there is no room for them: the process is about to end by that, and threads
+/// without standard error would say nothing. It allocates nothing. The first one counts.
+pub fn when_full(tell: fn(usize)) {
+    let _first = WHEN_FULL.set(tell);
+}
+
+/// What was allocated; tells if it is nothing.
+fn told(block: *mut u8, size: usize) -> *mut u8 {
+    if block.is_null() {
+        WHEN_FULL.get().inspect(|tell| tell(size));
+    }
+    block
 }
 
 /// The same, if anything was ever allocated.
@@ -70,12 +85,14 @@ pub struct Private;
 unsafe impl GlobalAlloc for Private {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the layout is the caller's, whose size is not zero.
-        unsafe { lock().malloc(layout.size(), layout.align()) }
+        let block = unsafe { lock().malloc(layout.size(), layout.align()) };
+        told(block, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as for `alloc`.
-        unsafe { lock().calloc(layout.size(), layout.align()) }
+        let block = unsafe { lock().calloc(layout.size(), layout.align()) };
+        told(block, layout.size())
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
@@ -85,7 +102,8 @@ unsafe impl GlobalAlloc for Private {
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: as for `dealloc`.
-        unsafe { lock().realloc(ptr, layout.size(), layout.align(), new_size) }
+        let block = unsafe { lock().realloc(ptr, layout.size(), layout.align(), new_size) };
+        told(block, new_size)
     }
 }
 
@@ -217,5 +235,20 @@ unsafe impl Allocator for Range {
 
     fn page_size(&self) -> usize {
         4096
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_there_is_no_room_for_is_told() {
+        static TOLD: AtomicUsize = AtomicUsize::new(0);
+        when_full(|size| TOLD.store(size, Ordering::Relaxed));
+        let much = Layout::from_size_align(RESERVES[0] + 1, 8).expect("a layout");
+        // SAFETY: its size is not zero.
+        assert!(unsafe { Private.alloc(much) }.is_null());
+        assert_eq!(TOLD.load(Ordering::Relaxed), much.size());
     }
 }

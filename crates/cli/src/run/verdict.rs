@@ -19,6 +19,9 @@ pub(super) fn lines(verdict: &Verdict, name: &str, config: &RunConfig) -> Vec<St
         VerdictKind::KernelError => {
             format!("{process} was ended: the kernel refused what hmm cannot do without")
         }
+        VerdictKind::NoMemory => {
+            format!("{process} was ended: there is no room for what hmm keeps of its memory")
+        }
         VerdictKind::Unknown => format!("{process} ended while it was saying why"),
     }];
     lines.extend(reason(verdict));
@@ -68,7 +71,7 @@ fn advice(kind: VerdictKind, config: &RunConfig) -> Option<String> {
              budget is used up"
                 .to_owned(),
         ),
-        VerdictKind::Unknown => None,
+        VerdictKind::NoMemory | VerdictKind::Unknown => None,
     }
 }
 

@@ -18,6 +18,8 @@ pub enum VerdictKind {
     AgentFailed,
     /// The kernel refused what it must not refuse.
     KernelError,
+    /// hmm had no room for what it keeps of the process.
+    NoMemory,
     /// The writer ended before it had said why.
     Unknown,
 }
@@ -30,6 +32,7 @@ impl VerdictKind {
             Self::AgentFailed => 3,
             Self::KernelError => 4,
             Self::Unknown => 5,
+            Self::NoMemory => 6,
         }
     }
 
@@ -39,6 +42,7 @@ impl VerdictKind {
             2 => Self::DeviceLost,
             3 => Self::AgentFailed,
             4 => Self::KernelError,
+            6 => Self::NoMemory,
             _ => Self::Unknown,
         }
     }
