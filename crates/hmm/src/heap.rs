@@ -43,6 +43,11 @@ pub fn range() -> Option<AddrRange> {
     mapping().map(Mapping::range)
 }
 
+/// The same, if anything was ever allocated.
+pub(crate) fn range_if_used() -> Option<AddrRange> {
+    RANGE.get()?.as_ref().map(Mapping::range)
+}
+
 /// Has `tell` called with a number of bytes when there is no room for them: the process is about to end by that, and threads
 /// without standard error would say nothing. It allocates nothing. The first one counts.
 pub fn when_full(tell: fn(usize)) {
@@ -55,11 +60,6 @@ fn told(block: *mut u8, size: usize) -> *mut u8 {
         WHEN_FULL.get().inspect(|tell| tell(size));
     }
     block
-}
-
-/// The same, if anything was ever allocated.
-pub(crate) fn range_if_used() -> Option<AddrRange> {
-    RANGE.get()?.as_ref().map(Mapping::range)
 }
 
 fn mapping() -> Option<&'static Mapping> {

@@ -2,9 +2,10 @@
 //!
 //! A page whose entry in the page table changes while `UFFDIO_MOVE` is at it (a CPU has noted that the page was accessed, a copy
 //! was made of it after a fork) is tried again by the kernel. Since 6.18, which moves many pages at a time, what the second try
-//! moves is not counted: the call goes on at the first page of it, finds that its place is taken, and stops there with `EEXIST`
-//! (`mm/userfaultfd.c`, `move_pages`: the second try does not take the first one's error back). Nor does it wake who waits for
-//! these pages. Whoever took that for a place that somebody else had filled, and emptied it, would lose the program's bytes.
+//! moves is not counted: the call goes on at the first page of it, finds that its place is taken, and stops there with `EEXIST`.
+//! (That is what was seen, of a bare userfaultfd as well; as if the second try did not take the first one's error back.) Nor does it
+//! wake who waits for these pages. Whoever took that for a place that somebody else had filled, and emptied it, would lose the
+//! program's bytes.
 //!
 //! So `EEXIST` counts only at a page that is still at its source.
 
