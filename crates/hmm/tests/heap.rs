@@ -22,6 +22,7 @@ use hmm::device::Ram;
 use hmm::heap::{Heap, Inside};
 use hmm::mirror::pages;
 use hmm::uapi::uffd::Access;
+use hmm_conformance::with_child;
 use maps::*;
 
 #[global_allocator]

@@ -18,6 +18,7 @@ use hmm::core::addr::{BLOCK_PAGES, PAGE_SIZE, PageRange, Vpn};
 use hmm::core::kernel::{Kernel, Progress};
 use hmm::mm::Mm;
 use hmm::uapi::AddrRange;
+use hmm_conformance::with_child;
 use watchdog::within;
 
 const NR_BLOCKS: usize = 4;
@@ -39,24 +40,16 @@ fn word(bytes: AddrRange, index: usize) -> &'static AtomicU64 {
     unsafe { &*at }
 }
 
-/// A child that has all of our memory, until it is killed.
-fn child() -> i32 {
-    // SAFETY: the child makes system calls only.
-    let child = unsafe { hmm_conformance::fork() };
-    if child == 0 {
-        loop {
-            // SAFETY: as above.
-            unsafe { libc::pause() };
-        }
-    }
-    child
+/// Each page has a word of its own from now on.
+fn fill(bytes: AddrRange) {
+    (0..NR_PAGES).for_each(|index| word(bytes, index).store(index as u64 + 1, Ordering::Relaxed));
 }
 
-fn kill(child: i32) {
-    // SAFETY: our child.
-    assert_eq!(unsafe { libc::kill(child, libc::SIGKILL) }, 0);
-    // SAFETY: our child.
-    assert_eq!(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }, child);
+/// The pages that have another one, which is put right.
+fn lost(bytes: AddrRange) -> Vec<usize> {
+    let own = |index: usize| index as u64 + 1;
+    let is_lost = |index: &usize| word(bytes, *index).swap(own(*index), Ordering::Relaxed) != own(*index);
+    (0..NR_PAGES).filter(is_lost).collect()
 }
 
 /// Waits without sleeping.
@@ -66,9 +59,9 @@ fn spin(time: Duration) {
 }
 
 /// Shares all memory with a child, ends that block by block on another thread, and has `take` take pages of the same block out
-/// meanwhile, again and again, as far as they are not shared any more: so the two meet at a page. When the child is gone `check`
-/// is called with the round's number.
-fn while_sharing_ends(mm: &Mm, range: PageRange, take: impl Fn(PageRange), mut check: impl FnMut(u64)) {
+/// meanwhile, again and again, as far as they are not shared any more: so the two meet at a page. When the child is gone `look` says
+/// which pages were lost; none may be.
+fn while_sharing_ends(mm: &Mm, range: PageRange, take: impl Fn(PageRange), look: impl Fn() -> Vec<usize>) {
     // Blocks that are not to be shared any more, since it began.
     let begun = AtomicU64::new(0);
     let block = |number: u64| {
@@ -76,6 +69,7 @@ fn while_sharing_ends(mm: &Mm, range: PageRange, take: impl Fn(PageRange), mut c
         PageRange::new(start, BLOCK_PAGES as u64)
     };
     mm.lend();
+    let mut all_lost = vec![];
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for number in 0..NR_ROUNDS * NR_BLOCKS as u64 {
@@ -86,18 +80,19 @@ fn while_sharing_ends(mm: &Mm, range: PageRange, take: impl Fn(PageRange), mut c
             }
         });
         for round in 0..NR_ROUNDS {
-            let child = child();
-            for number in round * NR_BLOCKS as u64..(round + 1) * NR_BLOCKS as u64 {
-                begun.store(number + 1, Ordering::Release);
-                for _ in 0..NR_TRIES {
-                    spin(LEAD);
-                    take(block(number));
+            with_child(|| {
+                for number in round * NR_BLOCKS as u64..(round + 1) * NR_BLOCKS as u64 {
+                    begun.store(number + 1, Ordering::Release);
+                    for _ in 0..NR_TRIES {
+                        spin(LEAD);
+                        take(block(number));
+                    }
                 }
-            }
-            kill(child);
-            check(round);
+            });
+            all_lost.extend(look().into_iter().map(|index| (round, index)));
         }
     });
+    assert_eq!(all_lost, [], "(round, page)");
 }
 
 /// Nobody serves here but the test itself.
@@ -112,18 +107,12 @@ fn what_changes_while_it_leaves_is_not_lost() {
         let engine = runtime.engine();
         let bring = || range.iter().for_each(|page| assert_ne!(engine.fault(page), Outcome::Unmanaged));
         bring();
-        (0..NR_PAGES).for_each(|index| word(bytes, index).store(index as u64 + 1, Ordering::Relaxed));
-        let mut lost = vec![];
+        fill(bytes);
         let take = |block| _ = engine.evict_range(block);
-        while_sharing_ends(engine.kernel(), range, take, |round| {
+        while_sharing_ends(engine.kernel(), range, take, || {
             bring();
-            for index in 0..NR_PAGES {
-                if word(bytes, index).swap(index as u64 + 1, Ordering::Relaxed) != index as u64 + 1 {
-                    lost.push((round, index));
-                }
-            }
+            lost(bytes)
         });
-        assert_eq!(lost, [], "(round, page)");
     });
 }
 
@@ -138,7 +127,7 @@ fn what_changes_while_it_goes_back_to_its_frame_is_not_lost() {
         let runtime = bare::runtime();
         assert_eq!(runtime.discover(bytes).ranges, 1);
         let mm = runtime.engine().kernel();
-        (0..NR_PAGES).for_each(|index| word(frames, index).store(index as u64 + 1, Ordering::Relaxed));
+        fill(frames);
         assert!(mm.lend_frames(frames.start..frames.end));
         assert_eq!(mm.map_frames(frames.start, range), Progress::complete(NR_PAGES));
         let frame_of = |page: Vpn| frames.start + page.addr() - bytes.start;
@@ -150,17 +139,12 @@ fn what_changes_while_it_goes_back_to_its_frame_is_not_lost() {
                 at = at.add(mm.unmap_frames(rest, frame_of(at)).done as u64 + 1);
             }
         };
-        let mut lost = vec![];
-        while_sharing_ends(mm, range, take, |round| {
+        while_sharing_ends(mm, range, take, || {
             mm.unshare(range);
             take(range);
-            for index in 0..NR_PAGES {
-                if word(frames, index).swap(index as u64 + 1, Ordering::Relaxed) != index as u64 + 1 {
-                    lost.push((round, index));
-                }
-            }
+            let lost = lost(frames);
             assert_eq!(mm.map_frames(frames.start, range), Progress::complete(NR_PAGES));
+            lost
         });
-        assert_eq!(lost, [], "(round, page)");
     });
 }

@@ -20,6 +20,34 @@ pub unsafe fn fork() -> i32 {
     child
 }
 
+/// Runs `look` while a child shares all private memory with us.
+///
+/// # Panics
+/// If there can be none.
+pub fn with_child(look: impl FnOnce()) {
+    let mut ends = [0; 2];
+    // SAFETY: writes two descriptors.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    // SAFETY: the child makes system calls only.
+    let child = unsafe { fork() };
+    if child == 0 {
+        let mut byte = 0u8;
+        // SAFETY: as above; it returns when the parent has closed its end.
+        unsafe { libc::close(ends[1]) };
+        // SAFETY: writes a byte.
+        unsafe { libc::read(ends[0], (&raw mut byte).cast(), 1) };
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(0) };
+    }
+    look();
+    for end in ends {
+        // SAFETY: ours.
+        unsafe { libc::close(end) };
+    }
+    // SAFETY: our child.
+    assert_eq!(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }, child);
+}
+
 /// In a child: what a signal does from here on is the kernel's, and ends the process. A handler of the runtime's, of a sanitizer's
 /// before all, may map memory, and the place of what is not in the child is a good one for it: its zeroes would be read.
 ///

@@ -23,7 +23,7 @@ mod memory;
 mod rng;
 mod watchdog;
 
-pub use child::{end_by_signals, fork};
+pub use child::{end_by_signals, fork, with_child};
 pub use counted::Counted;
 pub use driver::{Driver, Entry, Table};
 pub use ground::{Ground, Make};

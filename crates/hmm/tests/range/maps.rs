@@ -205,31 +205,6 @@ pub(crate) fn mapping_named(name: &str) -> Option<PageRange> {
     Some(PageRange::of_bytes(addr(start), addr(end)))
 }
 
-/// Runs `look` while a child shares all private memory with us.
-pub(crate) fn with_child(look: impl FnOnce()) {
-    let mut ends = [0; 2];
-    // SAFETY: writes two descriptors.
-    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
-    // SAFETY: the child makes system calls only.
-    let child = unsafe { hmm_conformance::fork() };
-    if child == 0 {
-        let mut byte = 0u8;
-        // SAFETY: as above; it returns when the parent has closed its end.
-        unsafe { libc::close(ends[1]) };
-        // SAFETY: writes a byte.
-        unsafe { libc::read(ends[0], (&raw mut byte).cast(), 1) };
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(0) };
-    }
-    look();
-    for end in ends {
-        // SAFETY: ours.
-        unsafe { libc::close(end) };
-    }
-    // SAFETY: our child.
-    assert_eq!(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }, child);
-}
-
 /// What the child finds where a page of the parent's is away: it is ended by a signal, and never reads wrong bytes.
 pub(crate) fn child_is_killed_by(space: &AddressSpace) -> i32 {
     let map = Map::holes(2);

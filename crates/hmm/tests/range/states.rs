@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hmm::core::mirror::RangeError;
+use hmm_conformance::with_child;
 
 use crate::common::within;
 use crate::maps::*;

@@ -130,7 +130,8 @@ impl Userfaultfd {
     /// one when both sides are aligned to it. The destination is registered with this userfaultfd; source and
     /// destination are private anonymous memory of the calling process, writable, with equal protection and locking.
     ///
-    /// Stops with `EEXIST` at a destination page that is there, `ENOENT` at a hole of the source (unless allowed),
+    /// Stops with `EEXIST` at a destination page that is there; also at one that the call itself has moved there without counting
+    /// it, as seen on Linux 6.18: then it is not at its source any more. Stops with `ENOENT` at a hole of the source (unless allowed),
     /// `EBUSY` at a page that is shared by fork or pinned, `EAGAIN` while an event is unread, `EINVAL` when the ranges
     /// overlap or are not as said above.
     ///
