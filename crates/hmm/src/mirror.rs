@@ -17,6 +17,7 @@ use hmm_core::mirror::{RangeError, RangeFault};
 use hmm_core::notifier::{Cause, Change, Changing, EmptyRange, Notifier, Owner, Sequence, Watch};
 use hmm_core::state::Frame;
 use hmm_core::{AddError, DeviceId, HeldFrame};
+use hmm_device::decorate::Contained;
 use hmm_device::{Device, DevicePfn};
 use hmm_uapi::mapping::Advice;
 use hmm_uapi::maps::Perms;
@@ -98,12 +99,12 @@ impl Runtime {
         Ok(self.engine().write_protect(range, owner)?)
     }
 
-    /// Adds a driver's device, to which only its driver migrates pages.
+    /// Adds a driver's device, to which only its driver migrates pages. One that panics is lost ([`Contained`]).
     ///
     /// # Errors
     /// [`AddError`].
     pub fn add_device(&self, device: Arc<dyn Device>, owner: Owner) -> Result<DeviceId, AddError> {
-        self.engine().add_device(device, owner)
+        self.engine().add_device(Arc::new(Contained::new(device)), owner)
     }
 
     /// Watches a range for a driver. The table is what its lock protects; see [`Watch`] for the rules.

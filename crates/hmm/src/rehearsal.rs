@@ -27,13 +27,15 @@ pub struct Rehearsal {
     pub latency_us: u64,
     /// In each process, no transfer returns any more after so many.
     pub stuck_after: Option<u64>,
+    /// In each process, the driver panics after so many calls.
+    pub panic_after: Option<u64>,
     /// Of what happens by chance.
     pub seed: u64,
 }
 
 impl Rehearsal {
     /// What can be asked for, for messages.
-    pub(crate) const KNOWN: &'static str = "lost-after=CALLS, io-errors=ONE-IN, corrupt=ONE-IN, latency=MICROSECONDS, stuck-after=CALLS, seed=N for rehearsals";
+    pub(crate) const KNOWN: &'static str = "lost-after=CALLS, io-errors=ONE-IN, corrupt=ONE-IN, latency=MICROSECONDS, stuck-after=CALLS, panic-after=CALLS, seed=N for rehearsals";
 
     /// Asks `count` for the value of each option.
     ///
@@ -46,13 +48,18 @@ impl Rehearsal {
             corrupt: count("corrupt")?.unwrap_or(0),
             latency_us: count("latency")?.unwrap_or(0),
             stuck_after: count("stuck-after")?,
+            panic_after: count("panic-after")?,
             seed: count("seed")?.unwrap_or(0),
         })
     }
 
     /// Whether pages that the device holds may be lost.
     pub const fn may_lose(&self) -> bool {
-        self.lost_after.is_some() || self.stuck_after.is_some() || self.io_errors > 0 || self.corrupt > 0
+        self.lost_after.is_some()
+            || self.stuck_after.is_some()
+            || self.panic_after.is_some()
+            || self.io_errors > 0
+            || self.corrupt > 0
     }
 
     /// The device that does as `device` does, but for what goes wrong. One that gets stuck has a
@@ -79,6 +86,10 @@ impl Rehearsal {
             (one_in > 0).then_some(Rule { verb: Some(verb), when, fault: Fault::fail(why) })
         };
         let lost = self.lost_after.map(|calls| Rule::lost_from(calls.saturating_add(1)));
+        let panics = self.panic_after.map(|calls| {
+            let when = When::From(calls.saturating_add(1));
+            Rule { verb: None, when, fault: Fault::Panic }
+        });
         let passing = [Verb::Store, Verb::Fetch].map(|verb| by_chance(verb, self.io_errors, DeviceError::Io));
         let corrupt = by_chance(Verb::Fetch, self.corrupt, DeviceError::Corrupt);
         let stuck = |verb| {
@@ -87,6 +98,7 @@ impl Rehearsal {
         };
         let stuck = [Verb::Store, Verb::Fetch].map(stuck);
         lost.into_iter()
+            .chain(panics)
             .chain(stuck.into_iter().flatten())
             .chain(passing.into_iter().flatten())
             .chain(corrupt)
@@ -97,11 +109,11 @@ impl Rehearsal {
 impl fmt::Display for Rehearsal {
     /// Each option behind a comma.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(calls) = self.lost_after {
-            write!(f, ",lost-after={calls}")?;
-        }
-        if let Some(calls) = self.stuck_after {
-            write!(f, ",stuck-after={calls}")?;
+        let calls = [("lost", self.lost_after), ("stuck", self.stuck_after), ("panic", self.panic_after)];
+        for (what, calls) in calls {
+            if let Some(calls) = calls {
+                write!(f, ",{what}-after={calls}")?;
+            }
         }
         let others = [
             ("io-errors", self.io_errors),

@@ -11,6 +11,7 @@ use hmm_core::policy::Name;
 use hmm_core::stats::Stats;
 use hmm_core::{Config, Engine};
 use hmm_device::Device;
+use hmm_device::decorate::Contained;
 use hmm_uapi::mapping::{Advice, Mapping};
 use hmm_uapi::uffd::{Access, Features};
 use rustix::io::Errno;
@@ -80,9 +81,9 @@ impl Builder {
     }
 
     /// Adds a device. Pages go to the first one that is added; when that is nearly full, what has been there longest moves on to
-    /// the next.
+    /// the next. One that panics is lost ([`Contained`]).
     pub fn device(mut self, device: Arc<dyn Device>) -> Self {
-        self.devices.push(device);
+        self.devices.push(Arc::new(Contained::new(device)));
         self
     }
 
@@ -180,6 +181,7 @@ fn start(runtime: &Arc<Runtime>) -> std::io::Result<Vec<JoinHandle<()>>> {
         let shared = Arc::clone(runtime);
         std::thread::Builder::new().name(name.into()).spawn(move || {
             callers::stay();
+            let _never_less = OrAbort;
             work(&shared);
         })
     };
@@ -201,6 +203,18 @@ fn start(runtime: &Arc<Runtime>) -> std::io::Result<Vec<JoinHandle<()>>> {
         }
     }
     threads
+}
+
+/// What panics while this lives, a driver's callback perhaps, ends the process, after Rust has printed it: whoever waits for a thread
+/// that serves faults would hang.
+struct OrAbort;
+
+impl Drop for OrAbort {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use common::{MIB, space, within};
 use hmm::Region;
+use hmm::core::notifier::{Change, Pass, Watch};
 use hmm::device::decorate::{Fault, Faulty, Rule, Throttle, Throttled, Verb, When};
 use hmm::device::{Caps, Device, DeviceError, DevicePfn, Fetch, Ram, Store, Transfer, Usage};
+use hmm::mirror::pages;
 
-const SIGBUS: i32 = 7;
 /// Tells a test that it is the process that is to die.
 const VICTIM: &str = "HMM_TEST_VICTIM";
 
@@ -34,6 +35,11 @@ fn verify(region: &Region) {
 
 /// Runs the named test again in a process of its own, which has to be ended by SIGBUS in time.
 fn dies_of_sigbus(test: &str) {
+    dies_of(libc::SIGBUS, test);
+}
+
+/// The same with another signal.
+fn dies_of(signal: i32, test: &str) {
     let mut victim = Command::new(std::env::current_exe().expect("has a name"))
         .args(["--exact", test, "--nocapture"])
         .env(VICTIM, "1")
@@ -42,7 +48,7 @@ fn dies_of_sigbus(test: &str) {
     let start = Instant::now();
     loop {
         match victim.try_wait().expect("is a child") {
-            Some(status) => return assert_eq!(status.signal(), Some(SIGBUS), "{status:?}"),
+            Some(status) => return assert_eq!(status.signal(), Some(signal), "{status:?}"),
             None if start.elapsed() > Duration::from_secs(60) => {
                 victim.kill().expect("is alive");
                 panic!("{test} hangs");
@@ -86,6 +92,15 @@ fn a_device_that_does_not_answer_is_sigbus() {
         return read_after(Fault::Stick(Duration::from_secs(1000)));
     }
     dies_of_sigbus("a_device_that_does_not_answer_is_sigbus");
+}
+
+/// As for one that is lost, and not a hang: the thread that served the fault goes on.
+#[test]
+fn a_driver_that_panics_in_a_fetch_is_sigbus() {
+    if std::env::var_os(VICTIM).is_some() {
+        return read_after(Fault::Panic);
+    }
+    dies_of_sigbus("a_driver_that_panics_in_a_fetch_is_sigbus");
 }
 
 /// One call waits until it is let go.
@@ -254,6 +269,56 @@ fn a_full_device_gets_the_budget_grown_and_loses_nothing() {
         assert!(snapshot.overcharged > 0, "{snapshot:?}");
         assert_eq!(snapshot.poisoned, 0, "{snapshot:?}");
     });
+}
+
+#[test]
+fn a_driver_that_panics_in_a_store_loses_nothing() {
+    within(120, || {
+        let device = Arc::new(Faulty::new(Ram::new(64 * 1024), []));
+        let space = space(16 * MIB, Arc::clone(&device) as _);
+        let mut region = space.alloc(64 * MIB).expect("allocates");
+        region.as_mut_slice::<u64>()[..MIB / 8].fill(1);
+        let next = device.calls(Verb::Store) + 1;
+        device.set_plan([Rule { verb: Some(Verb::Store), when: When::From(next), fault: Fault::Panic }]);
+        fill(&mut region);
+        verify(&region);
+        // Reclaim and the handlers may be at it at the same moment.
+        assert!((next..next + 3).contains(&device.calls(Verb::Store)), "it is not called again");
+        let snapshot = space.stats();
+        assert!(snapshot.poisoned == 0 && snapshot.overcharged > 0, "{snapshot:?}");
+    });
+}
+
+struct Panicking;
+
+impl Watch for Panicking {
+    type Table = ();
+
+    fn invalidate(&self, (): &mut (), _: &Change) -> Pass {
+        panic!("as planned");
+    }
+}
+
+/// Has a driver told of a change by one of hmm's threads, and waits for it.
+fn callback_panics() {
+    let space = space(16 * MIB, Arc::new(Ram::new(1024)));
+    let mut region = space.alloc(MIB).expect("allocates");
+    region.as_mut_slice::<u64>().fill(1);
+    let watched = pages(region.as_slice::<u8>());
+    let _notifier = space.watch(watched, Arc::new(Mutex::new(())), Panicking).expect("a range");
+    let bytes = region.as_mut_slice::<u8>();
+    // SAFETY: the region is ours.
+    unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_DONTNEED) };
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+/// A panic elsewhere on a thread that serves faults ends the process at once, instead of having everybody wait.
+#[test]
+fn a_callback_that_panics_ends_the_process() {
+    if std::env::var_os(VICTIM).is_some() {
+        return callback_panics();
+    }
+    dies_of(libc::SIGABRT, "a_callback_that_panics_ends_the_process");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! A plan is a list of [`Rule`]s: for which calls, when, what. The first rule that matches a call decides. Calls are
 //! counted from 1, for each verb and for all verbs together, in the order in which they arrive; with one calling
-//! thread a plan therefore replays exactly. [`Device::free`] is counted but never fails.
+//! thread a plan therefore replays exactly. [`Device::free`] is counted but never fails, unless it panics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -52,6 +52,8 @@ pub enum Fault {
     /// A store or fetch changes one byte of every page, and says nothing: a device without checksums, gone bad.
     /// The other verbs are not affected. For a device *with* checksums, stop with [`DeviceError::Corrupt`].
     Garble,
+    /// The call panics, whatever it is.
+    Panic,
 }
 
 impl Fault {
@@ -135,7 +137,7 @@ impl<D> Faulty<D> {
         self.injected.load(Ordering::Relaxed)
     }
 
-    /// Counts a call for so many pages, and returns what shall happen to it.
+    /// Counts a call for so many pages, and returns what shall happen to it, unless that has happened then.
     fn next(&self, verb: Verb, nr_pages: usize) -> Option<Fault> {
         let call = self.calls[verb as usize].fetch_add(1, Ordering::Relaxed) + 1;
         let any_call = self.all_calls.fetch_add(1, Ordering::Relaxed) + 1;
@@ -147,8 +149,11 @@ impl<D> Faulty<D> {
         if matches!(rule.fault, Fault::Stop { done, .. } if done >= nr_pages) {
             return None;
         }
+        let fault = rule.fault;
+        drop(plan);
         self.injected.fetch_add(1, Ordering::Relaxed);
-        Some(rule.fault)
+        assert!(fault != Fault::Panic, "panics as planned ({verb:?})");
+        Some(fault)
     }
 }
 
@@ -179,9 +184,10 @@ impl<D: Device> Device for Faulty<D> {
     fn alloc(&self, frames: &mut [DevicePfn]) -> usize {
         let wanted = match self.next(Verb::Alloc, frames.len()) {
             // Fewer frames would mean that it is full, which is another thing; storing to them tells.
-            Some(Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble | Fault::Stick(_)) | None => {
-                frames.len()
-            }
+            Some(
+                Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble | Fault::Stick(_) | Fault::Panic,
+            )
+            | None => frames.len(),
             Some(Fault::Stop { done, .. }) => done,
         };
         self.inner.alloc(&mut frames[..wanted])
@@ -189,9 +195,10 @@ impl<D: Device> Device for Faulty<D> {
 
     fn alloc_large(&self) -> Option<DevicePfn> {
         match self.next(Verb::Alloc, LARGE_PAGES) {
-            Some(Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble | Fault::Stick(_)) | None => {
-                self.inner.alloc_large()
-            }
+            Some(
+                Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble | Fault::Stick(_) | Fault::Panic,
+            )
+            | None => self.inner.alloc_large(),
             Some(Fault::Stop { .. }) => None,
         }
     }
@@ -212,7 +219,7 @@ impl<D: Device> Device for Faulty<D> {
                 garble(&mut wrong);
                 self.inner.store(Store { frames, bytes: &wrong, access })
             }
-            None => self.inner.store(Store { frames, bytes, access }),
+            Some(Fault::Panic) | None => self.inner.store(Store { frames, bytes, access }),
         }
     }
 
@@ -232,7 +239,7 @@ impl<D: Device> Device for Faulty<D> {
                 garble(&mut bytes[..outcome.done * PAGE_SIZE]);
                 outcome
             }
-            None => self.inner.fetch(Fetch { frames, bytes }),
+            Some(Fault::Panic) | None => self.inner.fetch(Fetch { frames, bytes }),
         }
     }
 
@@ -248,7 +255,7 @@ impl<D: Device> Device for Faulty<D> {
     fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {
         match self.next(Verb::Holds, usize::MAX) {
             Some(Fault::Stop { .. }) => false,
-            Some(Fault::Garble | Fault::Stick(_)) | None => self.inner.holds(frame, bytes),
+            Some(Fault::Garble | Fault::Stick(_) | Fault::Panic) | None => self.inner.holds(frame, bytes),
         }
     }
 
@@ -263,7 +270,7 @@ impl<D: Device> Device for Faulty<D> {
     fn flush(&self) -> Result<(), DeviceError> {
         match self.next(Verb::Flush, usize::MAX) {
             Some(Fault::Stop { why, .. }) => Err(why),
-            Some(Fault::Garble | Fault::Stick(_)) | None => self.inner.flush(),
+            Some(Fault::Garble | Fault::Stick(_) | Fault::Panic) | None => self.inner.flush(),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Devices around devices: each adds one property to any device and changes nothing else.
 
+mod contained;
 mod faulty;
 mod stats;
 mod throttle;
 
+pub use contained::Contained;
 pub use faulty::{Fault, Faulty, Rule, When};
 pub use stats::{Counts, Snapshot, WithStats};
 pub use throttle::{Throttle, Throttled};
