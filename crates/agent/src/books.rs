@@ -12,7 +12,7 @@ use hmm::runtime::Policy;
 use hmm::uapi::Errno;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use crate::{control, reserve};
+use crate::{control, ending, reserve};
 
 /// The ledger of all processes, and this process's counters.
 #[derive(Debug)]
@@ -85,11 +85,12 @@ impl Books for SharedBooks {
     }
 }
 
-/// There is no room for so many bytes of ours: the process is about to end.
-pub(crate) fn tell_no_memory(nr_bytes: usize) {
+/// Leaves word of why this process ends.
+pub(crate) fn leave_word(kind: VerdictKind, errno: i32, text: Text<256>) {
     let Some((control, slot)) = control::setup() else { return };
-    let text = Text::format(format_args!("{nr_bytes} bytes were asked for"));
-    control.set_verdict(&verdict(VerdictKind::NoMemory, text, control.ledger(), slot.stats()));
+    // In the child of a fork it is another one, once that has its own.
+    let slot = if SLOT.load(Ordering::Relaxed).is_null() { slot } else { own_slot() };
+    control.set_verdict(&Verdict { errno, ..verdict(kind, text, control.ledger(), slot.stats()) });
 }
 
 /// This process's word on what happened, with its figures as they were counted last.
@@ -119,19 +120,13 @@ impl Policy for RunPolicy {
     fn end(&self, engine: &Engine<Mm>) {
         let (ledger, stats) = (engine.kernel().ledger(), engine.kernel().stats());
         self.control.set_verdict(&verdict(VerdictKind::DeviceFull, Text::EMPTY, ledger, stats));
-        // Also ends the calling thread.
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        ending::kill()
     }
 
     fn forbidden(&self, errno: Errno) {
         let text = Text::format(format_args!("userfaultfd, as by a seccomp filter"));
-        let stats = own_slot().stats();
-        let verdict = verdict(VerdictKind::KernelError, text, self.control.ledger(), stats);
-        self.control.set_verdict(&Verdict { errno: errno.raw_os_error(), ..verdict });
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        // That may be forbidden, too.
-        // SAFETY: ends the process.
-        unsafe { libc::_exit(crate::EXIT_FAILED) }
+        leave_word(VerdictKind::KernelError, errno.raw_os_error(), text);
+        ending::kill()
     }
 
     fn settle_the_dead(&self) -> bool {

@@ -16,7 +16,7 @@
 //!
 //! What all of this stands on is out of the program's reach, and never managed (I6): the threads are raw, with stacks
 //! of ours, all signals blocked and a descriptor table of their own; memory comes from our own allocator ([`hmm::heap`]).
-//! No thread-local is used on any of them. The program's exit, crash or exec needs nothing from us.
+//! No thread-local is used on any of them, but by a panic, which ends the process (`ending`). The program's exit, crash or exec needs nothing from us.
 
 mod announce;
 mod binding;
@@ -31,6 +31,7 @@ mod descriptors;
 mod devices;
 mod dl;
 mod dmirror;
+mod ending;
 mod errno;
 mod files;
 mod fork;
@@ -39,6 +40,7 @@ mod inherit;
 mod interpose;
 mod libc_forks;
 mod limits;
+mod locals;
 mod lock_all;
 mod mailbox;
 mod mappings;
@@ -101,7 +103,7 @@ extern "C" fn init() {
     // Before there are our threads.
     binding::bind_to_libc();
     bodies::replace();
-    hmm::heap::when_full(books::tell_no_memory);
+    ending::install();
     match (control::start(control, slot), by) {
         (Ok(()), _) => {
             limits::note_own(before);

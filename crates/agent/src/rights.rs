@@ -23,6 +23,7 @@ use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use hmm::control::VerdictKind;
 use hmm::runtime::Runtime;
 use hmm::uapi::{Errno, any_syscall};
 use libc::{gid_t, uid_t};
@@ -32,6 +33,7 @@ use rustix::thread::{
     set_keep_capabilities, set_thread_res_gid, set_thread_res_uid,
 };
 
+use crate::ending;
 use crate::errno::failed;
 use crate::mailbox::is_managed;
 use crate::next::Next;
@@ -177,8 +179,8 @@ pub(crate) fn serve(runtime: &Runtime) {
     for slot in SLOTS.iter().filter(|slot| slot.question.is_asked()) {
         let all = (0..TRIES).any(|_| runtime.everywhere(threads::nr() - 1, change));
         if !all || LEFT_BEHIND.load(Ordering::Relaxed) {
-            // SAFETY: ends the process.
-            unsafe { libc::abort() }
+            let left = format_args!("it gave up rights, and one of hmm's threads in it could not");
+            ending::end(VerdictKind::Defect, left)
         }
         // SAFETY: it is not answered yet, and all others have read it, see `Slot`.
         let change = unsafe { &mut *slot.change.get() };

@@ -8,6 +8,8 @@ use hmm::uapi::tasks;
 use hmm::uapi::thread::{RawThread, Spawn, clone_thread, exit_thread};
 use hmm::uapi::{Errno, Mapping};
 
+use crate::locals;
+
 const STACK_BYTES: usize = 256 << 10;
 /// Local storage: room for the static thread-locals of programs that have many.
 const TLS_BYTES: usize = 64 << 10;
@@ -52,13 +54,14 @@ pub(crate) fn spawn(share_files: bool, work: fn()) -> Result<RawThread, Errno> {
         tls: unsafe { base.add(STACK_BYTES) },
         tls_len: TLS_BYTES,
         share_files,
+        locals: locals::own(),
     };
     memory.protect(0, 4096)?;
     NR_RUNNING.fetch_add(1, Ordering::Relaxed);
     // SAFETY:
     // 1. stack and storage are a mapping of their own that is never unmapped and never managed.
     // 2. the argument is a function pointer, as `run` expects.
-    // 3. what the threads do uses no thread-locals (the crate's rule).
+    // 3. what the threads do uses no thread-locals (the crate's rule), but for what a panic needs.
     let spawned = unsafe { clone_thread(&spawn, run, work as *mut u8) };
     spawned.inspect_err(|_| _ = NR_RUNNING.fetch_sub(1, Ordering::Relaxed))
 }

@@ -8,12 +8,13 @@
 //!
 //! ```text
 //! tls                                      thread pointer (fs base)                              tls + tls_len
-//!  | static TLS of the program's libraries  | TCB: self at +0 and +16, dtv at +8 stays null ... exit word |
+//!  | static TLS of the program's libraries  | TCB: self at +0 and +16, dtv at +8 .. locals .. exit word |
 //! ```
 //!
 //! So a stray write to `errno` or another static thread-local lands in this block, and libc finds a descriptor of
 //! zeroes that says "nothing special". A *dynamic* thread-local (those of a preloaded library are, unless compiled for
-//! the initial-exec model) needs the null dtv and crashes at once, instead of corrupting something.
+//! the initial-exec model) is found through the dtv. Without [`Locals`] that is null, and touching one crashes at once. With
+//! them those of one library work as far as they need no destructor: a panic of Rust's gets as far as the hook, and can be told.
 //!
 //! Signals are blocked in the thread from its first instruction, those that libc keeps to itself included.
 
@@ -27,17 +28,25 @@ use rustix::io::Errno;
 use crate::sys::{Scope, SignalsBlocked, futex_wait};
 use crate::syscall::syscall;
 
-/// Bytes at the end of the local storage for what the thread pointer points to. More than libc's thread descriptor has
-/// (2304 in glibc 2.36), so that what libc looks up there is inside, and zero.
-pub const TCB_BYTES: usize = 4096;
+mod locals;
+
+use locals::LOCALS_BYTES;
+pub use locals::Locals;
+
+/// Bytes at the end of the local storage for what the thread pointer points to.
+pub const TCB_BYTES: usize = 8192;
 /// Least local storage. It has room for 12 KiB of static thread-locals: enough where the program itself has few.
 /// Give more where it has many: they lie between the thread pointer and those of libc.
-pub const MIN_TLS_BYTES: usize = 16 * 1024;
+pub const MIN_TLS_BYTES: usize = 20 * 1024;
 /// Least stack.
 pub const MIN_STACK_BYTES: usize = 16 * 1024;
 
+/// Where in the TCB the library's thread-locals are: behind more than libc's thread descriptor has (2304 bytes in glibc 2.36), so
+/// that what libc looks up there is inside, and zero.
+const LOCALS_OFFSET: usize = 4096;
 /// Where in the TCB the kernel clears a word at the thread's exit: at the very end.
 const EXIT_WORD_OFFSET: usize = TCB_BYTES - 64;
+const _: () = assert!(LOCALS_OFFSET + LOCALS_BYTES <= EXIT_WORD_OFFSET);
 
 /// What a raw thread stands on.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +61,8 @@ pub struct Spawn {
     pub tls_len: usize,
     /// Whether it shares the descriptor table, or gets a copy of its own as it is now.
     pub share_files: bool,
+    /// Thread-locals of the library that its code is of. Those that do not [fit](Locals::fit) are left out.
+    pub locals: Option<Locals>,
 }
 
 /// A raw thread that was started.
@@ -135,8 +146,13 @@ pub unsafe fn clone_thread(
     let alive = unsafe { tcb.add(EXIT_WORD_OFFSET) }.cast::<AtomicU32>();
     // SAFETY: the word is mapped, aligned to 64, and nobody's but ours before the thread runs.
     unsafe { alive.write(AtomicU32::new(1)) };
-    // SAFETY: as above, for the words that x86_64's ABI and libc want to point to the TCB itself.
-    unsafe { tcb.cast::<[*mut u8; 3]>().write([tcb.as_ptr(), std::ptr::null_mut(), tcb.as_ptr()]) };
+    // SAFETY: inside the TCB, by the definition of the offset.
+    let at = unsafe { tcb.add(LOCALS_OFFSET) };
+    // SAFETY: so many bytes are there, zeroed and aligned as the TCB is, and nobody's but ours before the thread runs.
+    let dtv = spawn.locals.and_then(|locals| unsafe { locals.write(at) });
+    let dtv = dtv.map_or(std::ptr::null_mut(), NonNull::as_ptr);
+    // SAFETY: as above, for the words that x86_64's ABI and libc want to point to the TCB itself, and to the table.
+    unsafe { tcb.cast::<[*mut u8; 3]>().write([tcb.as_ptr(), dtv, tcb.as_ptr()]) };
 
     let _blocked = SignalsBlocked::new();
     // SAFETY: by the caller's promises; the thread pointer points to a TCB with room for static thread-locals below.

@@ -40,7 +40,8 @@ mod tests {
             let stack = NonNull::new(memory.as_ptr()).unwrap();
             // SAFETY: inside of the mapping.
             let tls = unsafe { stack.add(STACK) };
-            let spawn = Spawn { stack, stack_len: STACK, tls, tls_len: MIN_TLS_BYTES, share_files };
+            let spawn =
+                Spawn { stack, stack_len: STACK, tls, tls_len: MIN_TLS_BYTES, share_files, locals: None };
             // SAFETY: the memory is the thread's alone and kept until it has ended; the entry points of these tests
             // expect what they are given, and use no thread-locals.
             let thread =
@@ -231,8 +232,14 @@ mod tests {
     fn refuses_memory_that_does_not_do() {
         let memory = Mapping::anonymous(STACK + MIN_TLS_BYTES).unwrap();
         let start = NonNull::new(memory.as_ptr()).unwrap();
-        let good =
-            Spawn { stack: start, stack_len: STACK, tls: start, tls_len: MIN_TLS_BYTES, share_files: true };
+        let good = Spawn {
+            stack: start,
+            stack_len: STACK,
+            tls: start,
+            tls_len: MIN_TLS_BYTES,
+            share_files: true,
+            locals: None,
+        };
         // SAFETY: inside of the mapping.
         let skewed = unsafe { start.add(8) };
         let bad = [

@@ -22,6 +22,7 @@ pub(super) fn lines(verdict: &Verdict, name: &str, config: &RunConfig) -> Vec<St
         VerdictKind::NoMemory => {
             format!("{process} was ended: there is no room for what hmm keeps of its memory")
         }
+        VerdictKind::Defect => format!("{process} was ended: hmm failed in it"),
         VerdictKind::Unknown => format!("{process} ended while it was saying why"),
     }];
     lines.extend(reason(verdict));
@@ -71,6 +72,7 @@ fn advice(kind: VerdictKind, config: &RunConfig) -> Option<String> {
              budget is used up"
                 .to_owned(),
         ),
+        VerdictKind::Defect => Some("  please report it, with what was run and the lines above".to_owned()),
         VerdictKind::NoMemory | VerdictKind::Unknown => None,
     }
 }

@@ -20,6 +20,8 @@ pub enum VerdictKind {
     KernelError,
     /// hmm had no room for what it keeps of the process.
     NoMemory,
+    /// hmm itself failed: a panic of its own or of a device's, or what it cannot go on without.
+    Defect,
     /// The writer ended before it had said why.
     Unknown,
 }
@@ -33,6 +35,7 @@ impl VerdictKind {
             Self::KernelError => 4,
             Self::Unknown => 5,
             Self::NoMemory => 6,
+            Self::Defect => 7,
         }
     }
 
@@ -43,6 +46,7 @@ impl VerdictKind {
             3 => Self::AgentFailed,
             4 => Self::KernelError,
             6 => Self::NoMemory,
+            7 => Self::Defect,
             _ => Self::Unknown,
         }
     }

@@ -51,3 +51,20 @@ fn a_device_that_does_not_answer_is_given_up() {
         assert!(start.elapsed().as_secs() < 40, "{:?}", start.elapsed());
     }
 }
+
+/// On a thread of hmm's in the program, which has no standard error: it is told all the same, and is no hang.
+#[test]
+fn a_driver_that_panics_ends_the_program_with_a_word() {
+    if !can_run() {
+        return;
+    }
+    let job = Job::python(FILL_AND_READ);
+    let alone = job.alone();
+    let done = job.under(&Hmm::ram(48 * MIB).device("lz4:cap=256M,panic-after=400"));
+    assert_eq!(done.signal(), Some(SIGKILL), "{done:?}");
+    assert!(done.stderr.contains("was ended: hmm failed in it"), "{}", done.stderr);
+    let said = done.stderr.lines().find(|line| line.contains("panics as planned")).expect("it is told");
+    assert!(said.contains("faulty.rs:"), "and where: {said}");
+    assert_eq!(done.stats().verdict(), Some("Defect"));
+    assert!(alone.stdout().starts_with(&done.stdout()), "{}", done.stdout());
+}

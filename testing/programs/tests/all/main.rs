@@ -20,4 +20,5 @@ mod rude;
 mod runtimes;
 mod sort;
 mod sqlite;
+mod strangers;
 mod user;
