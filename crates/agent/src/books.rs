@@ -2,7 +2,6 @@
 
 use hmm::control::{Control, Figures, OnFull, Slot, Text, Verdict, VerdictKind};
 use hmm::core::Engine;
-use hmm::core::kernel::Kernel;
 use hmm::core::ledger::{Ledger, Share};
 use hmm::core::stats::Stats;
 use hmm::core::trace::Event;
@@ -76,33 +75,24 @@ impl Books for SharedBooks {
 
     fn device_failed(&self, device: u8, why: DeviceError) {
         let text = Text::format(format_args!("device {}: {why}", u16::from(device) + 1));
-        self.control.set_verdict(&verdict(
-            VerdictKind::DeviceLost,
-            text,
-            self.control.ledger(),
-            self.stats(),
-        ));
+        leave_word(VerdictKind::DeviceLost, 0, text);
     }
 }
 
-/// Leaves word of why this process ends.
+/// Leaves this process's word on what happened, with its figures as they were counted last.
 pub(crate) fn leave_word(kind: VerdictKind, errno: i32, text: Text<256>) {
     let Some((control, slot)) = control::setup() else { return };
     // In the child of a fork it is another one, once that has its own.
-    let slot = if SLOT.load(Ordering::Relaxed).is_null() { slot } else { own_slot() };
-    control.set_verdict(&Verdict { errno, ..verdict(kind, text, control.ledger(), slot.stats()) });
-}
-
-/// This process's word on what happened, with its figures as they were counted last.
-fn verdict(kind: VerdictKind, text: Text<256>, ledger: &Ledger, stats: &Stats) -> Verdict {
+    let stats = if SLOT.load(Ordering::Relaxed).is_null() { slot } else { own_slot() }.stats();
     let usage = stats.usage();
     let figures = Figures {
-        charged_pages: ledger.charged(),
+        charged_pages: control.ledger().charged(),
         away_pages: stats.away.load(Ordering::Relaxed),
         device_bytes: usage.used_bytes,
         device_capacity_bytes: usage.capacity_bytes,
     };
-    Verdict { kind, pid: hmm::uapi::sys::getpid().unsigned_abs(), errno: 0, figures, text }
+    let pid = hmm::uapi::sys::getpid().unsigned_abs();
+    control.set_verdict(&Verdict { kind, pid, errno, figures, text });
 }
 
 /// What the user asked for.
@@ -117,10 +107,8 @@ impl Policy for RunPolicy {
         self.on_full
     }
 
-    fn end(&self, engine: &Engine<Mm>) {
-        let (ledger, stats) = (engine.kernel().ledger(), engine.kernel().stats());
-        self.control.set_verdict(&verdict(VerdictKind::DeviceFull, Text::EMPTY, ledger, stats));
-        ending::kill()
+    fn end(&self, _: &Engine<Mm>) {
+        ending::end(VerdictKind::DeviceFull, format_args!(""))
     }
 
     fn forbidden(&self, errno: Errno) {

@@ -16,7 +16,8 @@
 //!
 //! What all of this stands on is out of the program's reach, and never managed (I6): the threads are raw, with stacks
 //! of ours, all signals blocked and a descriptor table of their own; memory comes from our own allocator ([`hmm::heap`]).
-//! No thread-local is used on any of them, but by a panic, which ends the process (`ending`). The program's exit, crash or exec needs nothing from us.
+//! No thread-local is used on any of them, but by a panic, which ends the process (`ending`). The program's exit, crash or
+//! exec needs nothing from us.
 
 mod announce;
 mod binding;

@@ -137,7 +137,7 @@ impl<D> Faulty<D> {
         self.injected.load(Ordering::Relaxed)
     }
 
-    /// Counts a call for so many pages, and returns what shall happen to it, unless that has happened then.
+    /// Counts a call for so many pages, and returns what shall happen to it.
     fn next(&self, verb: Verb, nr_pages: usize) -> Option<Fault> {
         let call = self.calls[verb as usize].fetch_add(1, Ordering::Relaxed) + 1;
         let any_call = self.all_calls.fetch_add(1, Ordering::Relaxed) + 1;
@@ -149,11 +149,8 @@ impl<D> Faulty<D> {
         if matches!(rule.fault, Fault::Stop { done, .. } if done >= nr_pages) {
             return None;
         }
-        let fault = rule.fault;
-        drop(plan);
         self.injected.fetch_add(1, Ordering::Relaxed);
-        assert!(fault != Fault::Panic, "panics as planned ({verb:?})");
-        Some(fault)
+        Some(rule.fault)
     }
 }
 
@@ -163,6 +160,11 @@ fn cut(outcome: Transfer, why: DeviceError) -> Transfer {
         None => Transfer::stopped(outcome.done, why),
         Some(_) => outcome,
     }
+}
+
+/// What [`Fault::Panic`] does.
+fn panics() -> ! {
+    panic!("a device panics, as planned");
 }
 
 /// Changes a byte of every page, at a place that differs from page to page.
@@ -184,22 +186,22 @@ impl<D: Device> Device for Faulty<D> {
     fn alloc(&self, frames: &mut [DevicePfn]) -> usize {
         let wanted = match self.next(Verb::Alloc, frames.len()) {
             // Fewer frames would mean that it is full, which is another thing; storing to them tells.
-            Some(
-                Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble | Fault::Stick(_) | Fault::Panic,
-            )
-            | None => frames.len(),
+            Some(Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble | Fault::Stick(_)) | None => {
+                frames.len()
+            }
             Some(Fault::Stop { done, .. }) => done,
+            Some(Fault::Panic) => panics(),
         };
         self.inner.alloc(&mut frames[..wanted])
     }
 
     fn alloc_large(&self) -> Option<DevicePfn> {
         match self.next(Verb::Alloc, LARGE_PAGES) {
-            Some(
-                Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble | Fault::Stick(_) | Fault::Panic,
-            )
-            | None => self.inner.alloc_large(),
+            Some(Fault::Stop { why: DeviceError::Lost, .. } | Fault::Garble | Fault::Stick(_)) | None => {
+                self.inner.alloc_large()
+            }
             Some(Fault::Stop { .. }) => None,
+            Some(Fault::Panic) => panics(),
         }
     }
 
@@ -219,7 +221,8 @@ impl<D: Device> Device for Faulty<D> {
                 garble(&mut wrong);
                 self.inner.store(Store { frames, bytes: &wrong, access })
             }
-            Some(Fault::Panic) | None => self.inner.store(Store { frames, bytes, access }),
+            Some(Fault::Panic) => panics(),
+            None => self.inner.store(Store { frames, bytes, access }),
         }
     }
 
@@ -239,12 +242,15 @@ impl<D: Device> Device for Faulty<D> {
                 garble(&mut bytes[..outcome.done * PAGE_SIZE]);
                 outcome
             }
-            Some(Fault::Panic) | None => self.inner.fetch(Fetch { frames, bytes }),
+            Some(Fault::Panic) => panics(),
+            None => self.inner.fetch(Fetch { frames, bytes }),
         }
     }
 
     fn free(&self, frames: &[DevicePfn]) {
-        let _ = self.next(Verb::Free, usize::MAX);
+        if self.next(Verb::Free, usize::MAX) == Some(Fault::Panic) {
+            panics();
+        }
         self.inner.free(frames);
     }
 
@@ -255,7 +261,8 @@ impl<D: Device> Device for Faulty<D> {
     fn holds(&self, frame: DevicePfn, bytes: &[u8]) -> bool {
         match self.next(Verb::Holds, usize::MAX) {
             Some(Fault::Stop { .. }) => false,
-            Some(Fault::Garble | Fault::Stick(_) | Fault::Panic) | None => self.inner.holds(frame, bytes),
+            Some(Fault::Panic) => panics(),
+            Some(Fault::Garble | Fault::Stick(_)) | None => self.inner.holds(frame, bytes),
         }
     }
 
@@ -270,7 +277,8 @@ impl<D: Device> Device for Faulty<D> {
     fn flush(&self) -> Result<(), DeviceError> {
         match self.next(Verb::Flush, usize::MAX) {
             Some(Fault::Stop { why, .. }) => Err(why),
-            Some(Fault::Garble | Fault::Stick(_) | Fault::Panic) | None => self.inner.flush(),
+            Some(Fault::Panic) => panics(),
+            Some(Fault::Garble | Fault::Stick(_)) | None => self.inner.flush(),
         }
     }
 }

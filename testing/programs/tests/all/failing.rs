@@ -63,7 +63,8 @@ fn a_driver_that_panics_ends_the_program_with_a_word() {
     let done = job.under(&Hmm::ram(48 * MIB).device("lz4:cap=256M,panic-after=400"));
     assert_eq!(done.signal(), Some(SIGKILL), "{done:?}");
     assert!(done.stderr.contains("was ended: hmm failed in it"), "{}", done.stderr);
-    let said = done.stderr.lines().find(|line| line.contains("panics as planned")).expect("it is told");
+    let said =
+        done.stderr.lines().find(|line| line.contains("a device panics, as planned")).expect("it is told");
     assert!(said.contains("faulty.rs:"), "and where: {said}");
     assert_eq!(done.stats().verdict(), Some("Defect"));
     assert!(alone.stdout().starts_with(&done.stdout()), "{}", done.stdout());
