@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use hmm_programs::sampler::Sampler;
 use hmm_programs::{Stats, TempDir, procs};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::args::{Args, WorkerArgs};
 use crate::awake::Awake;
@@ -55,6 +56,7 @@ impl Running {
 
     fn of(mut command: Command) -> Result<Self> {
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        die_with_us(&mut command);
         let mut child = command.spawn().context("cannot start the worker")?;
         let (stdout, stderr) = child.stdout.take().zip(child.stderr.take()).context("no pipes")?;
         let (sender, lines) = channel();
@@ -93,6 +95,14 @@ impl Running {
             }
         }
     }
+}
+
+/// Whoever ends us, be it in the moment in which the sampler has all stand still, ends what is started: nobody would have that
+/// go on.
+fn die_with_us(command: &mut Command) {
+    let prepare = || Ok(set_parent_process_death_signal(Some(Signal::KILL))?);
+    // SAFETY: a system call, which a child of a fork may make.
+    unsafe { command.pre_exec(prepare) };
 }
 
 /// Kills all that was started, and says what their threads were waiting for.

@@ -4,10 +4,12 @@
 
 #![expect(clippy::tests_outside_test_module, reason = "integration tests")]
 
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use hmm_programs::can_run;
 use hmm_programs::command::hmm_binary;
+use hmm_programs::{can_run, procs};
+use rustix::process::Signal;
 
 /// Runs it, and gives what it reports.
 fn torture(args: &[&str]) -> serde_json::Value {
@@ -75,5 +77,37 @@ fn a_failing_device_gives_no_wrong_bytes() {
         let args = ["--seed", "5", "--minutes", "0.1", "--device", device, "--patience", "120"];
         let report = torture(&args);
         assert!(report["pages_stored"].as_u64() > Some(0), "{report}");
+    }
+}
+
+/// Nothing is left of one that is killed, not even where the worker stands still, as it does whenever its memory is looked at.
+#[test]
+fn a_worker_ends_with_whom_it_is_for() {
+    if !can_run() {
+        return;
+    }
+    let mut command = Command::new(hmm_binary());
+    command.args(["torture", "--seed", "8", "--minutes", "1"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut torture = command.spawn().expect("it runs");
+    let started = || procs::tree(torture.id()).into_iter().filter(|pid| *pid != torture.id());
+    let start = Instant::now();
+    // Front, supervisor, program.
+    while started().count() < 3 {
+        assert!(start.elapsed() < Duration::from_secs(60), "it does not begin");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let all: Vec<u32> = started().collect();
+    let program = all[2];
+    procs::signal(program, Signal::STOP);
+    torture.kill().expect("it is ours");
+    torture.wait().expect("it is ours");
+    let start = Instant::now();
+    while let Some(pid) = all.iter().find(|pid| !matches!(procs::state(**pid), None | Some('Z' | 'X'))) {
+        if start.elapsed() > Duration::from_secs(30) {
+            let left = procs::describe(*pid);
+            all.iter().for_each(|pid| procs::signal(*pid, Signal::KILL));
+            panic!("left behind: {left}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
