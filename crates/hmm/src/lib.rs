@@ -38,6 +38,7 @@ mod hunger;
 mod in_thread;
 pub mod inherit;
 mod leave;
+pub mod loaded;
 pub mod manage;
 mod messages;
 mod migrating;
