@@ -1,12 +1,11 @@
 //! The agent's accounts, in memory shared with the supervisor, and what it does when devices are full.
 
 use hmm::control::{Control, Figures, OnFull, Slot, Text, Verdict, VerdictKind};
-use hmm::core::Engine;
 use hmm::core::ledger::{Ledger, Share};
 use hmm::core::stats::Stats;
 use hmm::core::trace::Event;
 use hmm::device::DeviceError;
-use hmm::mm::{Books, Mm};
+use hmm::mm::Books;
 use hmm::runtime::Policy;
 use hmm::uapi::Errno;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -107,7 +106,7 @@ impl Policy for RunPolicy {
         self.on_full
     }
 
-    fn end(&self, _: &Engine<Mm>) {
+    fn end(&self) {
         ending::end(VerdictKind::DeviceFull, format_args!(""))
     }
 

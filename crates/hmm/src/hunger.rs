@@ -44,7 +44,7 @@ impl Runtime {
             OnFull::Grow => self.grow(),
             OnFull::Kill => {
                 self.engine().refresh_gauges();
-                self.policy.end(self.engine());
+                self.policy.end();
             }
         }
     }

@@ -86,15 +86,13 @@ impl Rehearsal {
             (one_in > 0).then_some(Rule { verb: Some(verb), when, fault: Fault::fail(why) })
         };
         let lost = self.lost_after.map(|calls| Rule::lost_from(calls.saturating_add(1)));
-        let panics = self.panic_after.map(|calls| {
-            let when = When::From(calls.saturating_add(1));
-            Rule { verb: None, when, fault: Fault::Panic }
-        });
+        let after = |calls: u64| When::From(calls.saturating_add(1));
+        let panics =
+            self.panic_after.map(|calls| Rule { verb: None, when: after(calls), fault: Fault::Panic });
         let passing = [Verb::Store, Verb::Fetch].map(|verb| by_chance(verb, self.io_errors, DeviceError::Io));
         let corrupt = by_chance(Verb::Fetch, self.corrupt, DeviceError::Corrupt);
         let stuck = |verb| {
-            let when = When::From(self.stuck_after?.saturating_add(1));
-            Some(Rule { verb: Some(verb), when, fault: Fault::Stick(FOR_EVER) })
+            Some(Rule { verb: Some(verb), when: after(self.stuck_after?), fault: Fault::Stick(FOR_EVER) })
         };
         let stuck = [Verb::Store, Verb::Fetch].map(stuck);
         lost.into_iter()

@@ -47,7 +47,7 @@ pub trait Policy: Send + Sync + std::fmt::Debug {
     /// What the user asked for.
     fn on_full(&self) -> OnFull;
     /// The devices are full and the program must end: say why, and end it. Called on a handler thread.
-    fn end(&self, engine: &Engine<Mm>);
+    fn end(&self);
     /// The kernel refuses what pages come home by, for good: say why, and end the program.
     fn forbidden(&self, _errno: Errno) {}
     /// Frees what those who shared the budget and are gone had charged. Says whether there were any.

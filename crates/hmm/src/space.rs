@@ -243,7 +243,7 @@ impl Policy for LibraryPolicy {
         self.on_full
     }
 
-    fn end(&self, _: &Engine<Mm>) {
+    fn end(&self) {
         std::process::abort();
     }
 }

@@ -4,6 +4,8 @@
 //! pages on their way for ever: whoever touches one of them hangs. So the first panic is caught here, after Rust has printed it, and the
 //! device is not called any more: what the panic left half done is never looked at.
 //!
+//! What is constant over a device's life (`caps`, `memory`, `patience`) is passed on as it is.
+//!
 //! Where panics abort there is nothing to catch, and the process ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -36,7 +36,7 @@ impl Policy for Grow {
         OnFull::Grow
     }
 
-    fn end(&self, _: &Engine<Mm>) {
+    fn end(&self) {
         std::process::abort();
     }
 }
