@@ -24,6 +24,7 @@ mod latency;
 mod library;
 mod machine;
 mod mirror;
+mod others;
 mod outcome;
 mod page;
 mod peer;
@@ -97,7 +98,10 @@ fn measure_all(args: &Args) -> Result<Report> {
     let floors = floors::Floors::measure(&plan.data, plan.budget.file_dir(&plan.systems).as_deref())?;
     let (mut cells, skipped) = run::run(&plan)?;
     price::set(&mut cells, &floors, &plan.budget, plan.size);
+    let sweeps = if plan.sweep { sweep::run(&plan, machine::available_bytes())? } else { Vec::new() };
+    let measured = cells.iter().chain(sweeps.iter().flat_map(sweep::Sweep::cells));
     Ok(Report {
+        others: others::Others::seen(measured, &plan.budget),
         version: env!("CARGO_PKG_VERSION"),
         command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
         machine: machine::Machine::look(),
@@ -105,7 +109,7 @@ fn measure_all(args: &Args) -> Result<Report> {
         floors,
         skipped,
         ratios: report::ratios(&cells),
-        sweeps: if plan.sweep { sweep::run(&plan, machine::available_bytes())? } else { Vec::new() },
+        sweeps,
         cells,
     })
 }

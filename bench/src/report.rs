@@ -4,6 +4,7 @@ use crate::data::Data;
 use crate::floors::Floors;
 use crate::latency::Percentiles;
 use crate::machine::Machine;
+use crate::others::Others;
 use crate::outcome::Repetition;
 use crate::price::Price;
 use crate::size::Size;
@@ -26,6 +27,8 @@ pub(crate) struct Report {
     pub(crate) setup: Setup,
     /// What the machine can do at best.
     pub(crate) floors: Floors,
+    /// What others did on the machine meanwhile, if it was enough to change figures.
+    pub(crate) others: Option<Others>,
     /// Systems that could not be measured here, with the reason.
     pub(crate) skipped: Vec<Skipped>,
     /// One for each kind of data, workload and system that was measured.

@@ -5,6 +5,7 @@ use crate::data::Data;
 use crate::floors::{FaultFloor, FileFloor, Floor, Floors, Lz4Floor, VerbFloors};
 use crate::latency::Percentiles;
 use crate::machine::Machine;
+use crate::others::Others;
 use crate::outcome::Repetition;
 use crate::price;
 use crate::report::{Cell, Medians, Report, Setup, Skipped, ratios};
@@ -120,7 +121,8 @@ pub(crate) fn report() -> Report {
     let three = |seconds, ns| {
         vec![repetition(seconds, ns), repetition(seconds * 3.0, ns), repetition(seconds * 2.0, ns)]
     };
-    let noted = Repetition { note: Some("something to know".to_owned()), ..repetition(0.5, 2000.0) };
+    let mut noted = Repetition { note: Some("something to know".to_owned()), ..repetition(0.5, 2000.0) };
+    noted.worker.usage.machine_seconds = 0.875;
     let mut cells = vec![
         cell(Workload::Seqrmw, System::Ram, vec![repetition(0.25, 2000.0)]),
         cell(Workload::Seqrmw, System::HmmFits, vec![noted]),
@@ -130,7 +132,9 @@ pub(crate) fn report() -> Report {
         killed,
     ];
     let floors = floors();
-    price::set(&mut cells, &floors, &Budget { ram: Size::mib(512), ..Budget::default() }, Size::mib(1024));
+    let budget = Budget { ram: Size::mib(512), ..Budget::default() };
+    price::set(&mut cells, &floors, &budget, Size::mib(1024));
+    let sweeps = vec![sweep()];
     Report {
         version: "0.0.0",
         command: ["hmm", "bench", "--reps", "<MARKUP>"].map(str::to_owned).to_vec(),
@@ -158,7 +162,8 @@ pub(crate) fn report() -> Report {
         floors,
         skipped: vec![Skipped { system: System::Zram, reason: "needs root".to_owned() }],
         ratios: ratios(&cells),
-        sweeps: vec![sweep()],
+        others: Others::seen(cells.iter().chain(sweeps.iter().flat_map(Sweep::cells)), &budget),
+        sweeps,
         cells,
     }
 }

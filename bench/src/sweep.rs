@@ -104,10 +104,15 @@ pub(crate) fn run(plan: &Plan, available_bytes: Option<u64>) -> Result<Vec<Sweep
 }
 
 impl Sweep {
+    /// All that was measured.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = &Cell> {
+        self.points.iter().flat_map(|point| &point.cells)
+    }
+
     /// Kinds of data and work that were measured.
     pub(crate) fn works(&self) -> Vec<(Data, Workload)> {
         let mut works = Vec::new();
-        for cell in self.points.iter().flat_map(|point| &point.cells) {
+        for cell in self.cells() {
             if !works.contains(&(cell.data, cell.workload)) {
                 works.push((cell.data, cell.workload));
             }
@@ -117,15 +122,13 @@ impl Sweep {
 
     /// Systems that were measured, in their usual order.
     pub(crate) fn systems(&self) -> Vec<System> {
-        let has = |system: &System| {
-            self.points.iter().any(|point| point.cells.iter().any(|cell| cell.system == *system))
-        };
+        let has = |system: &System| self.cells().any(|cell| cell.system == *system);
         System::ALL.into_iter().filter(has).collect()
     }
 
     /// Measurements that failed.
     pub(crate) fn failures(&self) -> impl Iterator<Item = &String> {
-        self.points.iter().flat_map(|point| &point.cells).flat_map(|cell| &cell.failures)
+        self.cells().flat_map(|cell| &cell.failures)
     }
 }
 

@@ -76,6 +76,14 @@ impl System {
         }
     }
 
+    /// Whether all that works for it is in the worker's own processes, and nothing in the kernel's threads.
+    pub(crate) fn is_in_processes(self, budget: &Budget) -> bool {
+        match self {
+            Self::Ram | Self::HmmFits | Self::Hmm | Self::HmmInThread => budget.device_dir().is_none(),
+            Self::HmmFile | Self::Zram | Self::Zswap | Self::Swapfile | Self::Mmap | Self::Adapter => false,
+        }
+    }
+
     /// Where it keeps what is not resident; `None` if everything is, or nobody knows.
     pub(crate) fn medium(self, budget: &Budget) -> Option<Medium> {
         match self {

@@ -34,6 +34,9 @@ fn write(report: &Report, out: &mut dyn Write) -> fmt::Result {
     }
     report.sweeps.iter().try_for_each(|sweep| write!(out, "{sweep}"))?;
     writeln!(out)?;
+    if let Some(others) = &report.others {
+        writeln!(out, "{others}")?;
+    }
     for skipped in &report.skipped {
         writeln!(out, "{} skipped: {}", skipped.system.name(), skipped.reason)?;
     }

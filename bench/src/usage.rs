@@ -24,6 +24,13 @@ pub(crate) struct Usage {
     pub(crate) major_faults: u64,
 }
 
+impl Usage {
+    /// CPU time of whoever else was at work on the machine, or of the kernel's threads for all that is known.
+    pub(crate) fn others_seconds(&self) -> f64 {
+        (self.machine_seconds - self.user_seconds - self.system_seconds).max(0.0)
+    }
+}
+
 /// A moment to measure from.
 #[derive(Debug)]
 pub(crate) struct Meter {
@@ -108,6 +115,7 @@ fn peak_of(status: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
     use std::time::Duration;
 
     #[test]
@@ -118,6 +126,7 @@ mod tests {
         fresh.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
         while start.elapsed() < Duration::from_millis(100) {}
         let usage = meter.stop().unwrap();
+        assert!(usage.machine_seconds - usage.others_seconds() > 0.01, "{usage:?}");
         drop(fresh);
         assert!(usage.seconds >= 0.1);
         assert!(usage.user_seconds + usage.system_seconds > 0.02, "{usage:?}");
@@ -125,6 +134,15 @@ mod tests {
         // Either 4096 small pages, or 8 huge ones.
         assert!(usage.minor_faults >= 8, "{usage:?}");
         assert!(peak_resident_bytes().unwrap() > 16 << 20);
+    }
+
+    #[test]
+    fn what_another_process_does_is_others() {
+        let script = "i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done";
+        let meter = Meter::start().unwrap();
+        assert!(Command::new("sh").args(["-c", script]).status().unwrap().success());
+        let usage = meter.stop().unwrap();
+        assert!(usage.others_seconds() > 0.05, "{usage:?}");
     }
 
     #[test]

@@ -76,6 +76,7 @@ fn head(report: &Report) -> String {
             ),
         ),
     ];
+    lines.extend(report.others.iter().map(|others| ("not idle".to_owned(), others.to_string())));
     let skipped = |at: &crate::report::Skipped| (format!("{} skipped", at.system.name()), at.reason.clone());
     lines.extend(report.skipped.iter().map(skipped));
     let lines: String = lines
