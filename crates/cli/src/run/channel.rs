@@ -17,6 +17,15 @@ pub(super) enum Ending {
     Signaled(u8),
 }
 
+/// What the supervisor does when it has told the ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// It ends, too. Who waits for it has what the program took, for time(1).
+    Ends,
+    /// It stays with what the program has left running, which may be for ever.
+    Stays,
+}
+
 impl Ending {
     /// What `wait` says; `None` when the process has not ended.
     pub(super) fn of_status(status: WaitStatus) -> Option<Self> {
@@ -28,22 +37,22 @@ impl Ending {
         }
     }
 
-    /// Tells the other end of the socket.
-    pub(super) fn send(self, mut socket: impl Write) -> io::Result<()> {
-        socket.write_all(&match self {
-            Self::Exited(code) => [0, code],
-            Self::Signaled(signal) => [1, signal],
-        })
+    /// Tells the other end of the socket, and what becomes of the one who tells.
+    pub(super) fn send(self, next: Next, mut socket: impl Write) -> io::Result<()> {
+        let (kind, value) = match self {
+            Self::Exited(code) => (0, code),
+            Self::Signaled(signal) => (1, signal),
+        };
+        socket.write_all(&[kind, value, next as u8])
     }
 
     /// Hears it from the other end.
-    pub(super) fn receive(mut socket: impl Read) -> io::Result<Self> {
-        let mut message = [0; 2];
+    pub(super) fn receive(mut socket: impl Read) -> io::Result<(Self, Next)> {
+        let mut message = [0; 3];
         socket.read_exact(&mut message)?;
-        match message {
-            [0, code] => Ok(Self::Exited(code)),
-            [_, signal] => Ok(Self::Signaled(signal)),
-        }
+        let [kind, value, next] = message;
+        let ending = if kind == 0 { Self::Exited(value) } else { Self::Signaled(value) };
+        Ok((ending, if next == Next::Ends as u8 { Next::Ends } else { Next::Stays }))
     }
 
     /// Ends this process's work the same way. A signal ends it before this returns; if not, the exit code says which it
@@ -74,11 +83,14 @@ mod tests {
 
     #[test]
     fn endings_come_through() {
-        for ending in [Ending::Exited(0), Ending::Exited(255), Ending::Signaled(9), Ending::Signaled(64)] {
+        let endings = [Ending::Exited(0), Ending::Exited(255), Ending::Signaled(9), Ending::Signaled(64)];
+        for (ending, next) in
+            endings.into_iter().flat_map(|ending| [(ending, Next::Ends), (ending, Next::Stays)])
+        {
             let mut bytes = Vec::new();
-            ending.send(&mut bytes).unwrap();
-            assert_eq!(Ending::receive(bytes.as_slice()).unwrap(), ending);
+            ending.send(next, &mut bytes).unwrap();
+            assert_eq!(Ending::receive(bytes.as_slice()).unwrap(), (ending, next));
         }
-        assert!(Ending::receive([0].as_slice()).is_err());
+        assert!(Ending::receive([0, 0].as_slice()).is_err());
     }
 }

@@ -11,8 +11,9 @@ use std::process::ExitCode;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::process::WaitOptions;
 
-use super::channel::Ending;
+use super::channel::{Ending, Next};
 use super::place::Place;
 use super::signals::{Inbox, Received};
 use crate::failure::{Attempt, Failure};
@@ -42,7 +43,13 @@ pub(super) fn stand_in(
         }
         if told {
             return match Ending::receive(&socket) {
-                Ok(ending) => Ok(ending.imitate()),
+                Ok((ending, next)) => {
+                    if next == Next::Ends {
+                        // What was waited for counts for whoever waits for this process, as with time(1). It is the only child.
+                        let _gone = rustix::process::wait(WaitOptions::empty());
+                    }
+                    Ok(ending.imitate())
+                }
                 Err(_) => {
                     // It would have.
                     place.inspect(|place| place.remove());

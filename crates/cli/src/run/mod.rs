@@ -8,7 +8,8 @@
 //!   opens by way of its `/proc/PID/fd`: the agent's library and the control page. It notices when a process is gone and
 //!   takes its charges back, draws the live line, and tells the front how the program ended. It is the reaper of all that
 //!   the program leaves behind, and stays as long as any of it lives: the files must not vanish before, nor its pid become
-//!   somebody else's. So a program may leave a daemon running, and its caller does not wait for it.
+//!   somebody else's. So a program may leave a daemon running, and its caller does not wait for it. Where nothing is left
+//!   the front waits until the supervisor has ended, so that its own caller is told what all of them took.
 //!
 //! They talk over a socket pair: signal numbers, a byte each, to the supervisor; one [`Ending`](channel::Ending) to the
 //! front. Whoever sees the socket closed knows that the other is dead: the front reports it, the supervisor kills the

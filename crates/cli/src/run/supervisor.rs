@@ -14,7 +14,7 @@ use hmm_uapi::{Fd, sys};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
-use super::channel::Ending;
+use super::channel::{Ending, Next};
 use super::door::Door;
 use super::job::{Job, Show, StatsFile};
 use super::live::Live;
@@ -49,7 +49,7 @@ pub(super) fn supervise(
     };
     if let Some(failure) = refused {
         let _printed = failure.report();
-        let _front_gone = Ending::Exited(failure.code()).send(&socket);
+        let _front_gone = Ending::Exited(failure.code()).send(Next::Ends, &socket);
     }
     place.inspect(|place| place.remove());
     ExitCode::SUCCESS
@@ -159,7 +159,7 @@ impl<'a> Supervisor<'a> {
             if let Some(ending) = self.ending
                 && self.front.take().is_some()
             {
-                self.finish(ending);
+                self.finish(ending, if any_left { Next::Stays } else { Next::Ends });
             }
             if !any_left {
                 return Ok(());
@@ -273,7 +273,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// The program has ended: tells the user and the front, and lets go of the terminal.
-    fn finish(&mut self, ending: Ending) {
+    fn finish(&mut self, ending: Ending, next: Next) {
         if let Some(mut live) = self.live.take() {
             live.clear();
         }
@@ -299,7 +299,7 @@ impl<'a> Supervisor<'a> {
         {
             output::note(format_args!("cannot write the figures to {}: {error}", stats.path.display()));
         }
-        let _front_gone = ending.send(self.socket);
+        let _front_gone = ending.send(next, self.socket);
         let _best_effort = let_go();
     }
 

@@ -33,6 +33,23 @@ fn the_signal_that_ends_the_program_ends_hmm() {
     }
 }
 
+/// What time(1) tells is the program's time.
+#[test]
+fn what_the_program_took_is_told_to_the_caller() {
+    if !can_run() {
+        return;
+    }
+    // Some tenths of a second. `times` tells of the shell in its first line, and of its children in the second.
+    let work = "i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done; exit 3";
+    let script = format!("'{HMM}' run --ram 64M -- sh -c '{work}'; echo $?; times");
+    let done = finish(Command::new("sh").args(["-c", &script]));
+    let lines: Vec<&str> = done.stdout.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (3, "3"), "{done:?}");
+    let user = lines[2].split('s').next().and_then(|time| time.split_once('m')).unwrap();
+    let seconds: f64 = user.1.parse().unwrap();
+    assert!(user.0 != "0" || seconds > 0.05, "{done:?}");
+}
+
 #[test]
 fn arguments_input_and_output_are_the_programs() {
     if !can_run() {
