@@ -11,7 +11,7 @@ use hmm::PolicyName as Name;
 use hmm::spec::{ByteSize, parse_size};
 use hmm_core::addr::PAGE_SIZE;
 use hmm_replay::file::Trace;
-use hmm_replay::{Counts, Recorded, recorded, replay as replay_trace};
+use hmm_replay::{Counts, Least, Recorded, least, recorded, replay as replay_trace};
 use serde::Serialize;
 
 use crate::failure::{Attempt, Failure};
@@ -39,7 +39,9 @@ Columns:
   came back  pages touched again before as many others had left as memory holds: with twice the memory they would
              have been there
 
-The first row is what was done when the trace was recorded, as far as that is known.")]
+The first row is what was done when the trace was recorded, as far as that is known. The last is what no policy can be
+below: what is fetched if what is touched again last of all leaves, which nobody knows while a program runs, and what is
+evicted then.")]
 pub(crate) struct ReplayArgs {
     /// A trace that `hmm trace` has written.
     #[arg(value_name = "FILE")]
@@ -65,6 +67,8 @@ struct Json {
     recorded: Recorded,
     ram_bytes: u64,
     policies: Vec<PolicyJson>,
+    /// What no policy can be below.
+    least: Least,
 }
 
 #[derive(Debug, Serialize)]
@@ -90,15 +94,16 @@ pub(crate) fn replay(args: &ReplayArgs) -> Result<ExitCode, Failure> {
     let policies = if args.policies.is_empty() { &Name::ALL[..] } else { &args.policies };
     let counts: Vec<_> =
         policies.iter().map(|name| (*name, replay_trace(&trace, *name, ram_pages))).collect();
+    let least = least(&trace, ram_pages);
     if args.json {
-        print_json(&trace, ram_pages, &counts)?;
+        print_json(&trace, ram_pages, &counts, least)?;
     } else {
-        print_text(&trace, ram_pages, &counts);
+        print_text(&trace, ram_pages, &counts, least);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_json(trace: &Trace, ram_pages: u64, counts: &[(Name, Counts)]) -> Result<(), Failure> {
+fn print_json(trace: &Trace, ram_pages: u64, counts: &[(Name, Counts)], least: Least) -> Result<(), Failure> {
     let policy = |(name, counts): &(Name, Counts)| PolicyJson { policy: name.as_str(), counts: *counts };
     let json = Json {
         recorded_ram_bytes: bytes(trace.header.ram_pages),
@@ -106,13 +111,14 @@ fn print_json(trace: &Trace, ram_pages: u64, counts: &[(Name, Counts)]) -> Resul
         recorded: recorded(trace),
         ram_bytes: bytes(ram_pages),
         policies: counts.iter().map(policy).collect(),
+        least,
     };
     let text = serde_json::to_string_pretty(&json).attempt("write JSON")?;
     output::print(format_args!("{text}\n"));
     Ok(())
 }
 
-fn print_text(trace: &Trace, ram_pages: u64, counts: &[(Name, Counts)]) {
+fn print_text(trace: &Trace, ram_pages: u64, counts: &[(Name, Counts)], least: Least) {
     let sums = recorded(trace);
     output::print(format_args!(
         "{} touches of {} process{}, recorded with {} under {}; replayed with {}\n",
@@ -147,6 +153,7 @@ fn print_text(trace: &Trace, ram_pages: u64, counts: &[(Name, Counts)]) {
     );
     table.row(recorded_row(&sums));
     counts.iter().for_each(|(name, counts)| table.row(row(*name, counts)));
+    table.row(least_row(least));
     output::print(format_args!("\n{table}"));
     if ram_pages <= trace.header.ram_pages {
         output::print(format_args!(
@@ -157,21 +164,34 @@ fn print_text(trace: &Trace, ram_pages: u64, counts: &[(Name, Counts)]) {
 }
 
 fn recorded_row(sums: &Recorded) -> [String; 12] {
-    let numbers = [
-        Some(sums.touches),
-        Some(sums.first_touches),
-        Some(sums.second_chances + sums.copied),
-        Some(sums.device_faults + sums.waited),
-        Some(sums.fetched),
-        Some(sums.read_ahead),
-        None,
-        None,
-        Some(sums.evicted),
-        Some(sums.stored),
-        None,
-    ];
+    known_row(
+        "(recorded)",
+        [
+            Some(sums.touches),
+            Some(sums.first_touches),
+            Some(sums.second_chances + sums.copied),
+            Some(sums.device_faults + sums.waited),
+            Some(sums.fetched),
+            Some(sums.read_ahead),
+            None,
+            None,
+            Some(sums.evicted),
+            Some(sums.stored),
+            None,
+        ],
+    )
+}
+
+fn least_row(least: Least) -> [String; 12] {
+    let mut numbers = [None; 11];
+    (numbers[4], numbers[8]) = (Some(least.fetched), Some(least.evicted));
+    known_row("(least)", numbers)
+}
+
+/// A row of which not everything is known.
+fn known_row(name: &str, numbers: [Option<u64>; 11]) -> [String; 12] {
     std::array::from_fn(|column| match column {
-        0 => "(recorded)".to_owned(),
+        0 => name.to_owned(),
         number => numbers[number - 1].map_or_else(|| "-".to_owned(), |number| number.to_string()),
     })
 }
@@ -190,8 +210,5 @@ fn row(name: Name, counts: &Counts) -> [String; 12] {
         counts.stored,
         counts.came_back_soon,
     ];
-    std::array::from_fn(|column| match column {
-        0 => name.to_string(),
-        number => numbers[number - 1].to_string(),
-    })
+    known_row(name.as_str(), numbers.map(Some))
 }

@@ -1,8 +1,8 @@
 //! What happened to a program's pages, in a file, and what would have happened under another policy.
 //!
 //! [`mod@file`] says what a trace file is. [`replay`] has a policy decide in a simple model of memory, touched as the trace
-//! says; [`recorded`] adds up what the trace itself says. Both depend on the file and nothing else: the same file gives the
-//! same figures.
+//! says; [`least`] is what no policy can be below; [`recorded`] adds up what the trace itself says. All depend on the file and
+//! nothing else: the same file gives the same figures.
 //!
 //! # What a trace tells
 //!
@@ -30,11 +30,13 @@
 pub mod file;
 
 mod counts;
+mod least;
 mod memory;
 mod process;
 mod recorded;
 
 pub use counts::Counts;
+pub use least::{Least, least};
 pub use memory::replay;
 pub use recorded::{Recorded, recorded};
 

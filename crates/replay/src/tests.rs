@@ -3,7 +3,7 @@ use hmm_core::policy::Name;
 use hmm_core::trace::{Event, Record, What};
 
 use crate::file::{Header, ReadError, Trace, Writer};
-use crate::{Counts, recorded, replay};
+use crate::{Counts, least, recorded, replay};
 
 const BLOCK: u64 = BLOCK_PAGES as u64;
 /// Sixteen blocks, 32 MiB.
@@ -139,6 +139,23 @@ fn what_is_read_ahead_in_vain_is_useless() {
     assert!(counts.useless > 64 * 8, "{counts:?}");
 }
 
+#[test]
+fn no_policy_is_below_the_least() {
+    let passes = [0..64, 0..64, 20..40, 20..40, 0..64];
+    let loops = touches(passes.into_iter().flat_map(blocks));
+    let all = least(&loops, RAM);
+    for policy in Name::ALL {
+        let counts = replay(&loops, policy, RAM);
+        assert!(
+            all.fetched <= counts.fetched && all.evicted <= counts.evicted,
+            "{policy}: {all:?} {counts:?}"
+        );
+    }
+    // Twice through everything, as much as there is room for stays.
+    let twice = touches(blocks(0..64).chain(blocks(0..64)));
+    assert_eq!(least(&twice, RAM).fetched, 48 * BLOCK);
+}
+
 /// The hot set is touched now and then; the scan touches each page once.
 #[test]
 fn a_hot_set_survives_a_scan_under_twice() {
@@ -202,6 +219,9 @@ fn any_records_can_be_replayed() {
         })
         .collect();
     let trace = trace(records);
+    for ram_pages in [0, 1, 600, RAM] {
+        assert_eq!(least(&trace, ram_pages), least(&trace, ram_pages));
+    }
     for policy in Name::ALL {
         for ram_pages in [0, 1, 600, RAM] {
             let counts = replay(&trace, policy, ram_pages);
