@@ -16,10 +16,6 @@ use super::{life, signals};
 /// Children of one thread at a time.
 const MAX_CHILDREN: usize = 2;
 const MAX_DEPTH: usize = 2;
-/// How often a child looks whether its parent is gone that may have been killed, and the pause in between. On a loaded machine
-/// it takes its time to go.
-const KILLED_LOOKS: usize = 3000;
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 /// What a child writes to say that it outlived its parent, and that all was well.
 const WELL: u8 = b'+';
 
@@ -229,16 +225,24 @@ fn life(
 }
 
 /// Whether the parent was killed, as its own parent may have done. Its memory is not its any more by then, and pages that were away
-/// read as zeroes, a while before it is gone.
+/// read as zeroes, a while before it is gone: on a loaded machine that takes half a minute. What kills it is pending until then.
 fn is_killed(parent: c_int, depth: usize) -> bool {
     // The worker itself is killed by nobody.
-    depth > 1
-        && (0..KILLED_LOOKS).any(|_| {
-            std::thread::sleep(PAUSE);
-            life::sign();
-            // SAFETY: never fails.
-            unsafe { libc::getppid() != parent }
-        })
+    // SAFETY: never fails.
+    depth > 1 && (unsafe { libc::getppid() } != parent || is_dying(&status_of(parent)))
+}
+
+/// What the kernel says of a process; nothing of one that is gone.
+fn status_of(pid: c_int) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default()
+}
+
+/// Whether it is gone, or on its way: nobody takes a SIGKILL out of what is pending for a whole process.
+fn is_dying(status: &str) -> bool {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let pending = field("ShdPnd:").and_then(|bits| u64::from_str_radix(bits, 16).ok());
+    let is_killed = pending.is_none_or(|bits| bits & 1 << (libc::SIGKILL - 1) != 0);
+    is_killed || field("State:").is_none_or(|state| state.starts_with(['Z', 'X']))
 }
 
 /// The parent waits: what can be read of its memory is what the child must have.
@@ -256,7 +260,13 @@ fn compare_with_parent(thread: &mut Thread<'_>, parent: c_int) -> Result<(), Fin
                 Err(Errno(libc::EPERM | libc::ESRCH)) => return Ok(()),
                 Ok(nr) if nr == place.len() => {}
                 _ if is_killed(parent, thread.depth) => return Ok(()),
-                other => return found(format_args!("the parent's memory, {first}+{nr_pages}: {other:?}")),
+                other => {
+                    let again = thread.buffer.of_process(place, parent);
+                    let status = status_of(parent).replace(['\n', '\t'], " ");
+                    return found(format_args!(
+                        "the parent's memory, {first}+{nr_pages}: {other:?}, and then {again:?}, of {status}"
+                    ));
+                }
             }
             let wanted = thread.arena.wanted().pages(first, nr_pages);
             if let Some(at) = thread.buffer.bytes(place.len()).difference(wanted) {
@@ -289,5 +299,25 @@ pub(crate) fn count_orphans(pipe: c_int) -> u64 {
             Err(Errno(libc::EINTR)) => {}
             Err(_) => return nr_well,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn who_is_killed_is_dying_until_it_is_gone() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        assert!(!is_dying(&status_of(pid)), "{}", status_of(pid));
+        child.kill().unwrap();
+        assert!(is_dying(&status_of(pid)), "at once: {}", status_of(pid));
+        child.wait().unwrap();
+        assert!(is_dying(&status_of(pid)), "gone");
+        let living = "State:\tS (sleeping)\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n";
+        assert!(!is_dying(living));
+        assert!(is_dying(&living.replace("ShdPnd:\t00000000000000", "ShdPnd:\t00000000000001")));
     }
 }
