@@ -118,10 +118,13 @@ pub(super) fn fork(thread: &mut Thread<'_>) -> Result<(), Finding> {
     let common = thread.common;
     // Nobody writes to it while it is copied. The child has the lock, too.
     let guard = (thread.depth == 0).then(|| common.write().unwrap_or_else(PoisonError::into_inner));
+    // Asked before: the child of one that was killed at once would be told of whoever it was handed to.
+    // SAFETY: never fails.
+    let parent_pid = unsafe { libc::getpid() };
     // SAFETY: the child has this thread alone, whose locks it holds itself; libc's allocator is made ready by fork.
     let pid = unsafe { libc::fork() };
     match pid {
-        0 => child(thread, guard, fate),
+        0 => child(thread, guard, fate, parent_pid),
         pid if pid > 0 => {
             drop(guard);
             NR_FORKS.fetch_add(1, Ordering::Relaxed);
@@ -166,9 +169,12 @@ fn parent(thread: &mut Thread<'_>, pid: c_int, fate: Fate) -> Result<(), Finding
     }
 }
 
-fn child(thread: &mut Thread<'_>, common: Option<RwLockWriteGuard<'_, Common>>, fate: Fate) -> ! {
-    // SAFETY: never fails.
-    let parent = unsafe { libc::getppid() };
+fn child(
+    thread: &mut Thread<'_>,
+    common: Option<RwLockWriteGuard<'_, Common>>,
+    fate: Fate,
+    parent: c_int,
+) -> ! {
     thread.depth += 1;
     thread.children.pids.clear();
     let who =
@@ -227,9 +233,10 @@ fn life(
 /// Whether the parent was killed, as its own parent may have done. Its memory is not its any more by then, and pages that were away
 /// read as zeroes, a while before it is gone: on a loaded machine that takes half a minute. What kills it is pending until then.
 fn is_killed(parent: c_int, depth: usize) -> bool {
-    // The worker itself is killed by nobody.
     // SAFETY: never fails.
-    depth > 1 && (unsafe { libc::getppid() } != parent || is_dying(&status_of(parent)))
+    let has_another = || unsafe { libc::getppid() } != parent;
+    // The worker itself is killed by nobody.
+    depth > 1 && (has_another() || is_dying(&status_of(parent)))
 }
 
 /// What the kernel says of a process; nothing of one that is gone.
@@ -306,6 +313,18 @@ pub(crate) fn count_orphans(pipe: c_int) -> u64 {
 mod tests {
     use super::*;
     use std::process::Command;
+
+    /// A parent that was killed before its child began has handed it to somebody who is well, and has other memory.
+    #[test]
+    fn who_has_handed_its_child_over_was_killed() {
+        // SAFETY: never fails.
+        let this = unsafe { libc::getpid() };
+        // SAFETY: never fails.
+        let parent = unsafe { libc::getppid() };
+        assert!(is_killed(this, 2), "this is no child of its own");
+        assert!(!is_killed(this, 1), "nobody kills the worker");
+        assert!(!is_killed(parent, 2), "{}", status_of(parent));
+    }
 
     #[test]
     fn who_is_killed_is_dying_until_it_is_gone() {
