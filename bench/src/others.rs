@@ -27,16 +27,14 @@ pub(crate) struct Others {
 impl Others {
     /// What these measurements saw of others; `None` if it was little.
     pub(crate) fn seen<'a>(cells: impl Iterator<Item = &'a Cell>, budget: &Budget) -> Option<Self> {
-        let telling = cells.filter(|cell| cell.system.is_in_processes(budget));
         let (mut nr_measured, mut disturbed) = (0, Vec::new());
-        for (cell, repetition) in
-            telling.flat_map(|cell| cell.repetitions.iter().map(move |repetition| (cell, repetition)))
-        {
-            nr_measured += 1;
-            let usage = &repetition.worker.usage;
-            let cpus = usage.others_seconds() / usage.seconds;
-            if usage.others_seconds() > CERTAIN_SECONDS && cpus > BEARABLE_CPUS {
-                disturbed.push((cpus, cell));
+        for cell in cells.filter(|cell| cell.system.is_in_processes(budget)) {
+            nr_measured += cell.repetitions.len();
+            for usage in cell.repetitions.iter().map(|repetition| &repetition.worker.usage) {
+                let cpus = usage.others_seconds() / usage.seconds;
+                if usage.others_seconds() > CERTAIN_SECONDS && cpus > BEARABLE_CPUS {
+                    disturbed.push((cpus, cell));
+                }
             }
         }
         let (most_cpus, on) = disturbed.iter().max_by(|one, other| one.0.total_cmp(&other.0))?;

@@ -11,6 +11,7 @@ use hmm_core::trace::{Event, Record, What};
 use serde::Serialize;
 
 use crate::file::Trace;
+use crate::memory::filled;
 
 /// What has to move at least, in pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -121,16 +122,14 @@ struct Names {
 
 impl Names {
     fn note(&mut self, record: &Record) {
-        let Record { process: of, event: Event { what, page, nr_pages, before, .. }, .. } = *record;
+        let Record { process: of, event: Event { what, page, nr_pages, .. }, .. } = *record;
         let range = PageRange::new(page, u64::from(nr_pages));
         match what {
             What::Began => self.give_up(of, PageRange { start: Vpn(0), end: Vpn(u64::MAX) }),
             What::FirstTouch => {
-                let first = Vpn(page.0.saturating_sub(u64::from(before)));
                 self.touch(of, page, false);
                 // The others are there without being asked for, if there is room for them until they are.
-                let filled = PageRange::new(first, u64::from(nr_pages));
-                for page in filled.iter() {
+                for page in filled(&record.event).iter() {
                     self.id(of, page);
                 }
             }

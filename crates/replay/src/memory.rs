@@ -25,6 +25,12 @@ pub fn replay(trace: &Trace, policy: Name, ram_pages: u64) -> Counts {
     memory.end()
 }
 
+/// The pages that a first touch filled: its own, and some around it.
+pub(crate) fn filled(first_touch: &Event) -> PageRange {
+    let Event { page, nr_pages, before, .. } = *first_touch;
+    PageRange::new(Vpn(page.0.saturating_sub(u64::from(before))), u64::from(nr_pages))
+}
+
 #[derive(Debug)]
 struct Memory {
     policy: Name,
@@ -45,10 +51,8 @@ impl Memory {
     }
 
     fn look_ahead(&mut self, record: &Record) {
-        let Event { what, page, nr_pages, before, .. } = record.event;
-        if what == What::FirstTouch {
-            let first = Vpn(page.0.saturating_sub(u64::from(before)));
-            for (id, part) in PageRange::new(first, u64::from(nr_pages)).blocks() {
+        if record.event.what == What::FirstTouch {
+            for (id, part) in filled(&record.event).blocks() {
                 self.filled.entry((record.process, id.0)).or_insert(PageSet::EMPTY).insert_range(part);
             }
         }

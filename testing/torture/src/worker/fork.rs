@@ -231,7 +231,7 @@ fn life(
 }
 
 /// Whether the parent was killed, as its own parent may have done. Its memory is not its any more by then, and pages that were away
-/// read as zeroes, a while before it is gone: on a loaded machine that takes half a minute. What kills it is pending until then.
+/// read as zeroes, a while before it is gone: some 0.1 s on a loaded machine. What kills it is pending from before that until then.
 fn is_killed(parent: c_int, depth: usize) -> bool {
     // SAFETY: never fails.
     let has_another = || unsafe { libc::getppid() } != parent;
