@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::{control, ending, reserve};
 
-/// The ledger of all processes, and this process's counters.
+/// The ledger, of all processes or this one's, and this process's counters.
 #[derive(Debug)]
 pub(crate) struct SharedBooks {
     control: Control,
@@ -53,7 +53,7 @@ pub(crate) fn own_slot() -> &'static Slot {
 
 impl Books for SharedBooks {
     fn ledger(&self) -> &Ledger {
-        self.control.ledger()
+        self.control.ledger_of(own_slot())
     }
 
     fn share(&self) -> Share<'_> {
@@ -82,10 +82,11 @@ impl Books for SharedBooks {
 pub(crate) fn leave_word(kind: VerdictKind, errno: i32, text: Text<256>) {
     let Some((control, slot)) = control::setup() else { return };
     // In the child of a fork it is another one, once that has its own.
-    let stats = if SLOT.load(Ordering::Relaxed).is_null() { slot } else { own_slot() }.stats();
+    let slot = if SLOT.load(Ordering::Relaxed).is_null() { slot } else { own_slot() };
+    let stats = slot.stats();
     let usage = stats.usage();
     let figures = Figures {
-        charged_pages: control.ledger().charged(),
+        charged_pages: control.ledger_of(slot).charged(),
         away_pages: stats.away.load(Ordering::Relaxed),
         device_bytes: usage.used_bytes,
         device_capacity_bytes: usage.capacity_bytes,

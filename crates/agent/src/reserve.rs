@@ -14,6 +14,9 @@
 //!
 //! Where the kernel reports no forks a fork needs all pages to be there, so none can leave for it: then only what is free
 //! is set aside, but for a little, and the rest is charged whatever the budget says, and counted (`overcharged`).
+//!
+//! Where each process has a budget to itself the child's has room for all that the parent has, but for what the parent was granted
+//! beyond its own: that is granted to the child as well. So no page leaves for the child then, but a few if the parent's budget is full.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -80,6 +83,10 @@ pub(crate) fn begin(page: &Control, runtime: &Runtime) -> bool {
 /// Frees some of what is set aside, for a fault that the fork waits for. False when the child needs the rest.
 pub(crate) fn spare(page: &Control) -> bool {
     let Some((slot, _)) = waiting() else { return false };
+    if page.config().per_process {
+        // It is no page of this process's budget.
+        return false;
+    }
     let (aside, own) = (page.share(slot), page.share(own_slot()));
     // Both sides will have what the fault brings.
     let can_go = aside.charged().saturating_sub(own.charged()) / 2;
@@ -90,10 +97,13 @@ pub(crate) fn spare(page: &Control) -> bool {
 /// Sets aside what the child needs, as far as it is free. Returns how many pages are missing.
 pub(crate) fn try_fill(page: &Control, runtime: &Runtime) -> u64 {
     let Some((slot, _)) = waiting() else { return 0 };
+    page.grant_to_child(own_slot(), slot);
     let (aside, mm) = (page.share(slot), runtime.engine().kernel());
     let missing = (mm.share().charged() + SLACK_PAGES).saturating_sub(aside.charged());
     let missing = if mm.reports_forks() {
         missing
+    } else if page.config().per_process {
+        missing.min(aside.free())
     } else {
         missing.min(runtime.engine().free_pages().saturating_sub(FAULT_PAGES))
     };
@@ -105,9 +115,12 @@ pub(crate) fn try_fill(page: &Control, runtime: &Runtime) -> u64 {
     missing - got
 }
 
-/// Pages that cannot leave, which the child is going to have as well, and which are not set aside yet.
+/// Pages that cannot leave, which the child is going to have as well, in the same budget, and which are not set aside yet.
 fn stuck_to_come(page: &Control, runtime: &Runtime) -> u64 {
     let Some((slot, _)) = waiting() else { return 0 };
+    if page.config().per_process {
+        return 0;
+    }
     let nr_stuck = runtime.engine().kernel().share().stuck();
     nr_stuck.saturating_sub(page.share(slot).charged())
 }
@@ -187,7 +200,8 @@ pub(crate) fn take_over(page: &Control, procfs: &Procfs) -> Result<&'static Slot
     let (share, resident) = (page.share(slot), RESIDENT.load(Ordering::Relaxed));
     let missing = resident.saturating_sub(share.charged());
     share.charge_shared(missing);
-    let exceeded = page.ledger().charged().saturating_sub(page.ledger().budget());
+    let ledger = page.ledger_of(slot);
+    let exceeded = ledger.charged().saturating_sub(ledger.budget());
     slot.stats().overcharged.fetch_add(exceeded.min(missing), Ordering::Relaxed);
     share.uncharge(share.charged().saturating_sub(resident));
     share.set_stuck(STUCK.load(Ordering::Relaxed));

@@ -47,7 +47,8 @@ pub(crate) enum Command {
 /// Run a program within a budget of RAM.
 ///
 /// The program is not changed. Its private memory is managed: at most --ram of it is resident at a time, over all the
-/// processes that it starts; the rest lives on the device, and comes back when it is touched.
+/// processes that it starts, or in each of them (--per-process); the rest lives on the device, and comes back when it is
+/// touched.
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "\
 hmm run [OPTIONS] --ram <SIZE> [--] PROGRAM [ARGS]...
@@ -76,6 +77,10 @@ pub(crate) struct RunArgs {
     /// Memory that may be resident, at least 16M.
     #[arg(long, value_name = "SIZE", value_parser = parse_size, required_unless_present = "dmirror")]
     pub(crate) ram: Option<u64>,
+
+    /// Each process may have --ram resident, instead of all of them together.
+    #[arg(long, requires = "ram")]
+    pub(crate) per_process: bool,
 
     /// Where the rest lives: lz4[:cap=SIZE] or file:path=DIRECTORY[,cap=SIZE]; of several, pages go to the
     /// first, and move on to the next when it is nearly full [default: lz4].
@@ -172,6 +177,8 @@ impl TraceArgs {
     pub(crate) fn into_parts(self) -> (RunArgs, PathBuf) {
         let run = RunArgs {
             ram: Some(self.ram),
+            // What is replayed has one memory.
+            per_process: false,
             devices: self.devices,
             on_full: self.on_full,
             policy: self.policy,
@@ -261,6 +268,7 @@ mod tests {
             ("hmm run --ram 512M", "<PROGRAM>..."),
             ("hmm run --ram 512M --device tape sort", "unknown device 'tape'"),
             ("hmm run --dmirror --device lz4 sort", "--ram <SIZE>"),
+            ("hmm run --dmirror --per-process sort", "--ram <SIZE>"),
             ("hmm run --ram 512M --on-full panic sort", "possible values: kill, grow"),
             (
                 "hmm run --ram 512M --policy lru sort",

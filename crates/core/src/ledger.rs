@@ -84,6 +84,18 @@ impl Ledger {
         Share { ledger: self, word: &self.shares[number], stuck: &self.stuck[number] }
     }
 
+    /// Begins anew with a budget, for a party that has the ledger to itself: what an earlier one was granted is not its. The peak
+    /// stays, as the highest of all of them.
+    pub fn begin(&self, pages: u64) {
+        self.set_budget(pages);
+        self.granted_pages.store(0, Ordering::Relaxed);
+    }
+
+    /// Grants as much as another ledger has, if that is more: for who is going to have all that is charged there as well.
+    pub fn grant_as(&self, other: &Self) {
+        self.granted_pages.fetch_max(other.granted(), Ordering::Relaxed);
+    }
+
     /// Sets the budget.
     pub fn set_budget(&self, pages: u64) {
         self.set_pages.store(pages, Ordering::Relaxed);
@@ -189,6 +201,11 @@ impl Share<'_> {
     /// Pages that this party has charged.
     pub fn charged(&self) -> u64 {
         self.word.load(Ordering::SeqCst) & PAGES
+    }
+
+    /// Pages that can still be charged here.
+    pub fn free(&self) -> u64 {
+        self.ledger.free()
     }
 
     /// Charges `pages`, all or none. When two try at the same time for what is enough for one, both may get none.
@@ -312,6 +329,20 @@ mod tests {
         share.uncharge(1000);
         assert!(share.take_back(500), "more than was granted");
         assert_eq!((ledger.budget(), ledger.granted(), ledger.peak()), (6400, 0, 6400));
+    }
+
+    #[test]
+    fn who_begins_has_what_was_set_and_what_another_was_granted() {
+        let (one, next) = (Ledger::new(6400), Ledger::new(100));
+        next.grow(7);
+        assert!(next.share(0).try_charge(90));
+        next.share(0).clear();
+        next.begin(6400);
+        assert_eq!((next.budget(), next.granted(), next.peak(), next.share(0).free()), (6400, 0, 90, 6300));
+        one.grow(50);
+        next.grant_as(&one);
+        next.grant_as(&Ledger::new(1));
+        assert_eq!((next.budget(), next.granted()), (6450, 50));
     }
 
     #[test]

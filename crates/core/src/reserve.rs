@@ -13,7 +13,7 @@ impl<K: Kernel> Engine<K> {
     pub fn set_aside(&self, share: Share<'_>, pages: u64) -> u64 {
         let mut got = 0;
         loop {
-            let free = (pages - got).min(self.kernel.ledger().free());
+            let free = (pages - got).min(share.free());
             // Somebody else may be faster.
             if free > 0 && share.try_charge(free) {
                 got += free;

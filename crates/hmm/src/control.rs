@@ -2,7 +2,8 @@
 //!
 //! The supervisor creates it ([`Control::create`]) in a sealed memory file, complete before the program starts; the
 //! agent in each process opens it ([`Control::open`]), claims a slot for its process ([`Control::claim_slot`]) and
-//! counts there from then on. The budget is one for all of them, hence one [`Ledger`].
+//! counts there from then on. The budget is one for all of them, hence one [`Ledger`]; or each has one to itself, and a
+//! ledger that goes with its slot ([`RunConfig::per_process`]).
 //!
 //! # The protocol
 //!
@@ -151,17 +152,47 @@ impl Control {
 
     /// Whether memory is bounded, see [`RunConfig::has_budget`].
     pub fn has_budget(&self) -> bool {
-        self.ledger().budget() < NO_BUDGET_PAGES
+        self.page.ledger.budget() < NO_BUDGET_PAGES
     }
 
-    /// The account of all processes.
-    pub fn ledger(&self) -> &'static Ledger {
-        &self.page.ledger
+    /// The account that the process in a slot of this page charges: all processes', or its own.
+    pub fn ledger_of(&self, slot: &Slot) -> &'static Ledger {
+        if self.config.per_process { &self.page.ledgers[self.number_of(slot)] } else { &self.page.ledger }
     }
 
     /// The share of the budget that goes with a slot of this page.
     pub fn share(&self, slot: &Slot) -> Share<'static> {
-        self.ledger().share(self.number_of(slot))
+        let number = if self.config.per_process { 0 } else { self.number_of(slot) };
+        self.ledger_of(slot).share(number)
+    }
+
+    fn ledgers(&self) -> impl Iterator<Item = &'static Ledger> {
+        let (all, own) = (&self.page.ledger, self.page.ledgers.iter());
+        let nr_own = if self.config.per_process { self.nr_reached() } else { 0 };
+        own.take(nr_own).chain((!self.config.per_process).then_some(all))
+    }
+
+    /// Pages that all processes have charged.
+    pub fn charged(&self) -> u64 {
+        self.ledgers().map(Ledger::charged).sum()
+    }
+
+    /// The most that was ever charged to one budget.
+    pub fn peak(&self) -> u64 {
+        self.ledgers().map(Ledger::peak).max().unwrap_or(0)
+    }
+
+    /// Pages that may be resident now, in all, or in each process as far as nothing was granted to it.
+    pub fn budget(&self) -> u64 {
+        if self.config.per_process { self.config.ram_pages } else { self.page.ledger.budget() }
+    }
+
+    /// Before a fork: what the process in the slot was granted beyond its budget is granted to its child as well, which is going
+    /// to have all that it has.
+    pub fn grant_to_child(&self, slot: &Slot, child: &Slot) {
+        if self.config.per_process {
+            self.ledger_of(child).grant_as(self.ledger_of(slot));
+        }
     }
 
     /// The number of a slot of this page.
@@ -190,6 +221,7 @@ impl Control {
             // It was executed in the middle of a fork.
             own.for_each(|slot| slot.free(self.share(slot), process));
             slot.begin_anew(self.share(slot), name.as_str());
+            self.begin_ledger(slot);
             return Some(slot);
         }
         let claimed = self.claim(process, name.as_str());
@@ -223,15 +255,26 @@ impl Control {
             self.page.nr_reached.fetch_max(nr_reached, Ordering::Relaxed);
             slot.try_claim(process, name).then(|| {
                 self.share(slot).set_stuck(0);
+                self.begin_ledger(slot);
                 slot
             })
         })
     }
 
+    /// The slot's process begins with the budget that was set, if it has one to itself.
+    fn begin_ledger(&self, slot: &Slot) {
+        if self.config.per_process {
+            self.ledger_of(slot).begin(self.config.ram_pages);
+        }
+    }
+
+    fn nr_reached(&self) -> usize {
+        usize::try_from(self.page.nr_reached.load(Ordering::Relaxed)).unwrap_or(NR_SLOTS).min(NR_SLOTS)
+    }
+
     /// Every slot that was ever claimed. Those without an owner still hold the counts of the owners they had.
     pub fn slots(&self) -> impl Iterator<Item = &'static Slot> {
-        let nr_reached = self.page.nr_reached.load(Ordering::Relaxed);
-        self.page.slots.iter().take(usize::try_from(nr_reached).unwrap_or(NR_SLOTS))
+        self.page.slots.iter().take(self.nr_reached())
     }
 
     /// How many processes have had a slot.

@@ -49,6 +49,8 @@ pub fn can_run() -> bool {
 pub struct Hmm {
     /// Bytes of `--ram`; `None`: no budget, but the HMM test devices (`--dmirror`).
     pub ram: Option<u64>,
+    /// `--per-process`.
+    pub per_process: bool,
     /// `--device`.
     pub device: String,
     /// `--on-full`.
@@ -61,12 +63,19 @@ impl Hmm {
 
     /// A budget, with the lz4 device.
     pub fn ram(bytes: u64) -> Self {
-        Self { ram: Some(bytes), device: "lz4".to_owned(), on_full: "kill" }
+        Self { ram: Some(bytes), per_process: false, device: "lz4".to_owned(), on_full: "kill" }
     }
 
     /// No budget, but the HMM test devices.
     pub fn dmirror() -> Self {
-        Self { ram: None, device: String::new(), on_full: "kill" }
+        Self { ram: None, per_process: false, device: String::new(), on_full: "kill" }
+    }
+
+    /// With that budget for each process.
+    #[must_use]
+    pub fn per_process(mut self) -> Self {
+        self.per_process = true;
+        self
     }
 
     /// With another device.
@@ -93,6 +102,7 @@ impl Hmm {
             }
             None => words.push("--dmirror".into()),
         }
+        words.extend(self.per_process.then(|| "--per-process".into()));
         words.extend(["--on-full".into(), self.on_full.into(), "--stats".into(), stats.into(), "--".into()]);
         words
     }

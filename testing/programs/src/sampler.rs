@@ -44,6 +44,8 @@ pub struct Sample {
     pub managed: u64,
     /// Of staging.
     pub staging: u64,
+    /// Of both, in the process that has most of it, what it shares with others in full.
+    pub most: u64,
     /// Of other anonymous memory in the program's processes.
     pub other: u64,
     /// Processes that had managed memory.
@@ -176,9 +178,11 @@ fn resident(programs: &[u32]) -> Sample {
 /// Adds the memory of one process.
 fn add(sample: &mut Sample, smaps: &str) {
     let before = sample.managed;
-    let (mut share, mut anonymous) = (0, 0);
+    let (mut resident, mut share, mut anonymous, mut own) = (0, 0, 0, 0);
     for line in smaps.lines() {
-        if let Some(rest) = line.strip_prefix("Pss:") {
+        if let Some(rest) = line.strip_prefix("Rss:") {
+            resident = bytes(rest);
+        } else if let Some(rest) = line.strip_prefix("Pss:") {
             share = bytes(rest);
         } else if let Some(rest) = line.strip_prefix("Anonymous:") {
             anonymous = bytes(rest);
@@ -190,8 +194,10 @@ fn add(sample: &mut Sample, smaps: &str) {
                 (false, true) => sample.staging += share,
                 (false, false) => sample.other += anonymous,
             }
+            own += if has("um") || has("uw") { resident } else { 0 };
         }
     }
+    sample.most = sample.most.max(own);
     sample.nr_managed += u64::from(sample.managed > before);
 }
 

@@ -23,6 +23,9 @@ pub struct Args {
     /// Memory that may be resident, as of `hmm run`.
     #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_size)]
     pub(crate) ram: u64,
+    /// Each process may have that, as of `hmm run`.
+    #[arg(long)]
+    pub(crate) per_process: bool,
     /// Where the rest lives, as of `hmm run` [default: lz4]. One that fails on purpose, like `lz4:lost-after=1000`
     /// or `lz4:io-errors=100,corrupt=1000`, loses pages: a page is SIGBUS then, or as it must be.
     #[arg(long = "device", value_name = "SPEC", value_parser = device)]
@@ -79,6 +82,9 @@ impl Args {
     /// The command line that does a round again.
     pub(crate) fn replay(&self, seed: u64, minutes: f64) -> String {
         let mut line = format!("hmm torture --seed {seed} --minutes {minutes:.2} --ram {}", self.ram);
+        if self.per_process {
+            line.push_str(" --per-process");
+        }
         for device in &self.devices {
             line.push_str(&format!(" --device {device}"));
         }
@@ -101,6 +107,9 @@ impl Args {
         }
         let ram = format!("--ram={}", self.ram);
         let mut words: Vec<std::ffi::OsString> = vec![hmm.into(), "run".into(), "--quiet".into(), ram.into()];
+        if self.per_process {
+            words.push("--per-process".into());
+        }
         for device in &self.devices {
             words.extend(["--device".into(), device.to_string().into()]);
         }

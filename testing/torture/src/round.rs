@@ -26,7 +26,7 @@ const TICK: Duration = Duration::from_millis(20);
 pub(crate) struct Outcome {
     /// What the worker has done.
     pub(crate) done: Done,
-    /// The most bytes that were seen to be resident, from outside.
+    /// The most bytes that were seen to be resident, from outside: of all processes, or of one where each has a budget.
     pub(crate) peak_bytes: u64,
     /// Looks at the memory.
     pub(crate) nr_samples: u64,
@@ -200,7 +200,8 @@ pub(crate) fn run(args: &Args, worker: &WorkerArgs, mut on_tick: impl FnMut(u64)
     judge_ending(&mut outcome, status, is_done, &stderr, args.may_lose());
     for sample in sampler.map(Sampler::finish).unwrap_or_default() {
         outcome.nr_samples += 1;
-        outcome.peak_bytes = outcome.peak_bytes.max(sample.managed + sample.staging);
+        let resident = if args.per_process { sample.most } else { sample.managed + sample.staging };
+        outcome.peak_bytes = outcome.peak_bytes.max(resident);
     }
     if let Some(stats) = stats {
         outcome.nr_stored = stats.count("pgstore");

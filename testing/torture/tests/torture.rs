@@ -45,6 +45,14 @@ fn a_program_does_whatever_it_likes() {
 }
 
 #[test]
+fn each_process_does_whatever_it_likes_with_its_budget() {
+    if can_run() {
+        let args = ["--seed", "9", "--minutes", "0.1", "--ram", "48M", "--patience", "240", "--per-process"];
+        assert_at_work(&torture(&args));
+    }
+}
+
+#[test]
 fn a_program_does_something_else_each_time() {
     if can_run() {
         assert_at_work(&torture(&["--minutes", "0.2", "--ram", "48M", "--patience", "240"]));

@@ -78,10 +78,12 @@ impl StatsFile {
 }
 
 fn config(args: &RunArgs) -> Result<RunConfig, Failure> {
-    let (on_full, dmirror, policy) = (args.on_full.into(), args.dmirror, args.policy);
+    let (per_process, on_full) = (args.per_process, args.on_full.into());
+    let (dmirror, policy) = (args.dmirror, args.policy);
     // clap has seen to it that there is a budget, or the test devices.
     let Some(ram) = args.ram else {
-        return Ok(RunConfig { ram_pages: NO_BUDGET_PAGES, on_full, devices: Vec::new(), dmirror, policy });
+        let (ram_pages, devices) = (NO_BUDGET_PAGES, Vec::new());
+        return Ok(RunConfig { ram_pages, per_process, on_full, devices, dmirror, policy });
     };
     if ram < MIN_RAM_BYTES {
         return Err(Failure::of_hmm(format_args!(
@@ -101,7 +103,7 @@ fn config(args: &RunArgs) -> Result<RunConfig, Failure> {
         )));
     }
     let ram_pages = (ram / PAGE_SIZE as u64).min(NO_BUDGET_PAGES - 1);
-    Ok(RunConfig { ram_pages, on_full, devices, dmirror, policy })
+    Ok(RunConfig { ram_pages, per_process, on_full, devices, dmirror, policy })
 }
 
 #[cfg(test)]

@@ -26,6 +26,8 @@ const DEFAULT_COLUMNS: usize = 80;
 struct State {
     resident_pages: u64,
     budget_pages: u64,
+    /// Whether each process has that.
+    per_process: bool,
     /// How full each device is, with its name.
     devices: Vec<(&'static str, Usage)>,
     faults_per_second: u64,
@@ -66,8 +68,9 @@ impl Live {
             return;
         }
         let state = State {
-            resident_pages: control.ledger().charged(),
-            budget_pages: control.ledger().budget(),
+            resident_pages: control.charged(),
+            budget_pages: control.budget(),
+            per_process: self.config.per_process,
             devices: by_device(&self.config, &Gauges::of(control))
                 .map(|(device, usage)| (device.name(), usage))
                 .collect(),
@@ -103,13 +106,14 @@ impl State {
             self.devices.iter().map(|(name, usage)| text(name, *usage)).collect::<String>()
         };
         format!(
-            "hmm: {} resident{}, {} faults/s, p50 {}, p99 {} (budget {}{})",
+            "hmm: {} resident{}, {} faults/s, p50 {}, p99 {} (budget {}{}{})",
             pages(self.resident_pages),
             of_each(|name, usage| format!(", {} on {name}", pages(usage.frames))),
             self.faults_per_second,
             Microseconds(self.p50_ns),
             Microseconds(self.p99_ns),
             pages(self.budget_pages),
+            if self.per_process { " a process" } else { "" },
             of_each(|name, usage| format!(", {name} takes {}", ByteSize(usage.used_bytes))),
         )
     }
@@ -129,6 +133,7 @@ mod tests {
         let state = State {
             resident_pages: 130_000,
             budget_pages: 131_072,
+            per_process: false,
             devices: vec![("lz4", Usage { frames: 400_000, used_bytes: 500 << 20, capacity_bytes: 1 << 30 })],
             faults_per_second: per_second(6000, Duration::from_millis(500)),
             p50_ns: 7200,
@@ -147,6 +152,7 @@ mod tests {
         let state = State {
             resident_pages: 256,
             budget_pages: 256,
+            per_process: true,
             devices: vec![("lz4", usage(512)), ("file", usage(1024))],
             faults_per_second: 0,
             p50_ns: 1000,
@@ -154,6 +160,6 @@ mod tests {
         };
         let line = state.line();
         assert!(line.starts_with("hmm: 1 MiB resident, 2 MiB on lz4, 4 MiB on file, 0 faults/s"), "{line}");
-        assert!(line.ends_with("(budget 1 MiB, lz4 takes 512 KiB, file takes 1 MiB)"), "{line}");
+        assert!(line.ends_with("(budget 1 MiB a process, lz4 takes 512 KiB, file takes 1 MiB)"), "{line}");
     }
 }

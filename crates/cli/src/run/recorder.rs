@@ -124,9 +124,14 @@ mod tests {
     use super::*;
 
     fn control() -> Control {
-        let policy = hmm::PolicyName::Twice;
-        let config =
-            RunConfig { ram_pages: 77, on_full: OnFull::Kill, devices: Vec::new(), dmirror: false, policy };
+        let config = RunConfig {
+            ram_pages: 77,
+            per_process: false,
+            on_full: OnFull::Kill,
+            devices: Vec::new(),
+            dmirror: false,
+            policy: hmm::PolicyName::Twice,
+        };
         Control::create(&config).unwrap().1
     }
 

@@ -95,7 +95,7 @@ impl Summary {
             wall,
             user,
             system,
-            peak_pages: control.ledger().peak(),
+            peak_pages: control.peak(),
             peaks: watch.peaks().clone(),
             nr_processes: control.nr_processes(),
             nr_unmanaged: watch.nr_unmanaged() + control.nr_turned_away() + strays.nr_uncounted(),
@@ -151,9 +151,10 @@ impl Summary {
     fn show_memory(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "  RAM       {} at the peak, of {}",
+            "  RAM       {} at the peak, of {}{}",
             pages(self.peak_pages),
-            pages(self.config.ram_pages)
+            pages(self.config.ram_pages),
+            if self.config.per_process { " in each process" } else { "" }
         )?;
         for ((device, peak), demoted) in by_device(&self.config, &self.peaks).zip(self.totals.demoted) {
             let went_down = match demoted {
@@ -229,6 +230,8 @@ struct Json {
     system_seconds: f64,
     /// `None` without a budget.
     budget_bytes: Option<u64>,
+    /// Whether that is each process's. Then the peak is of the process that had most.
+    per_process: bool,
     on_full: &'static str,
     policy: &'static str,
     peak_resident_bytes: u64,
@@ -299,6 +302,7 @@ impl Json {
             user_seconds: summary.user.as_secs_f64(),
             system_seconds: summary.system.as_secs_f64(),
             budget_bytes: summary.config.has_budget().then(|| bytes(summary.config.ram_pages)),
+            per_process: summary.config.per_process,
             on_full: match summary.config.on_full {
                 OnFull::Kill => "kill",
                 OnFull::Grow => "grow",
@@ -387,6 +391,7 @@ mod tests {
         let devices = vec![Backing::Lz4 { capacity_bytes: 1 << 30 }.into()];
         Control::create(&RunConfig {
             ram_pages: PAGES,
+            per_process: false,
             on_full: OnFull::Kill,
             devices,
             dmirror: false,

@@ -88,6 +88,7 @@ mod tests {
     fn counters_add_up_over_processes_and_gauges_are_not_among_them() {
         let config = RunConfig {
             ram_pages: 1,
+            per_process: false,
             on_full: OnFull::Kill,
             devices: Vec::new(),
             dmirror: false,

@@ -87,6 +87,7 @@ mod tests {
     fn config() -> RunConfig {
         RunConfig {
             ram_pages: 1 << 17,
+            per_process: false,
             on_full: OnFull::Kill,
             devices: vec![Backing::Lz4 { capacity_bytes: 1 << 30 }.into()],
             dmirror: false,

@@ -110,6 +110,7 @@ mod tests {
     fn control() -> Control {
         let config = RunConfig {
             ram_pages: 100,
+            per_process: false,
             on_full: OnFull::Kill,
             devices: Vec::new(),
             dmirror: false,
@@ -137,13 +138,13 @@ mod tests {
         let mut watch = Watch::new(control);
         let (one, other) = (process_with_charge(control, 30), process_with_charge(control, 40));
         watch.look();
-        assert_eq!((watch.fds().count(), control.ledger().charged()), (2, 70));
+        assert_eq!((watch.fds().count(), control.charged()), (2, 70));
         end(one);
         watch.look();
-        assert_eq!((watch.fds().count(), control.ledger().charged()), (1, 40));
+        assert_eq!((watch.fds().count(), control.charged()), (1, 40));
         end(other);
         watch.look();
-        assert_eq!((watch.fds().count(), control.ledger().charged()), (0, 0));
+        assert_eq!((watch.fds().count(), control.charged()), (0, 0));
         assert_eq!(watch.peaks().away_pages, 14);
     }
 
@@ -155,7 +156,7 @@ mod tests {
         control.slots().next().unwrap().set_state(SlotState::Unmanaged);
         end(child);
         watch.look();
-        assert_eq!((control.ledger().charged(), watch.nr_unmanaged()), (0, 1));
+        assert_eq!((control.charged(), watch.nr_unmanaged()), (0, 1));
         assert_eq!(control.slots().next().unwrap().owner(), None);
     }
 
@@ -171,7 +172,7 @@ mod tests {
             watch.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         poll(&mut fds, None).unwrap();
         watch.look();
-        assert_eq!(control.ledger().charged(), 0);
+        assert_eq!(control.charged(), 0);
         child.wait().unwrap();
     }
 }

@@ -154,6 +154,37 @@ fn processes_share_the_budget_and_give_it_back() {
     assert!(figures["peak_resident_bytes"].as_u64().unwrap() <= 32 * MIB, "{figures:#}");
 }
 
+/// Two that sort at the same time, in a budget that one of them needs nearly all of.
+#[test]
+fn each_process_has_the_budget_to_itself_where_that_is_asked_for() {
+    if !can_run() {
+        return;
+    }
+    let dir = TempDir::new("each");
+    let (file, figures) = (random_text(&dir, 200_000), dir.path().join("stats.json"));
+    let expected = finish(Command::new("sort").arg(&file)).stdout;
+    let sort = sort(&file).join(" ");
+    let script = format!("{sort} >{0}/a & {sort} >{0}/b; wait", dir.path().display());
+    let evicted = |ram: &str, options: &[&str]| {
+        let mut command = hmm(["run", "--ram", ram]);
+        let done = finish(command.args(options).arg("--stats").arg(&figures).args(["sh", "-c", &script]));
+        assert_eq!((done.code(), done.stderr.as_str()), (0, ""), "{options:?}");
+        for name in ["a", "b"] {
+            let output = std::fs::read_to_string(dir.path().join(name)).unwrap();
+            assert!(output == expected, "output {name} differs");
+        }
+        let figures = stats(&figures);
+        assert!(figures["peak_resident_bytes"].as_u64() <= figures["budget_bytes"].as_u64(), "{figures:#}");
+        assert_eq!(figures["per_process"], !options.is_empty());
+        figures["counters"]["pgsteal"].as_u64().unwrap()
+    };
+    let needed = 4 * std::fs::metadata(&file).unwrap().len();
+    let enough = needed.to_string();
+    assert_eq!(evicted(&enough, &["--per-process"]), 0, "each has enough");
+    assert!(evicted("16M", &["--per-process"]) > 0, "each is bounded");
+    assert!(evicted("16M", &[]) > 0);
+}
+
 /// What is resident of a shell, of its parent and of that one's parent: under `hmm run` these are the program with the
 /// agent in it, the supervisor and the front. In KiB, shared pages in part.
 const RESIDENT: &str = "for pid in $$ $PPID $(sed -n 's/^PPid:\\s*//p' /proc/$PPID/status); do \

@@ -129,7 +129,7 @@ fn a_program_that_is_not_told_of_its_run_is_refused() {
     }
     for (change, why) in [
         (&["-u", "HMM_CONFIG"][..], "'' is where ram should be"),
-        (&["HMM_CONFIG=ram=4096"], "there is no grow"),
+        (&["HMM_CONFIG=ram=4096"], "there is no per-process"),
     ] {
         let done = finish(run(["env"]).args(change).args(["sh", "-c", "echo it ran"]));
         assert_eq!((done.code(), done.stdout.as_str()), (125, ""), "{done:?}");

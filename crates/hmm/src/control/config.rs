@@ -30,9 +30,11 @@ pub enum OnFull {
 /// What the user asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunConfig {
-    /// The budget: pages of managed memory and staging that may be resident, over all processes. [`NO_BUDGET_PAGES`] when
-    /// there is none.
+    /// The budget: pages of managed memory and staging that may be resident, over all processes, or in each. [`NO_BUDGET_PAGES`]
+    /// when there is none.
     pub ram_pages: u64,
+    /// Whether each process has that budget to itself.
+    pub per_process: bool,
     /// What happens when it cannot be held.
     pub on_full: OnFull,
     /// Where the rest lives, in order of preference; at most [`MAX_DEVICES`](super::MAX_DEVICES).
@@ -59,9 +61,12 @@ pub struct ConfigError {
 
 impl fmt::Display for RunConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ram_pages, on_full, devices, dmirror, policy } = self;
+        let Self { ram_pages, per_process, on_full, devices, dmirror, policy } = self;
         let grow = *on_full == OnFull::Grow;
-        write!(f, "ram={ram_pages}\tgrow={grow}\tdmirror={dmirror}\tpolicy={policy}")?;
+        write!(
+            f,
+            "ram={ram_pages}\tper-process={per_process}\tgrow={grow}\tdmirror={dmirror}\tpolicy={policy}"
+        )?;
         devices.iter().try_for_each(|device| write!(f, "\tdevice={device}"))
     }
 }
@@ -74,6 +79,7 @@ impl FromStr for RunConfig {
         let on_full = |grow| if grow { OnFull::Grow } else { OnFull::Kill };
         Ok(Self {
             ram_pages: setting(parts.next(), "ram")?,
+            per_process: setting(parts.next(), "per-process")?,
             on_full: setting(parts.next(), "grow").map(on_full)?,
             dmirror: setting(parts.next(), "dmirror")?,
             policy: setting(parts.next(), "policy")?,
@@ -110,6 +116,7 @@ mod tests {
         let device = |text| DeviceSpec::parse(text, 1 << 34).unwrap();
         RunConfig {
             ram_pages: 1000,
+            per_process: true,
             on_full: OnFull::Grow,
             devices: vec![device("lz4:io-errors=7"), device("file:path=/tmp/a b=c,cap=1G,patience=5")],
             dmirror: true,
@@ -120,7 +127,13 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         assert_eq!(config().to_string().parse(), Ok(config()));
-        let other = RunConfig { devices: Vec::new(), on_full: OnFull::Kill, dmirror: false, ..config() };
+        let other = RunConfig {
+            devices: Vec::new(),
+            per_process: false,
+            on_full: OnFull::Kill,
+            dmirror: false,
+            ..config()
+        };
         assert_eq!(other.to_string().parse(), Ok(other));
     }
 
@@ -131,7 +144,7 @@ mod tests {
             why(""),
             "HMM_CONFIG is not a configuration of this version of hmm: '' is where ram should be"
         );
-        assert!(why("ram=1\tgrow=true").ends_with("there is no dmirror"));
+        assert!(why("ram=1\tper-process=false\tgrow=true").ends_with("there is no dmirror"));
         assert!(why("ram=x\tgrow=true").contains("ram: invalid digit"));
         assert!(why(&config().to_string().replace("twice", "lru")).contains("unknown policy 'lru'"));
         assert!(why(&config().to_string().replace("lz4:", "lz5:")).contains("device: "));

@@ -18,7 +18,7 @@ use super::verdict::SharedVerdict;
 
 /// "hmm-ctrl", to be changed with every change of the layout that the size does not show.
 const MAGIC: u64 = u64::from_be_bytes(*b"hmm-ctrl");
-const VERSION: u64 = 9;
+const VERSION: u64 = 10;
 const PAGE_BYTES: usize = size_of::<Page>();
 
 /// Everything that is shared. Valid whatever its bytes are: it has only atomic integers.
@@ -29,6 +29,7 @@ pub(super) struct Page {
     version: AtomicU64,
     /// The [`ProcessId`](super::ProcessId) of who created it, or 0.
     pub(super) supervisor: AtomicU64,
+    /// The account of all processes, if they share a budget.
     pub(super) ledger: Ledger,
     pub(super) verdict: SharedVerdict,
     /// What the last process said that could not be managed and went on.
@@ -40,6 +41,8 @@ pub(super) struct Page {
     /// Those that found none.
     pub(super) nr_turned_away: AtomicU64,
     pub(super) slots: [Slot; NR_SLOTS],
+    /// An account for each slot, if each process has a budget of its own. Takes no memory else.
+    pub(super) ledgers: [Ledger; NR_SLOTS],
     /// What happens to pages, on its way to the supervisor. Takes no memory while it is off.
     pub(super) trace: Trace,
 }

@@ -10,6 +10,7 @@ use crate::spec::Backing;
 fn config() -> RunConfig {
     RunConfig {
         ram_pages: 1000,
+        per_process: false,
         on_full: OnFull::Grow,
         devices: vec![
             Backing::Lz4 { capacity_bytes: 1 << 30 }.into(),
@@ -60,9 +61,9 @@ fn an_opened_page_is_the_created_one() {
     let (fd, control) = Control::create(&config()).unwrap();
     let opened = Control::open(&path_of(&fd), config()).unwrap();
     assert_eq!(*opened.config(), config());
-    assert_eq!(opened.ledger().budget(), 1000);
-    assert!(opened.ledger().share(3).try_charge(10));
-    assert_eq!(control.ledger().charged(), 10);
+    assert_eq!(opened.budget(), 1000);
+    assert!(opened.page.ledger.share(3).try_charge(10));
+    assert_eq!(control.charged(), 10);
 }
 
 #[test]
@@ -140,10 +141,10 @@ fn charges_of_the_dead_are_taken_back_once_and_their_counts_stay() {
     slot.stats().pgfault.store(7, Ordering::Relaxed);
 
     control.settle(slot, owner);
-    assert_eq!(control.ledger().charged(), 0);
+    assert_eq!(control.charged(), 0);
     assert_eq!(slot.owner(), None);
     control.settle(slot, owner);
-    assert_eq!(control.ledger().charged(), 0);
+    assert_eq!(control.charged(), 0);
 
     let next = control.claim_slot(process.pid()).unwrap();
     assert_eq!(next.stats().pgfault.load(Ordering::Relaxed), 7);
@@ -170,14 +171,39 @@ fn a_child_takes_over_what_was_set_aside_for_it_and_outlives_its_parent() {
     let (owner, slot, childs) = about_to_fork(&control, &parent);
     assert_eq!(control.nr_processes(), 1);
     assert!(control.take_over(childs, owner, identity(&child)));
-    assert_eq!((control.nr_processes(), control.ledger().charged()), (2, 70));
+    assert_eq!((control.nr_processes(), control.charged()), (2, 70));
     // The parent was killed, and its supervisor has seen it as the owner of both.
     control.settle(slot, owner);
     control.settle(childs, owner);
-    assert_eq!(control.ledger().charged(), 30);
+    assert_eq!(control.charged(), 30);
     assert_eq!(find(&control, child.pid()).owner(), childs.owner());
     control.settle(childs, childs.owner().unwrap());
-    assert_eq!(control.ledger().charged(), 0);
+    assert_eq!(control.charged(), 0);
+}
+
+#[test]
+fn each_process_may_have_a_budget_to_itself() {
+    let (_fd, control) = Control::create(&RunConfig { per_process: true, ..config() }).unwrap();
+    let (parent, child, next) = (Sleeper::new(), Sleeper::new(), Sleeper::new());
+    let slot = control.claim_slot(parent.pid()).unwrap();
+    let limit = control.share(slot).free();
+    assert!(control.share(slot).try_charge(limit) && !control.share(slot).try_charge(1));
+    control.ledger_of(slot).grow(50);
+    let more = limit + control.share(slot).free();
+    let childs = control.claim_for_child(slot).unwrap();
+    control.grant_to_child(slot, childs);
+    assert!(control.share(childs).try_charge(more), "what the parent may have, with what it was granted");
+    assert_eq!((control.charged(), control.peak(), control.budget()), (limit + more, more, 1000));
+    assert!(control.take_over(childs, slot.owner().unwrap(), identity(&child)));
+    control.settle(childs, identity(&child));
+    assert_eq!((control.charged(), control.ledger_of(slot).granted()), (limit, 50));
+    let again = control.claim_slot(next.pid()).unwrap();
+    assert_eq!(control.number_of(again), control.number_of(childs));
+    assert_eq!(
+        (control.share(again).free(), control.peak()),
+        (limit, more),
+        "what was granted is not the next one's"
+    );
 }
 
 #[test]
@@ -186,9 +212,9 @@ fn what_was_set_aside_goes_with_the_parent() {
     let (parent, child) = (Sleeper::new(), Sleeper::new());
     let (owner, slot, childs) = about_to_fork(&control, &parent);
     control.settle(childs, owner);
-    assert_eq!(control.ledger().charged(), 40);
+    assert_eq!(control.charged(), 40);
     control.settle(slot, owner);
-    assert_eq!(control.ledger().charged(), 0);
+    assert_eq!(control.charged(), 0);
     assert!(!control.take_over(childs, owner, identity(&child)), "it is gone");
     assert!(control.claim_slot(child.pid()).is_some());
 }
@@ -202,7 +228,7 @@ fn a_slot_is_freed_by_who_comes_next_if_somebody_died_while_he_freed_it() {
     assert_eq!(childs.owner(), Some(owner));
     assert!(!control.take_over(childs, owner, identity(&child)), "half of it may be gone");
     control.settle(childs, owner);
-    assert_eq!((childs.owner(), control.ledger().charged()), (None, 40));
+    assert_eq!((childs.owner(), control.charged()), (None, 40));
 }
 
 /// A process that nobody is.
@@ -230,10 +256,10 @@ fn who_finds_no_slot_settles_the_dead() {
     assert!(control.claim_for_child(slot).is_none(), "who does not see the supervisor cannot tell");
     control.page.supervisor.store(supervisor, Ordering::Relaxed);
     assert!(control.claim_for_child(slot).is_some());
-    assert_eq!(control.ledger().charged(), 0);
+    assert_eq!(control.charged(), 0);
     (2..NR_SLOTS).for_each(count);
     assert!(control.claim_slot(other.pid()).is_some());
-    assert_eq!((control.ledger().charged(), control.nr_turned_away()), (0, 0));
+    assert_eq!((control.charged(), control.nr_turned_away()), (0, 0));
 }
 
 #[test]
@@ -248,7 +274,7 @@ fn who_settles_late_takes_nothing_from_the_next() {
     assert!(slot.try_claim(next, "next") && control.share(slot).try_charge(7));
     assert!(!control.share(slot).clear_seen(seen));
     control.settle(slot, gone);
-    assert_eq!((slot.owner(), control.ledger().charged()), (Some(next), 7));
+    assert_eq!((slot.owner(), control.charged()), (Some(next), 7));
 }
 
 #[test]
@@ -263,7 +289,7 @@ fn exec_begins_anew_in_the_same_slot() {
     let again = control.claim_slot(process.pid()).unwrap();
     assert!(std::ptr::eq(slot, again));
     assert_eq!(again.state(), SlotState::Starting);
-    assert_eq!((other.owner(), control.ledger().charged()), (None, 0), "nor is there a child");
+    assert_eq!((other.owner(), control.charged()), (None, 0), "nor is there a child");
     assert_eq!(control.nr_processes(), 1);
 }
 

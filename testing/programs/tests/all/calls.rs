@@ -187,15 +187,15 @@ fn forks_that_share_what_may_only_be_read() {
     let dir = TempDir::new();
     let Some(program) = compile("nested", &dir) else { return };
     let job = Job::new(program).args(["8", "7"]);
-    let (alone, managed) = (job.alone(), job.under(&Hmm::ram(16 * MIB)));
-    // It is told that the budget was exceeded.
-    assert_eq!(
-        (managed.stdout(), alone.stdout()),
-        ("done\n".to_owned(), "done\n".to_owned()),
-        "{}",
-        managed.stderr
-    );
+    let ram = Hmm::ram(16 * MIB);
+    let (alone, managed, each) = (job.alone(), job.under(&ram), job.under(&ram.clone().per_process()));
+    for done in [&alone, &managed, &each] {
+        // It is told that the budget was exceeded.
+        assert_eq!(done.stdout(), "done\n", "{}", done.stderr);
+    }
     assert!(managed.stats().count("overcharged") > 4096, "it would not fit: {}", managed.stats());
+    // What one of them has that cannot leave does fit.
+    assert_healthy(&each, 16 * MIB);
 }
 
 /// The child finds mappings where the kernel has them at that moment.
@@ -342,14 +342,18 @@ fn what_a_fork_charges_beyond_the_budget_is_counted() {
     let dir = TempDir::new();
     let script = "import os\nmemory = bytearray(18 << 20)\nfor at in range(0, len(memory), 4096): memory[at] = 1\n\
                   pid = os.fork()\npid or os._exit(0)\nassert os.waitpid(pid, 0)[1] == 0";
-    let managed = run_with("-sys_ptrace")
-        .args(["--ram", "32M", "--stats"])
-        .arg(dir.join("stats.json"))
-        .args(["--", "python3", "-c", script])
-        .alone();
-    assert!(managed.status.success(), "{} {}", managed.status, managed.stderr);
-    let stats = Stats::read(&dir.join("stats.json")).expect("stats");
-    assert!(stats.count("overcharged") * 4096 > 2 * 18 * MIB - 32 * MIB, "{stats}");
+    let overcharged = |options: &[&str]| {
+        let managed = run_with("-sys_ptrace")
+            .args(["--ram", "32M", "--stats"])
+            .arg(dir.join("stats.json"))
+            .args(options)
+            .args(["--", "python3", "-c", script])
+            .alone();
+        assert!(managed.status.success(), "{} {}", managed.status, managed.stderr);
+        Stats::read(&dir.join("stats.json")).expect("stats").count("overcharged")
+    };
+    assert!(overcharged(&[]) * 4096 > 2 * 18 * MIB - 32 * MIB);
+    assert_eq!(overcharged(&["--per-process"]), 0, "each of both sides fits");
 }
 
 /// There, what is away comes home before a fork if all of it fits into the budget; if not, the fork is refused.
