@@ -70,7 +70,7 @@ fn set_waiting(slot: Option<(&'static Slot, ProcessId)>) {
 pub(crate) fn begin(page: &Control, runtime: &Runtime) -> bool {
     let engine = runtime.engine();
     let wanted = engine.kernel().share().charged() + SLACK_PAGES + engine.config().high_pages;
-    if engine.free_pages() < wanted {
+    if !page.config().per_process && engine.free_pages() < wanted {
         let _any = page.settle_the_dead();
     }
     set_waiting(page.claim_for_child(own_slot()).zip(own_slot().owner()));

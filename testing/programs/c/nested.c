@@ -1,8 +1,8 @@
 /*
- * Processes of nested forks share scattered memory that may only be read, of which each has more than its part of the budget.
+ * Processes of nested forks share memory of which so many quarters, scattered over it, may only be read: more than fits.
  * All are there before so many seconds have passed, and each finds what it wrote.
  *
- *     nested PROCESSES SECONDS
+ *     nested PROCESSES SECONDS QUARTERS
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,8 +15,7 @@
 
 #define PAGE 4096ul
 #define NR_PAGES 4096
-/* Each fourth page. */
-#define MAY_ONLY_BE_READ(page) ((page) % 4 == 3)
+#define MAY_ONLY_BE_READ(page) ((page) % 4 >= 4 - nr_quarters)
 #define NR_TOUCHES 2000
 
 static double now(void)
@@ -34,8 +33,9 @@ static unsigned long *words(unsigned char *memory, size_t page)
 
 int main(int argc, char **argv)
 {
-	CHECK(argc == 3, argc);
+	CHECK(argc == 4, argc);
 	int nr_processes = atoi(argv[1]), number = 0, status = 0;
+	size_t nr_quarters = atoi(argv[3]);
 	unsigned char *memory = mmap(NULL, NR_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	CHECK(memory != MAP_FAILED, NR_PAGES);
 	for (size_t page = 0; page < NR_PAGES; page++) {

@@ -186,7 +186,8 @@ fn forks_that_share_what_may_only_be_read() {
     }
     let dir = TempDir::new();
     let Some(program) = compile("nested", &dir) else { return };
-    let job = Job::new(program).args(["8", "7"]);
+    let of = |nr_processes, quarters| Job::new(&program).args([nr_processes, "7", quarters]);
+    let job = of("8", "1");
     let ram = Hmm::ram(16 * MIB);
     let (alone, managed, each) = (job.alone(), job.under(&ram), job.under(&ram.clone().per_process()));
     for done in [&alone, &managed, &each] {
@@ -196,6 +197,10 @@ fn forks_that_share_what_may_only_be_read() {
     assert!(managed.stats().count("overcharged") > 4096, "it would not fit: {}", managed.stats());
     // What one of them has that cannot leave does fit.
     assert_healthy(&each, 16 * MIB);
+    // If it does not, the child is granted what its parent was: else it could never be paid for.
+    let granted = of("3", "4").under(&ram.per_process());
+    assert_eq!(granted.stdout(), "done\n", "{}", granted.stderr);
+    assert!(granted.stats().count("overcharged") > 0, "it would not fit: {}", granted.stats());
 }
 
 /// The child finds mappings where the kernel has them at that moment.
