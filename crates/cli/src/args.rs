@@ -116,7 +116,7 @@ pub(crate) struct RunArgs {
     pub(crate) quiet: bool,
 
     /// The program and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
 }
 
@@ -168,7 +168,7 @@ pub(crate) struct TraceArgs {
     quiet: bool,
 
     /// The program and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
 }
 
@@ -248,6 +248,7 @@ mod tests {
             assert!(!args.quiet);
             assert_eq!((args.ram, args.on_full), (Some(512 << 20), OnFullArg::Kill));
         }
+        assert_eq!(run_args("hmm run --ram 512M -- --odd -n").program, ["--odd", "-n"]);
     }
 
     #[test]
@@ -278,6 +279,8 @@ mod tests {
             ("hmm replay", "<FILE>"),
             ("hmm replay file --policy clock,lru", "unknown policy 'lru'"),
             ("hmm run --ram 512M --quiet --summary sort", "cannot be used with"),
+            ("hmm run --ram 512M --frobnicate sort", "unexpected argument '--frobnicate'"),
+            ("hmm trace --ram 32M --per-process sort", "unexpected argument '--per-process'"),
         ] {
             let text = parse(line).expect_err(line).to_string();
             assert!(text.contains(part), "{line}: {text}");
