@@ -166,20 +166,22 @@ impl Control {
         self.ledger_of(slot).share(number)
     }
 
-    fn ledgers(&self) -> impl Iterator<Item = &'static Ledger> {
-        let (all, own) = (&self.page.ledger, self.page.ledgers.iter());
-        let nr_own = if self.config.per_process { self.nr_reached() } else { 0 };
-        own.take(nr_own).chain((!self.config.per_process).then_some(all))
+    fn ledgers(&self) -> &'static [Ledger] {
+        if self.config.per_process {
+            &self.page.ledgers[..self.nr_reached()]
+        } else {
+            std::slice::from_ref(&self.page.ledger)
+        }
     }
 
     /// Pages that all processes have charged.
     pub fn charged(&self) -> u64 {
-        self.ledgers().map(Ledger::charged).sum()
+        self.ledgers().iter().map(Ledger::charged).sum()
     }
 
     /// The most that was ever charged to one budget.
     pub fn peak(&self) -> u64 {
-        self.ledgers().map(Ledger::peak).max().unwrap_or(0)
+        self.ledgers().iter().map(Ledger::peak).max().unwrap_or(0)
     }
 
     /// Pages that may be resident now, in all, or in each process as far as nothing was granted to it.

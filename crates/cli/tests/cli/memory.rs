@@ -133,23 +133,44 @@ fn a_directory_that_takes_no_file_is_told() {
     assert!(done.stderr.contains("option path: /no/where: No such file"), "{}", done.stderr);
 }
 
+/// Scripts that sort a text more than once.
+struct Sorts {
+    dir: TempDir,
+    file: PathBuf,
+    sorted: String,
+}
+
+impl Sorts {
+    fn new(name: &str) -> Self {
+        let dir = TempDir::new(name);
+        let file = random_text(&dir, 200_000);
+        let sorted = finish(Command::new("sort").arg(&file)).stdout;
+        Self { dir, file, sorted }
+    }
+
+    /// Runs a script, in which `SORT` sorts the text, in a directory where it writes these outputs. Gives the figures.
+    fn run(&self, options: &[&str], script: &str, outputs: &[&str]) -> Value {
+        let (dir, figures) = (self.dir.path(), self.dir.path().join("stats.json"));
+        let script = script.replace("SORT", &sort(&self.file).join(" "));
+        let mut command = hmm(["run"]);
+        command.current_dir(dir).args(options).arg("--stats").arg(&figures).args(["sh", "-c", &script]);
+        let done = finish(&mut command);
+        assert_eq!((done.code(), done.stderr.as_str()), (0, ""), "{options:?}");
+        for name in outputs {
+            let output = std::fs::read_to_string(dir.join(name)).unwrap();
+            assert!(output == self.sorted, "output {name} differs");
+        }
+        stats(&figures)
+    }
+}
+
 #[test]
 fn processes_share_the_budget_and_give_it_back() {
     if !can_run() {
         return;
     }
-    let dir = TempDir::new("several");
-    let (file, figures) = (random_text(&dir, 200_000), dir.path().join("stats.json"));
-    let expected = finish(Command::new("sort").arg(&file)).stdout;
-    let sort = sort(&file).join(" ");
-    let script = format!("{sort} >{0}/a & {sort} >{0}/b; wait; {sort} >{0}/c", dir.path().display());
-    let done = finish(hmm(["run", "--ram", "32M", "--stats"]).arg(&figures).args(["sh", "-c", &script]));
-    assert_eq!((done.code(), done.stderr.as_str()), (0, ""));
-    for name in ["a", "b", "c"] {
-        let output = std::fs::read_to_string(dir.path().join(name)).unwrap();
-        assert!(output == expected, "output {name} differs");
-    }
-    let figures = stats(&figures);
+    let sorts = Sorts::new("several");
+    let figures = sorts.run(&["--ram", "32M"], "SORT >a & SORT >b; wait; SORT >c", &["a", "b", "c"]);
     assert!(figures["processes"].as_u64().unwrap() >= 4, "{figures:#}");
     assert!(figures["peak_resident_bytes"].as_u64().unwrap() <= 32 * MIB, "{figures:#}");
 }
@@ -160,25 +181,15 @@ fn each_process_has_the_budget_to_itself_where_that_is_asked_for() {
     if !can_run() {
         return;
     }
-    let dir = TempDir::new("each");
-    let (file, figures) = (random_text(&dir, 200_000), dir.path().join("stats.json"));
-    let expected = finish(Command::new("sort").arg(&file)).stdout;
-    let sort = sort(&file).join(" ");
-    let script = format!("{sort} >{0}/a & {sort} >{0}/b; wait", dir.path().display());
+    let sorts = Sorts::new("each");
     let evicted = |ram: &str, options: &[&str]| {
-        let mut command = hmm(["run", "--ram", ram]);
-        let done = finish(command.args(options).arg("--stats").arg(&figures).args(["sh", "-c", &script]));
-        assert_eq!((done.code(), done.stderr.as_str()), (0, ""), "{options:?}");
-        for name in ["a", "b"] {
-            let output = std::fs::read_to_string(dir.path().join(name)).unwrap();
-            assert!(output == expected, "output {name} differs");
-        }
-        let figures = stats(&figures);
+        let options_with_ram = [&["--ram", ram], options].concat();
+        let figures = sorts.run(&options_with_ram, "SORT >a & SORT >b; wait", &["a", "b"]);
         assert!(figures["peak_resident_bytes"].as_u64() <= figures["budget_bytes"].as_u64(), "{figures:#}");
         assert_eq!(figures["per_process"], !options.is_empty());
         figures["counters"]["pgsteal"].as_u64().unwrap()
     };
-    let needed = 4 * std::fs::metadata(&file).unwrap().len();
+    let needed = 4 * std::fs::metadata(&sorts.file).unwrap().len();
     let enough = needed.to_string();
     assert_eq!(evicted(&enough, &["--per-process"]), 0, "each has enough");
     assert!(evicted("16M", &["--per-process"]) > 0, "each is bounded");
